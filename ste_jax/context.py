@@ -1,0 +1,159 @@
+"""What does every step of a run need at hand?
+
+The config, the run's directory, the processes, the log, and a generator for the model that is asked
+at the moment: loaded when it is first needed, so that a run with nothing left to do loads none.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import yaml
+from etils import epath
+
+from ste_jax import __version__, files
+from ste_jax.config import Config, DecodingKnobs, to_dict
+from ste_jax.distributed import Processes
+from ste_jax.errors import RequestError
+from ste_jax.generators.local import LocalGenerator
+from ste_jax.generators.protocol import Usage
+from ste_jax.opening import open_generator
+from ste_jax.rundir import MetricsLog, RunDir
+
+
+@dataclass
+class Context:
+    """A run in hand."""
+
+    config: Config
+    run: RunDir
+    processes: Processes
+    log: MetricsLog
+    decoding: DecodingKnobs
+    _asked: tuple[str, LocalGenerator] | None = field(default=None, init=False)
+
+    def generator(self, checkpoint: epath.Path) -> LocalGenerator:
+        """The model of a checkpoint, read back from Orbax onto this process's devices.
+
+        One model is held at a time.
+        """
+        if self._asked is None or self._asked[0] != str(checkpoint):
+            self.forget_model()
+            self._asked = (str(checkpoint), open_generator(str(checkpoint), self.decoding))
+        return self._asked[1]
+
+    def forget_model(self) -> None:
+        """Let the memory of the model go."""
+        self._asked = None
+
+    @property
+    def in_flight(self) -> int:
+        """Rows open at once: enough that a free slot always finds work."""
+        return 4 * self.decoding.groups
+
+    def meter(
+        self, stage: str, iteration: int, generator: LocalGenerator
+    ) -> Callable[[int], None]:
+        """A function to call after each piece of work, with its rows: logs what the piece cost."""
+        before = dataclasses.replace(generator.usage)
+        started = time.monotonic()
+
+        def note(rows: int) -> None:
+            nonlocal before, started
+            now = dataclasses.replace(generator.usage)
+            self.log(
+                "work",
+                stage=stage,
+                iteration=iteration,
+                rows=rows,
+                seconds=round(time.monotonic() - started, 3),
+                **_difference(now, before),
+            )
+            before, started = now, time.monotonic()
+
+        return note
+
+
+def _difference(now: Usage, before: Usage) -> dict[str, Any]:
+    """What was done between two looks at a generator's counters, without their own clock."""
+    kept = ("prompt_tokens", "cached_prompt_tokens", "new_tokens", "samples", "flops")
+    return {name: getattr(now, name) - getattr(before, name) for name in kept}
+
+
+def open_run(
+    config: Config, root: epath.Path, processes: Processes, *, new_shapes: bool = False
+) -> Context:
+    """Begin a run, or take one up where it was left.
+
+    What is fixed at the beginning (the number of shards, the shapes of the decoding programs) is
+    taken from the run's manifest where there is one.
+
+    Raises:
+      RequestError: the directory holds something that is not a run, or another number of shards.
+    """
+    run = RunDir(root)
+
+    def begin() -> dict[str, Any]:
+        manifest = _manifest(config, run, new_shapes)
+        files.sweep_partials(root)
+        files.write_json(run.manifest, manifest)
+        text = yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
+        files.write_whole(run.config, text.encode())
+        return manifest
+
+    manifest = processes.from_first("open", begin)
+    decoding = DecodingKnobs(
+        **{
+            **to_dict(config.decoding),
+            **{key: _frozen(value) for key, value in manifest["shapes"].items()},
+            "mesh": config.decoding.mesh,
+        }
+    )
+    name = "metrics.jsonl" if processes.first else f"metrics-{processes.index:05d}.jsonl"
+    return Context(
+        config=config,
+        run=run,
+        processes=processes,
+        log=MetricsLog(root / name),
+        decoding=decoding,
+    )
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _manifest(config: Config, run: RunDir, new_shapes: bool) -> dict[str, Any]:
+    shapes = to_dict(config.decoding)
+    del shapes["mesh"]
+    fresh = {
+        "name": config.name,
+        "shards": config.pool.shards,
+        "shapes": shapes,
+        "ste_jax": __version__,
+        "jax": jax.__version__,
+        "device": jax.devices()[0].device_kind,
+        "python": platform.python_version(),
+    }
+    if not run.manifest.exists():
+        if run.root.exists() and any(run.root.iterdir()):
+            raise RequestError(f"{run.root} holds something else than a run; name another directory")
+        return fresh
+    old: dict[str, Any] = files.read_json(run.manifest)
+    if old["shards"] != config.pool.shards:
+        raise RequestError(
+            f"{run.root} was begun with pool.shards={old['shards']}, which is fixed; "
+            f"set it back or begin a new run"
+        )
+    kept = {**fresh, **old}
+    if new_shapes:
+        kept["shapes"] = shapes
+    return kept
+
+

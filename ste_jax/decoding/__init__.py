@@ -1,0 +1,1 @@
+"""Batched sampled decoding: many samples of the same long prompts."""

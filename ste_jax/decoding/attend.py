@@ -1,0 +1,160 @@
+"""How do several rows attend to a prompt that they share, without reading it once per row?
+
+Shapes: `G` groups (prompts), `N` rows of a group, `B = G * N`, `T` time, `K` kv heads, `r` query heads
+per kv head, `d` head size.
+
+Keys and values are kept as [..., K, S, d]: the two products are then plain batched matrix products,
+with nothing to be transposed each time they are read (on CPU that is the larger part of the cost).
+Attention over several stretches of keys is each stretch's own softmax, left undivided, merged by their
+maxima and sums: one exact softmax over all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ste_jax.models.attention import Attend
+
+
+class Partial(NamedTuple):
+    """Softmax attention over one stretch of keys, before the division by its sum; all float32."""
+
+    highest: jax.Array
+    """The largest score of each query [..., M, 1]; minus infinity where it may see no key."""
+    total: jax.Array
+    """The sum of exp(score - highest) [..., M, 1]."""
+    mixed: jax.Array
+    """The values weighted by exp(score - highest) [..., M, d]."""
+
+
+def partial_attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None
+) -> Partial:
+    """Attention of queries `q` [..., M, d] to `k`, `v` [..., S, d]; scores are divided by sqrt(d).
+
+    `mask` broadcasts to [..., M, S]; None lets every query see every key. Values that no query may
+    see must still be finite, for they are multiplied by zero.
+    """
+    scores = jnp.einsum("...md,...sd->...ms", q, k, preferred_element_type=jnp.float32)
+    scores = scores * q.shape[-1] ** -0.5
+    if mask is not None:
+        scores = jnp.where(mask, scores, -jnp.inf)
+    highest = jnp.max(scores, axis=-1, keepdims=True)
+    weights = jnp.exp(scores - jnp.where(highest == -jnp.inf, 0.0, highest))
+    mixed = jnp.einsum(
+        "...ms,...sd->...md", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
+    )
+    return Partial(highest, jnp.sum(weights, axis=-1, keepdims=True), mixed)
+
+
+def merge(parts: Sequence[Partial]) -> Partial:
+    """Attention over the keys of all `parts` together; their shapes must agree."""
+    highest = parts[0].highest
+    for part in parts[1:]:
+        highest = jnp.maximum(highest, part.highest)
+    safe = jnp.where(highest == -jnp.inf, 0.0, highest)
+    shares = [jnp.exp(part.highest - safe) for part in parts]
+    total = sum(share * part.total for share, part in zip(shares, parts, strict=True))
+    mixed = sum(share * part.mixed for share, part in zip(shares, parts, strict=True))
+    return Partial(highest, jnp.asarray(total), jnp.asarray(mixed))
+
+
+def decode_attend(groups: int, prefix_length: jax.Array, filled: jax.Array) -> Attend:
+    """Attention of one new token per row to its group's prompt, its own past and itself.
+
+    `prefix_length` [G] and `filled` [G,N] say how much of the layer's cache counts:
+    `prefix_k`, `prefix_v` [G,K,S,d] and `suffix_k`, `suffix_v` [G,N,K,S',d].
+    """
+
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array, cache: Any) -> jax.Array:
+        batch, _, heads, size = q.shape
+        kv_heads = k.shape[2]
+        rows, each = batch // groups, heads // kv_heads
+        q = q.reshape(groups, rows, kv_heads, each, size)
+
+        together = q.transpose(0, 2, 1, 3, 4).reshape(groups, kv_heads, rows * each, size)
+        place = jnp.arange(cache["prefix_k"].shape[2])
+        prefix = partial_attention(
+            together,
+            cache["prefix_k"],
+            cache["prefix_v"],
+            (place < prefix_length[:, None])[:, None, None],
+        )
+        prefix = Partial(
+            *(
+                x.reshape(groups, kv_heads, rows, each, -1).transpose(0, 2, 1, 3, 4)
+                for x in prefix
+            )
+        )
+        place = jnp.arange(cache["suffix_k"].shape[3])
+        suffix = partial_attention(
+            q,
+            cache["suffix_k"],
+            cache["suffix_v"],
+            (place < filled[:, :, None])[:, :, None, None],
+        )
+        own = partial_attention(
+            q,
+            k.reshape(groups, rows, kv_heads, 1, size),
+            v.reshape(groups, rows, kv_heads, 1, size),
+        )
+        _, total, mixed = merge([prefix, suffix, own])
+        return (mixed / total).astype(v.dtype).reshape(batch, 1, heads, size)
+
+    return attend
+
+
+def shared_prefix_attend(length: jax.Array, chunk: int) -> Attend:
+    """Causal attention of each row to itself, and of all rows to the first `length` cached tokens.
+
+    The layer's cache is `k`, `v` [K,S,d]; S is a multiple of `chunk`. It is read chunk by chunk, only
+    as far as `length` goes, so the result does not depend on S.
+    """
+
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array, cache: Any) -> jax.Array:
+        batch, time, heads, size = q.shape
+        kv_heads = k.shape[2]
+        each = heads // kv_heads
+        q = q.reshape(batch, time, kv_heads, each, size)
+        # Queries of a row and kv head: [B, K, T * r, d]; of a kv head alone: [K, B * T * r, d].
+        by_row = q.transpose(0, 2, 1, 3, 4).reshape(batch, kv_heads, time * each, size)
+        together = by_row.transpose(1, 0, 2, 3).reshape(kv_heads, batch * time * each, size)
+
+        def step(index: jax.Array, sofar: Partial) -> Partial:
+            start = index * chunk
+            mask = start + jnp.arange(chunk) < length
+            part = partial_attention(
+                together,
+                jax.lax.dynamic_slice_in_dim(cache["k"], start, chunk, axis=1),
+                jax.lax.dynamic_slice_in_dim(cache["v"], start, chunk, axis=1),
+                mask[None, None],
+            )
+            return merge([sofar, part])
+
+        shape = (kv_heads, batch * time * each)
+        nothing = Partial(
+            jnp.full((*shape, 1), -jnp.inf), jnp.zeros((*shape, 1)), jnp.zeros((*shape, size))
+        )
+        prefix = jax.lax.fori_loop(0, (length + chunk - 1) // chunk, step, nothing)
+        prefix = Partial(
+            *(
+                x.reshape(kv_heads, batch, time * each, -1).transpose(1, 0, 2, 3)
+                for x in prefix
+            )
+        )
+        when = jnp.arange(time * each) // each
+        own = partial_attention(
+            by_row,
+            k.transpose(0, 2, 1, 3),
+            v.transpose(0, 2, 1, 3),
+            when[:, None] >= jnp.arange(time),
+        )
+        _, total, mixed = merge([prefix, own])
+        out = (mixed / total).reshape(batch, kv_heads, time, each, size)
+        return out.transpose(0, 2, 1, 3, 4).astype(v.dtype).reshape(batch, time, heads, size)
+
+    return attend

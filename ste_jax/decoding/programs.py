@@ -1,0 +1,359 @@
+"""Which device programs does decoding run, and what goes in and out of them?
+
+Shapes: `L` layers, `G` groups, `N` rows of a group, `K` kv heads, `d` head size, `C` a prefill chunk,
+`S` prompt bucket, `S'` new-token bucket, `R` rows of a scoring batch, `V` vocabulary.
+
+Every program is a pure function of the weights, of caches and of small arrays that the host owns; a
+cache that a program changes is donated, so it is written in place. One program per purpose and shape:
+
+    prefill     [1,C] tokens after what is in the buffer; writes theirs into the buffer
+    load        puts stored keys and values of one chunk into the buffer
+    fill        copies the buffer into one group's prefix
+    decode      up to n steps of all G*N rows of a lane
+    wipe        zeroes one row's suffix
+    score       log-probabilities of [R,T] given tokens after what is in the buffer
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from ste_jax.decoding.attend import decode_attend, shared_prefix_attend
+from ste_jax.decoding.sampling import row_keys, sample, token_logprobs
+from ste_jax.models.decoder import Decoder, unstack
+from ste_jax.sharding import constrain, state_sharding
+
+NOTHING = -1
+"""In place of a token: the row was not running at that step."""
+NOT_FINITE = -2
+"""In place of a token: the row's logits were not finite."""
+
+Cache = Any
+"""Per-layer keys and values: a dict of arrays with a first axis L, or a list of L such dicts."""
+
+
+class Control(NamedTuple):
+    """What the host says about every row of a lane before a round: arrays [G,N] unless said."""
+
+    token: np.ndarray[Any, Any]
+    """The token to be fed next."""
+    filled: np.ndarray[Any, Any]
+    """How many tokens the row has fed so far: its place in the suffix."""
+    active: np.ndarray[Any, Any]
+    budget: np.ndarray[Any, Any]
+    """`filled` at which the row ends."""
+    prefix_length: np.ndarray[Any, Any]
+    """[G]: tokens in the group's prefix."""
+    temperature: np.ndarray[Any, Any]
+    top_k: np.ndarray[Any, Any]
+    top_p: np.ndarray[Any, Any]
+    stop_at_eos: np.ndarray[Any, Any]
+    seed: np.ndarray[Any, Any]
+    """[G,N,2] uint32, as `sampling.row_keys` takes it."""
+    row_id: np.ndarray[Any, Any]
+    """[G,N,2] uint32."""
+    sample: np.ndarray[Any, Any]
+
+
+class Programs:
+    """The jitted programs of one model, on one mesh or on the default device.
+
+    `as_list`: run the layers as a Python loop over arrays of their own, not as a compiled loop over
+    stacked ones.
+    """
+
+    def __init__(
+        self,
+        model: Decoder,
+        mesh: Mesh | None,
+        *,
+        dtype: Any,
+        chunk: int,
+        steps: int,
+        as_list: bool,
+    ) -> None:
+        self.config = model.config
+        self._dtype = jnp.dtype(dtype)
+        self._as_list = as_list
+        self._mesh = mesh
+        graph, state = nnx.split(unstack(model) if as_list else model)
+        state = jax.tree.map(lambda x: x.astype(dtype), state)
+        if mesh is not None:
+            state = jax.device_put(state, state_sharding(state, mesh))
+        # Plain arrays: flattening the state's own classes costs milliseconds in every call.
+        self._weights, structure = jax.tree.flatten(state)
+
+        def model_of(weights: list[jax.Array]) -> Decoder:
+            merged: Decoder = nnx.merge(graph, jax.tree.unflatten(structure, weights))
+            merged.dtype = self._dtype
+            return merged
+
+        def program(function: Callable[..., Any], *donated: str) -> Callable[..., Any]:
+            bound = functools.partial(function, model_of)
+            return self._within_mesh(jax.jit(bound, donate_argnames=donated))
+
+        self._prefill = program(functools.partial(_prefill, chunk=chunk), "buffer")
+        self._score = program(functools.partial(_score, chunk=chunk))
+        self._decode = program(functools.partial(_decode, steps=steps), "suffix")
+        self.load = self._within_mesh(jax.jit(_load, donate_argnames="buffer"))
+        self.fill = self._within_mesh(jax.jit(_fill, donate_argnames="prefix"))
+        self.wipe = self._within_mesh(jax.jit(_wipe, donate_argnames="suffix"))
+        self._zeros = self._within_mesh(
+            jax.jit(self._make_zeros, static_argnames=("axes", "shape", "names"))
+        )
+
+    # Public faces of the programs; the weights go along.
+
+    def prefill(
+        self, buffer: Cache, tokens: np.ndarray[Any, Any], start: int
+    ) -> tuple[Cache, Cache]:
+        """Runs tokens [1,C] at positions from `start` on.
+
+        Returns the buffer with their keys and values written, and these alone: `k`, `v` [L,K,C,d].
+        """
+        out: tuple[Cache, Cache] = self._prefill(
+            self._weights, buffer=buffer, tokens=tokens, start=np.int32(start)
+        )
+        return out
+
+    def decode(
+        self, prefix: Cache, suffix: Cache, control: Control, eos_ids: np.ndarray[Any, Any]
+    ) -> tuple[Cache, jax.Array, jax.Array]:
+        """Runs up to `steps` steps, fewer when no row is left running.
+
+        Returns the suffix, the tokens drawn [steps,G,N] (or `NOTHING`, or `NOT_FINITE`, after which
+        the row has ended) and their log-probabilities.
+        """
+        out: tuple[Cache, jax.Array, jax.Array] = self._decode(
+            self._weights, prefix=prefix, suffix=suffix, control=control, eos_ids=eos_ids
+        )
+        return out
+
+    def score(
+        self,
+        buffer: Cache,
+        tokens: np.ndarray[Any, Any],
+        targets: np.ndarray[Any, Any],
+        start: int,
+    ) -> jax.Array:
+        """Log-probabilities [R,T] of `targets`, each after `tokens` [R,T] up to there."""
+        out: jax.Array = self._score(
+            self._weights, buffer=buffer, tokens=tokens, targets=targets, start=np.int32(start)
+        )
+        return out
+
+    def buffer(self, bucket: int) -> Cache:
+        """An empty buffer: `k`, `v` [L,K,S,d]."""
+        return self._new(("kv_heads", None, None), (bucket,), ("k", "v"))
+
+    def prefix(self, groups: int, bucket: int) -> Cache:
+        """Empty prompts of a lane: `prefix_k`, `prefix_v` [L,G,K,S,d]."""
+        axes = ("batch", "kv_heads", None, None)
+        return self._new(axes, (groups, bucket), ("prefix_k", "prefix_v"))
+
+    def suffix(self, groups: int, rows: int, bucket: int) -> Cache:
+        """Empty pasts of a lane's rows: `suffix_k`, `suffix_v` [L,G,N,K,S',d]."""
+        axes = ("batch", None, "kv_heads", None, None)
+        return self._new(axes, (groups, rows, bucket), ("suffix_k", "suffix_v"))
+
+    def _new(
+        self, axes: tuple[str | None, ...], sizes: tuple[int, ...], names: tuple[str, ...]
+    ) -> Cache:
+        config = self.config
+        shape = (*sizes[:-1], config.num_kv_heads, sizes[-1], config.head_dim)
+        zeros: Cache = self._zeros(axes=axes, shape=shape, names=names)
+        return zeros
+
+    def _make_zeros(
+        self, *, axes: tuple[str | None, ...], shape: tuple[int, ...], names: tuple[str, ...]
+    ) -> Cache:
+        layers = self.config.num_layers
+        if self._as_list:
+            return [
+                {name: constrain(jnp.zeros(shape, self._dtype), axes) for name in names}
+                for _ in range(layers)
+            ]
+        return {
+            name: constrain(jnp.zeros((layers, *shape), self._dtype), ("layers", *axes))
+            for name in names
+        }
+
+    def _within_mesh(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            mesh = self._mesh
+            with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
+                return function(*args, **kwargs)
+
+        return call
+
+
+def _by_layer(function: Callable[..., Any], cache: Cache, *stacked: Any) -> Cache:
+    """`function(layer_cache, *layer_values)` for every layer; `stacked` have a first axis L."""
+    if isinstance(cache, list):
+        return [
+            function(layer, *jax.tree.map(lambda x: x[index], stacked))  # noqa: B023
+            for index, layer in enumerate(cache)
+        ]
+    return jax.vmap(function)(cache, *stacked)
+
+
+def _load(*, buffer: Cache, piece: Cache, start: jax.Array) -> Cache:
+    def write(layer: Any, k: jax.Array, v: jax.Array) -> Any:
+        return {
+            "k": jax.lax.dynamic_update_slice_in_dim(layer["k"], k, start, axis=1),
+            "v": jax.lax.dynamic_update_slice_in_dim(layer["v"], v, start, axis=1),
+        }
+
+    return _by_layer(write, buffer, piece["k"], piece["v"])
+
+
+def _fill(*, prefix: Cache, buffer: Cache, group: jax.Array, length: jax.Array) -> Cache:
+    def write(into: jax.Array, source: jax.Array) -> jax.Array:
+        bucket = into.shape[2]
+        # What stands after the prompt is masked, but must be finite to be multiplied by zero.
+        known = (jnp.arange(bucket) < length)[:, None]
+        source = jnp.where(known, source[:, :bucket], 0)
+        return jax.lax.dynamic_update_slice_in_dim(into, source[None], group, axis=0)
+
+    def layer(into: Any, k: jax.Array, v: jax.Array) -> Any:
+        return {"prefix_k": write(into["prefix_k"], k), "prefix_v": write(into["prefix_v"], v)}
+
+    if isinstance(prefix, list):
+        return [layer(into, one["k"], one["v"]) for into, one in zip(prefix, buffer, strict=True)]
+    return _by_layer(layer, prefix, buffer["k"], buffer["v"])
+
+
+def _wipe(*, suffix: Cache, group: jax.Array, row: jax.Array) -> Cache:
+    keep = lambda x: x.at[..., group, row, :, :, :].set(0)  # noqa: E731
+    return jax.tree.map(keep, suffix)
+
+
+def _prefill(
+    model_of: Callable[[Any], Decoder],
+    weights: Any,
+    *,
+    buffer: Cache,
+    tokens: jax.Array,
+    start: jax.Array,
+    chunk: int,
+) -> tuple[Cache, Cache]:
+    positions = start + jnp.arange(chunk)[None]
+    _, (keys, values) = model_of(weights)(
+        tokens, positions, shared_prefix_attend(start, chunk), buffer
+    )
+    axes = ("layers", "kv_heads", None, None)
+    piece = {
+        "k": constrain(keys[:, 0].transpose(0, 2, 1, 3), axes),
+        "v": constrain(values[:, 0].transpose(0, 2, 1, 3), axes),
+    }
+    return _load(buffer=buffer, piece=piece, start=start), piece
+
+
+def _score(
+    model_of: Callable[[Any], Decoder],
+    weights: Any,
+    *,
+    buffer: Cache,
+    tokens: jax.Array,
+    targets: jax.Array,
+    start: jax.Array,
+    chunk: int,
+) -> jax.Array:
+    model = model_of(weights)
+    rows, time = tokens.shape
+    positions = start + jnp.broadcast_to(jnp.arange(time), (rows, time))
+    hidden, _ = model(tokens, positions, shared_prefix_attend(start, chunk), buffer)
+    # Logits of one time step at once: those of all, [R,T,V], could be larger than the model.
+    logprobs = jax.lax.map(
+        lambda step: token_logprobs(model.logits(step[0]), step[1]),
+        (hidden.swapaxes(0, 1), targets.T),
+    )
+    return constrain(logprobs.T, (None, None))
+
+
+def _decode(
+    model_of: Callable[[Any], Decoder],
+    weights: Any,
+    *,
+    prefix: Cache,
+    suffix: Cache,
+    control: Any,
+    eos_ids: jax.Array,
+    steps: int,
+) -> tuple[Cache, jax.Array, jax.Array]:
+    model = model_of(weights)
+    groups, rows = control.token.shape
+    batch = groups * rows
+    keys = row_keys(
+        control.seed.reshape(batch, 2), control.row_id.reshape(batch, 2), control.sample.reshape(-1)
+    )
+    group_of, row_of = jnp.divmod(jnp.arange(batch), rows)
+
+    def step(carry: Any) -> Any:
+        index, suffix, token, filled, active, tokens, logprobs = carry
+        cache = _join(prefix, suffix)
+        positions = (control.prefix_length[:, None] + filled).reshape(batch, 1)
+        hidden, (new_k, new_v) = model(
+            token.reshape(batch, 1),
+            positions,
+            decode_attend(groups, control.prefix_length, filled),
+            cache,
+        )
+
+        place = filled.reshape(-1)
+
+        def write(layer: Any, k: jax.Array, v: jax.Array) -> Any:
+            at = lambda x: x.at[group_of, row_of, :, place]  # noqa: E731
+            return {
+                "suffix_k": at(layer["suffix_k"]).set(k[:, 0], mode="drop", unique_indices=True),
+                "suffix_v": at(layer["suffix_v"]).set(v[:, 0], mode="drop", unique_indices=True),
+            }
+
+        suffix = _by_layer(write, suffix, new_k, new_v)
+        drawn, logprob = sample(
+            constrain(model.logits(hidden[:, 0]), ("batch", "vocab")),
+            jax.vmap(jax.random.fold_in)(keys, place),
+            jnp.where(active, control.temperature, 0.0).reshape(-1),
+            control.top_k.reshape(-1),
+            control.top_p.reshape(-1),
+        )
+        drawn, logprob = drawn.reshape(groups, rows), logprob.reshape(groups, rows)
+        finite = jnp.isfinite(logprob)
+        shown = jnp.where(active, jnp.where(finite, drawn, NOT_FINITE), NOTHING)
+        tokens = tokens.at[index].set(shown)
+        logprobs = logprobs.at[index].set(jnp.where(active & finite, logprob, 0.0))
+
+        filled = filled + active
+        ended = jnp.any(drawn[..., None] == eos_ids, axis=-1) & control.stop_at_eos
+        token = jnp.where(active, drawn, token)
+        active = active & ~ended & finite & (filled < control.budget)
+        return index + 1, suffix, token, filled, active, tokens, logprobs
+
+    start = (
+        0,
+        suffix,
+        control.token,
+        control.filled,
+        control.active,
+        jnp.full((steps, groups, rows), NOTHING, jnp.int32),
+        jnp.zeros((steps, groups, rows), jnp.float32),
+    )
+    ended = jax.lax.while_loop(lambda carry: (carry[0] < steps) & jnp.any(carry[4]), step, start)
+    _, suffix, _, _, _, tokens, logprobs = ended
+    whole = (None, None, None)
+    return suffix, constrain(tokens, whole), constrain(logprobs, whole)
+
+
+def _join(prefix: Cache, suffix: Cache) -> Cache:
+    if isinstance(prefix, list):
+        return [{**one, **two} for one, two in zip(prefix, suffix, strict=True)]
+    return {**prefix, **suffix}

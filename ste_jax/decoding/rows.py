@@ -1,0 +1,127 @@
+"""When has a sample ended, and what is it then?
+
+A row is one sample while it is drawn: the host's side of it. The device ends a row at an end-of-turn
+token and at its last allowed token; stop strings are looked for here, between two rounds, in the text
+of the tokens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from ste_jax.generators.protocol import Completion, FinishReason, Request
+
+
+class TextDecoder(Protocol):
+    """What decoding needs of a tokenizer."""
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """The tokens that end a turn."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of tokens, special ones left out."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A request's prompt as tokens."""
+
+    tokens: tuple[int, ...]
+    continued: tuple[int, ...] = ()
+    """Those at its end that stand after the chat template: what the assistant's turn begins with."""
+
+    @property
+    def name(self) -> bytes:
+        """The same for prompts of the same tokens."""
+        text = ",".join(map(str, self.tokens))
+        return hashlib.blake2b(text.encode(), digest_size=16).digest()
+
+
+@dataclass
+class Row:
+    """One sample that waits or runs."""
+
+    request: Request
+    sample: int
+    prompt: Prompt
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+
+    def take(
+        self, tokens: Sequence[int], logprobs: Sequence[float], tokenizer: TextDecoder
+    ) -> Completion | None:
+        """Adds the tokens of a round; the completion if one of them ends it.
+
+        Tokens after the end must not be among them, but for those after a stop string.
+        """
+        known = len(self.tokens)
+        self.tokens.extend(tokens)
+        self.logprobs.extend(logprobs)
+        sampling = self.request.sampling
+        if sampling.stop:
+            cut = find_stop(self.tokens, known, sampling.stop, tokenizer)
+            if cut is not None:
+                length, text = cut
+                return self._completion("stop", text, length)
+        if self.tokens and self.tokens[-1] in tokenizer.eos_ids and not sampling.ignore_eos:
+            return self._completion("stop", tokenizer.decode(self.tokens), len(self.tokens))
+        if len(self.tokens) >= sampling.max_new_tokens:
+            return self._completion("length", tokenizer.decode(self.tokens), len(self.tokens))
+        return None
+
+    def failed(self, why: str) -> Completion:
+        """The completion of a row that could not be drawn."""
+        return self._completion("error", "", 0, why)
+
+    def _completion(
+        self, reason: FinishReason, text: str, length: int, error: str = ""
+    ) -> Completion:
+        return Completion(
+            request_id=self.request.id,
+            sample=self.sample,
+            text=text,
+            token_ids=tuple(self.tokens[:length]),
+            logprobs=tuple(self.logprobs[:length]),
+            finish_reason=reason,
+            prompt_tokens=len(self.prompt.tokens),
+            continued_ids=self.prompt.continued,
+            error=error,
+        )
+
+
+def find_stop(
+    tokens: Sequence[int], known: int, stop: Sequence[str], tokenizer: TextDecoder
+) -> tuple[int, str] | None:
+    """Where the first stop string ends, or None if `tokens` hold none.
+
+    The first `known` tokens are known to hold none. Returns how many tokens it takes to complete the
+    stop string, and the text up to its end.
+    """
+    if _end_of_stop(tokenizer.decode(tokens), stop) is None:
+        return None
+    for length in range(known + 1, len(tokens) + 1):
+        text = tokenizer.decode(tokens[:length])
+        end = _end_of_stop(text, stop)
+        if end is not None:
+            return length, text[:end]
+    return None
+
+
+def _end_of_stop(text: str, stop: Sequence[str]) -> int | None:
+    ends = [text.find(one) + len(one) for one in stop if one and one in text]
+    return min(ends, default=None)
+
+
+def split64(number: int) -> tuple[int, int]:
+    """The halves (high, low) of a number modulo 2^64."""
+    number %= 1 << 64
+    return number >> 32, number & 0xFFFFFFFF
+
+
+def hash_id(id: str) -> tuple[int, int]:
+    """A request's id as a 64-bit number, the same on every machine: its halves (high, low)."""
+    return split64(int.from_bytes(hashlib.blake2b(id.encode(), digest_size=8).digest(), "big"))

@@ -1,0 +1,158 @@
+"""How do the processes of one run meet?
+
+JAX's coordination service is all there is: a key-value store and barriers on the host. Processes
+meet there, between stages, and never wait for each other inside a collective for what one of them
+may take hours to do. A meeting that somebody misses ends with an error that names who.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+
+from ste_jax import preemption
+from ste_jax.errors import RequestError, WorkError
+
+MEETING_TIMEOUT_S = 24 * 3600.0
+"""How long a process waits for the others; a dead one is noticed by its heartbeat long before."""
+_POLL_MS = 2000
+_STOP_KEY = "ste/stop"
+
+
+@dataclass
+class Processes:
+    """This process among all of the run. With one process every meeting is trivial.
+
+    All processes must call the methods in the same order: the calls are numbered.
+    """
+
+    index: int = 0
+    count: int = 1
+    timeout_s: float = MEETING_TIMEOUT_S
+    _calls: int = field(default=0, init=False)
+
+    @property
+    def first(self) -> bool:
+        """Whether this is process 0, which does what is global."""
+        return self.index == 0
+
+    def gather(self, name: str, value: Any) -> list[Any]:
+        """Every process's JSON value, in process order, on every process.
+
+        Raises:
+          WorkError: somebody did not come within `timeout_s`; names who.
+          Preempted: this process, or another, was asked to stop while waiting.
+        """
+        if self.count == 1:
+            return [value]
+        self._calls += 1
+        prefix = f"ste/{self._calls}/{name}"
+        client = _client()
+        client.key_value_set(f"{prefix}/{self.index}", json.dumps(value))
+        found: dict[int, Any] = {self.index: value}
+        deadline = time.monotonic() + self.timeout_s
+        for index in range(self.count):
+            while index not in found:
+                text = _get(client, f"{prefix}/{index}")
+                if text is not None:
+                    found[index] = json.loads(text)
+                    continue
+                self._look_for_stop(client)
+                if time.monotonic() > deadline:
+                    missing = self._missing(client, prefix)
+                    raise WorkError(f"process {missing} did not reach {name!r} in {self.timeout_s}s")
+        return [found[index] for index in range(self.count)]
+
+    def barrier(self, name: str) -> None:
+        """Wait until every process is here. Raises as `gather`."""
+        self.gather(name, None)
+
+    def from_first(self, name: str, make: Callable[[], Any]) -> Any:
+        """What process 0 makes (JSON), on every process; the others wait. Raises as `gather`.
+
+        An error of process 0 is raised by all, with its words.
+        """
+        if self.count == 1:
+            return make()
+        outcome: dict[str, Any] = {}
+        failure: Exception | None = None
+        if self.first:
+            try:
+                outcome = {"value": make()}
+            except Exception as error:  # told to the others, then raised here
+                failure = error
+                outcome = {"error": str(error), "wrong": isinstance(error, RequestError)}
+        told = self.gather(name, outcome)[0]
+        if failure is not None:
+            raise failure
+        if "error" in told:
+            raise (RequestError if told["wrong"] else WorkError)(f"process 0: {told['error']}")
+        return told["value"]
+
+    def announce_stop(self) -> None:
+        """Tell the others that this process was asked to stop."""
+        if self.count > 1:
+            _client().key_value_set(_STOP_KEY, str(self.index), allow_overwrite=True)
+
+    def stop_agreed(self) -> bool:
+        """Whether any process has been asked to stop: one answer for all, a collective meeting."""
+        return any(self.gather("stop", preemption.requested()))
+
+    def _look_for_stop(self, client: Any) -> None:
+        if preemption.requested():
+            self.announce_stop()
+        if _get(client, _STOP_KEY, wait_ms=1) is not None:
+            preemption.request()
+        preemption.poll()
+
+    def _missing(self, client: Any, prefix: str) -> str:
+        absent = [i for i in range(self.count) if _get(client, f"{prefix}/{i}", 1) is None]
+        return ", ".join(map(str, absent))
+
+
+def initialize(
+    coordinator: str | None = None,
+    count: int | None = None,
+    index: int | None = None,
+    *,
+    automatic: bool = False,
+) -> Processes:
+    """Join the run's processes: by address and numbers, or as the TPU environment says.
+
+    Raises:
+      RequestError: only some of the three are given.
+      WorkError: the coordinator cannot be reached.
+    """
+    given = [coordinator is not None, count is not None, index is not None]
+    if not any(given) and not automatic:
+        return Processes()
+    if any(given) and not all(given):
+        raise RequestError("--coordinator, --processes and --process-id belong together")
+    if jax.config.jax_platforms == "cpu":
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    try:
+        jax.distributed.initialize(coordinator, count, index)
+    except (RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise WorkError(f"the processes could not meet at {coordinator}: {reason}") from error
+    return Processes(index=jax.process_index(), count=jax.process_count())
+
+
+def _client() -> Any:
+    from jax._src import distributed  # the public face of the client is only this state
+
+    return distributed.global_state.client
+
+
+def _get(client: Any, key: str, wait_ms: int = _POLL_MS) -> str | None:
+    try:
+        return str(client.blocking_key_value_get(key, wait_ms))
+    except Exception as error:
+        if "DEADLINE_EXCEEDED" in str(error) or "NOT_FOUND" in str(error):
+            return None
+        raise WorkError(f"the coordination service is gone: {str(error)[:200]}") from error

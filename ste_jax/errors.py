@@ -1,0 +1,31 @@
+"""How does the package say that something went wrong?
+
+Two kinds of failure, told apart by who can mend them. Both carry one sentence that names what
+failed, where, and what to do about it; the command line prints the sentence and exits with the
+status of its kind (DESIGN: 0 done, 1 the work failed, 2 the request was wrong, 75 stopped in good
+order and to be run again).
+"""
+
+from __future__ import annotations
+
+
+class SteError(Exception):
+    """A failure that is told to the user as one sentence."""
+
+    exit_status = 1
+
+
+class RequestError(SteError):
+    """The request was wrong: an unknown key, a missing file, a malformed input. Exit status 2."""
+
+    exit_status = 2
+
+
+class WorkError(SteError):
+    """The request was fine and the work failed: a full disk, an empty selection. Exit status 1."""
+
+
+class Preempted(SteError):
+    """Asked to stop; the work in hand is saved. Run the same command again. Exit status 75."""
+
+    exit_status = 75

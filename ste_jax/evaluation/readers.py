@@ -1,0 +1,130 @@
+"""How does a benchmark's file become pairs of answers with a known better one?
+
+A benchmark is a reader: a function from a file to `Pair` rows. Readers are strict: a row that
+cannot be read is an error that names file, place and field, since a benchmark that silently loses
+rows gives numbers that nobody can compare.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from etils import epath
+
+from ste_jax import records
+from ste_jax.errors import RequestError
+from ste_jax.generators.protocol import Message
+from ste_jax.records import Pair
+
+_LABELS = {"a": 0, "1": 0, "response_a": 0, "b": 1, "2": 1, "response_b": 1}
+
+
+def read_pairs(benchmark: str, path: epath.PathLike) -> Iterator[Pair]:
+    """The pairs of a benchmark's file, in the file's order; the better answer is `chosen`.
+
+    `source` of a pair is the file's name without its ending. Equal pairs collapse to the first.
+
+    Raises:
+      RequestError: no such benchmark (at once); or, while iterating, a file that cannot be read or
+        holds no row, or a malformed row.
+    """
+    if benchmark not in READERS:
+        known = ", ".join(READERS)
+        raise RequestError(f"there is no benchmark format named {benchmark!r}; known: {known}")
+    return _distinct(READERS[benchmark](epath.Path(path)), epath.Path(path))
+
+
+def _distinct(pairs: Iterator[Pair], path: epath.Path) -> Iterator[Pair]:
+    seen: set[str] = set()
+    for pair in pairs:
+        if pair.id not in seen:
+            seen.add(pair.id)
+            yield pair
+    if not seen:
+        raise RequestError(f"{path} holds no pairs; give a file with at least one row")
+
+
+def _pairs(path: epath.Path) -> Iterator[Pair]:
+    """JSONL of `instruction, response_a, response_b, label`; `label` names the better answer."""
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                where = f"{path}, line {number}"
+                row = _json(line, where) if line.strip() else None
+                if row is not None:
+                    yield _pair(row, where, path.stem, "instruction", "response_a", "response_b")
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _llmbar(path: epath.Path) -> Iterator[Pair]:
+    """LLMBar (arXiv 2310.07641): a JSON array of `input, output_1, output_2, label` (1 or 2)."""
+    try:
+        rows = _json(path.read_bytes(), str(path))
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    if not isinstance(rows, list):
+        raise RequestError(f"{path} must be a JSON array of rows, not {type(rows).__name__}")
+    for number, row in enumerate(rows, start=1):
+        yield _pair(row, f"{path}, row {number}", path.stem, "input", "output_1", "output_2")
+
+
+READERS: Mapping[str, Callable[[epath.Path], Iterator[Pair]]] = {"pairs": _pairs, "llmbar": _llmbar}
+
+
+def _pair(row: Any, where: str, source: str, asked: str, first: str, second: str) -> Pair:
+    if not isinstance(row, dict):
+        raise RequestError(f"{where} must be a JSON object, not {type(row).__name__}")
+    text = _text(row, asked, where)
+    if not text.strip():
+        raise RequestError(f"{where}: the field {asked!r} is empty")
+    answers = (_text(row, first, where), _text(row, second, where))
+    better = _label(row, where)
+    messages: tuple[Message, ...] = ({"role": "user", "content": text},)
+    instruction = records.Instruction(
+        id=records.instruction_id(messages), messages=messages, source=source
+    )
+    return records.make_pair(
+        instruction,
+        chosen=answers[better],
+        rejected=answers[1 - better],
+        modified_instruction="",
+        source=source,
+    )
+
+
+def _text(row: dict[str, Any], key: str, where: str) -> str:
+    if key not in row:
+        raise RequestError(f"{where}: the field {key!r} is missing")
+    value = row[key]
+    if not isinstance(value, str):
+        raise RequestError(f"{where}: the field {key!r} must be text, not {type(value).__name__}")
+    try:  # JSON can escape half a character, which no file of ours can hold
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise RequestError(f"{where}: the field {key!r} holds a lone surrogate") from error
+    return value
+
+
+def _label(row: dict[str, Any], where: str) -> int:
+    if "label" not in row:
+        raise RequestError(f"{where}: the field 'label' is missing")
+    value = row["label"]
+    readable = isinstance(value, (str, int)) and not isinstance(value, bool)
+    place = _LABELS.get(str(value).strip().lower()) if readable else None
+    if place is None:
+        raise RequestError(f"{where}: the field 'label' must be A or B (or 1 or 2), not {value!r}")
+    return place
+
+
+def _json(data: bytes, where: str) -> Any:
+    try:
+        return json.loads(data.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise RequestError(f"{where} is not JSON in UTF-8: {error}") from error
+
+
+def _unreadable(path: epath.Path, error: OSError) -> RequestError:
+    return RequestError(f"{path} cannot be read: {error.strerror or error}")

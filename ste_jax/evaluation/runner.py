@@ -1,0 +1,217 @@
+"""How is a judge asked from the command line: about two answers, or about a whole benchmark?
+
+A judge trained by a run remembers the prompt it was trained under (its checkpoint's card); options
+given by hand go before that.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from etils import epath
+
+from ste_jax import checkpoints, files, preemption
+from ste_jax.config import DecodingKnobs, JudgeKnobs, RoleKnobs, SamplingKnobs, to_dict
+from ste_jax.distributed import Processes
+from ste_jax.errors import RequestError
+from ste_jax.evaluation.metrics import measure
+from ste_jax.evaluation.readers import read_pairs
+from ste_jax.generators.local import LocalGenerator
+from ste_jax.models.sources import Source
+from ste_jax.opening import locate, open_generator, source_fingerprint
+from ste_jax.records import Instruction, Judgment, Pair, Prompt, instruction_id, make_pair, shard_of
+from ste_jax.rundir import Table, fingerprint
+from ste_jax.stages import judge
+from ste_jax.stages.asking import make_role, role_fingerprint
+from ste_jax.workplan import ShardedStage, run_sharded
+
+SHARDS = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeOptions:
+    """What the command line says of a judge; None: as its checkpoint remembers, else the default."""
+
+    model: str
+    template: str | None = None
+    force_verdict: bool | None = None
+    max_new_tokens: int | None = None
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int = 0
+    dtype: str = "float32"
+    groups: int = 8
+    group_size: int = 2
+    votes: int = 1
+
+
+def remembered(found: Source) -> dict[str, Any]:
+    """The judge's prompt in a checkpoint's card; empty for any other model."""
+    if found.kind != "checkpoint":
+        return {}
+    return dict(checkpoints.read_card(found.path)["provenance"].get("judge") or {})
+
+
+def make_judge(found: Source, options: JudgeOptions) -> judge.Judge:
+    """The judge that the options describe."""
+    card = remembered(found)
+    sampling = SamplingKnobs(
+        temperature=options.temperature,
+        top_p=options.top_p,
+        top_k=options.top_k,
+        max_new_tokens=options.max_new_tokens or card.get("max_new_tokens", 512),
+    )
+    template = options.template or card.get("template", "judge")
+    forced = options.force_verdict
+    knobs = JudgeKnobs(
+        force_verdict=card.get("force_verdict", False) if forced is None else forced,
+        force_text=card.get("force_text", JudgeKnobs().force_text),
+    )
+    role = make_role("judge", RoleKnobs(template=template, sampling=sampling), seed=options.seed)
+    if found.kind == "checkpoint":
+        model = str(checkpoints.read_card(found.path)["provenance"]["fingerprint"])
+    else:
+        model = source_fingerprint(found)
+    return judge.Judge(role=role, knobs=knobs, model=model, iteration=0)
+
+
+def open_judge(found: Source, options: JudgeOptions) -> LocalGenerator:
+    """The judge's model, with decoding shapes that fit the options."""
+    tokens = options.max_new_tokens or remembered(found).get("max_new_tokens", 512)
+    knobs = DecodingKnobs(
+        prompt_buckets=(512, 1024, 2048, 4096),
+        new_buckets=(tokens,) if tokens <= 8 else (8, tokens),
+        groups=options.groups,
+        group_size=options.group_size,
+        dtype=options.dtype,  # type: ignore[arg-type]  # the parser allows no other
+    )
+    return open_generator(str(found.path), knobs)
+
+
+def judge_two(options: JudgeOptions, instruction: str, a: str, b: str) -> str:
+    """Judge two answers to an instruction in both orders; returns what to print."""
+    if a == b:
+        raise RequestError("--a and --b are the same text; there is nothing to judge")
+    found = locate(options.model)
+    judging, generator = make_judge(found, options), open_judge(found, options)
+    pair = _pair(instruction, a, b)
+    prompts = judge.build_prompts(pair, judging.role.template)
+    lines: list[str] = []
+    votes = {"a": 0, "b": 0, "tie": 0, "none": 0}
+    judged = judge.judge_all(prompts, generator, judging, options.votes, in_flight=2)
+    for prompt, judgments in sorted(judged, key=lambda each: each[0].order):
+        shown = "first" if prompt.order == "ab" else "second"
+        for judgment in judgments:
+            meant = _meant(judgment, prompt)
+            votes[meant] += 1
+            lines += [f"--- answer a shown {shown}, sample {judgment.sample} ---", judgment.text]
+            lines.append(f"=> {_told(meant)}{' (forced)' if judgment.forced else ''}\n")
+    total = sum(votes.values())
+    lines.append(
+        f"votes: a {votes['a']}, b {votes['b']}, tie {votes['tie']}, no verdict {votes['none']} "
+        f"of {total}"
+    )
+    return "\n".join(lines)
+
+
+def _pair(instruction: str, a: str, b: str) -> Pair:
+    messages = ({"role": "user", "content": instruction},)
+    row = Instruction(id=instruction_id(messages), messages=messages, source="command line")
+    return make_pair(row, chosen=a, rejected=b, modified_instruction="", source="command line")
+
+
+def _meant(judgment: Judgment, prompt: Prompt) -> str:
+    """Which answer the verdict names, whatever letter it was shown under."""
+    if judgment.verdict is None or judgment.verdict == "tie":
+        return judgment.verdict or "none"
+    return "a" if judgment.verdict == prompt.label else "b"
+
+
+def _told(meant: str) -> str:
+    return {"a": "answer a is better", "b": "answer b is better", "tie": "a tie"}.get(
+        meant, "no verdict"
+    )
+
+
+def evaluate_benchmark(
+    options: JudgeOptions, benchmark: str, data: str, out: str
+) -> dict[str, Any]:
+    """Measure a judge on labelled pairs; judgments and `evaluation.json` lie in `out`.
+
+    Run again to resume. Raises `RequestError` for bad data.
+    """
+    root = epath.Path(out)
+    pairs = list(read_pairs(benchmark, data))
+    found = locate(options.model)
+    judging = make_judge(found, options)
+    prompts = Table(root / "prompts", Prompt, SHARDS)
+    judgments = Table(root / "judgments", Judgment, SHARDS)
+    by_shard: dict[int, list[Prompt]] = {shard: [] for shard in range(SHARDS)}
+    for pair in pairs:
+        made = judge.build_prompts(pair, judging.role.template)
+        by_shard[shard_of(pair.instruction_id, SHARDS)] += made
+    for shard, rows in by_shard.items():
+        prompts.write(shard, rows)
+    asked = [options.votes, judge.VERSION, role_fingerprint(judging.role), to_dict(judging.knobs)]
+    stage = ShardedStage(
+        name="evaluate",
+        print_=fingerprint("evaluate", 1, asked, model=judging.model),
+        home=root,
+        inputs=prompts.read,
+        outputs=(judgments,),
+        input_of=lambda table, row: row.prompt_id,
+    )
+
+    def work(rows: Iterator[Prompt]) -> Iterator[Any]:
+        generator = open_judge(found, options)
+        for row, made in judge.judge_all(
+            rows,
+            generator,
+            judging,
+            options.votes,
+            in_flight=4 * options.groups,
+            poll=preemption.poll,
+        ):
+            yield row, (made,)
+
+    run_sharded(stage, work, Processes())
+    return _write_evaluation(root, benchmark, options.model, judging.model)
+
+
+def score_again(out: str) -> dict[str, Any]:
+    """The metrics of `ste evaluate --out` again, from what is stored there.
+
+    Raises:
+      RequestError: nothing is stored there.
+    """
+    root = epath.Path(out)
+    if not (root / "evaluation.json").exists():
+        raise RequestError(f"{out} holds no evaluation.json; run `ste evaluate --out {out}` first")
+    old = files.read_json(root / "evaluation.json")
+    return _write_evaluation(root, old["benchmark"], old["model"], old["judge"])
+
+
+def _write_evaluation(root: epath.Path, benchmark: str, model: str, judge_: str) -> dict[str, Any]:
+    found = measure(
+        Table(root / "prompts", Prompt, SHARDS).rows(),
+        Table(root / "judgments", Judgment, SHARDS).rows(),
+        bootstrap=2000,
+    )
+    result = {
+        "what": "agreement with the benchmark's labels",
+        "benchmark": benchmark,
+        "model": model,
+        "judge": judge_,
+        **found,
+    }
+    files.write_json(root / "evaluation.json", result)
+    return result
+
+
+def told(result: Mapping[str, Any]) -> str:
+    """An evaluation as text to print."""
+    return json.dumps(result, indent=2, ensure_ascii=False)

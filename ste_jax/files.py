@@ -1,0 +1,111 @@
+"""How is a file written so that it is there whole or not at all?
+
+Local files are written beside their place, synced, and renamed; on `gs://` an object appears whole
+by itself. Every write of the package goes through here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from etils import epath
+
+from ste_jax.errors import WorkError
+
+_PARTIAL = ".partial"
+
+
+def is_remote(path: epath.Path) -> bool:
+    """Whether the path lies in an object store."""
+    return "://" in os.fspath(path)
+
+
+def write_whole(path: epath.Path, data: bytes) -> None:
+    """Write `data` to `path`, whole or not at all.
+
+    Raises:
+      WorkError: the place cannot be written (full disk, no permission); nothing is left behind.
+    """
+    if is_remote(path):
+        path.write_bytes(data)
+        return
+    local = Path(os.fspath(path))
+    partial = local.with_name(f"{local.name}{_PARTIAL}-{os.getpid()}")
+    try:
+        local.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(local)
+        sync_directory(local.parent)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise WorkError(
+            f"could not write {path}: {error.strerror or error}; make room or choose another place"
+        ) from error
+
+
+def sync_directory(directory: Path) -> None:
+    """Make a rename in `directory` survive a power cut."""
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_json(path: epath.Path, value: Any) -> None:
+    """Write `value` as readable JSON, whole or not at all. Non-finite numbers are refused."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    write_whole(path, (text + "\n").encode())
+
+
+def read_json(path: epath.Path) -> Any:
+    """Read a JSON file of ours.
+
+    Raises:
+      WorkError: it is not JSON (our own writes are whole, so somebody else touched it).
+    """
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise WorkError(f"{path} is not JSON ({error}); delete it and run again") from error
+
+
+def remove(path: epath.Path) -> None:
+    """Remove a file or a directory tree, if it is there.
+
+    A directory is renamed first, so that a kill while it is being emptied leaves no half of it under
+    its name.
+    """
+    if is_remote(path):
+        if path.is_dir():
+            path.rmtree()
+        else:
+            path.unlink(missing_ok=True)
+        return
+    local = Path(os.fspath(path))
+    if local.is_dir():
+        doomed = local.with_name(f"{local.name}{_PARTIAL}-{os.getpid()}")
+        local.rename(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+    else:
+        local.unlink(missing_ok=True)
+
+
+def sweep_partials(directory: epath.Path) -> None:
+    """Remove what killed writers left below `directory`. Only while nobody else writes there."""
+    if is_remote(directory) or not directory.exists():
+        return
+    for leftover in sorted(Path(os.fspath(directory)).rglob(f"*{_PARTIAL}-*")):
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)

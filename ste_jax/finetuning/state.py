@@ -1,0 +1,210 @@
+"""How is training in hand kept, so that a killed run goes on where it was?
+
+The directory of one fine-tuning holds
+
+    STEP/        the training state after that step (Orbax): parameters, moments, the loss curve
+    ledger.json  what each validation measured, and which step's model was handed out as the best
+    result.json  the end: written once there is nothing left to do, and then the states are removed
+
+A state is complete by its name (Orbax renames) and good by its checksums. One that is neither is
+passed over with a warning and removed, and the one before it is taken.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from jax.experimental import multihost_utils
+
+from ste_jax import checkpoints, files
+from ste_jax.errors import WorkError
+from ste_jax.finetuning.train_step import TrainState
+from ste_jax.parameters import checksum
+
+Event = dict[str, Any]
+_ARRAYS, _CURVE = "arrays", "curve"
+_KEEP = 2
+
+
+class StateStore:
+    """The training states in one directory. All processes call its methods together."""
+
+    def __init__(self, directory: epath.Path) -> None:
+        self._directory = directory
+        try:
+            self._manager = ocp.CheckpointManager(
+                directory,
+                options=ocp.CheckpointManagerOptions(
+                    max_to_keep=_KEEP,
+                    create=jax.process_count() == 1,
+                    cleanup_tmp_directories=True,
+                    multiprocessing_options=checkpoints.multiprocessing_options(),
+                ),
+            )
+        except OSError as error:
+            raise self._failure(error) from error
+
+    def newest(self) -> epath.Path | None:
+        """Where the last complete state lies."""
+        step = self._manager.latest_step()
+        return None if step is None else self._directory / str(step)
+
+    def save(self, step: int, state: TrainState, curve: list[Event]) -> None:
+        """Begins to save; the arrays are copied before it returns, the writing goes on behind.
+
+        Raises:
+          WorkError: this save, or the one before it, cannot be written.
+        """
+        arrays = _flat(state)
+        content = {"curve": curve, "arrays": checkpoints.describe(arrays)}
+        try:
+            begun = self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    **{
+                        _ARRAYS: ocp.args.PyTreeSave(arrays),
+                        _CURVE: ocp.args.JsonSave(content),
+                    }
+                ),
+                force=True,
+            )
+        except Exception as error:  # Orbax and TensorStore raise types of many kinds.
+            raise self._failure(error) from error
+        if not begun:
+            raise WorkError(f"the training state {self._directory / str(step)} was not saved")
+
+    def wait(self) -> None:
+        """Waits until what was begun is written. Raises as `save`."""
+        try:
+            self._manager.wait_until_finished()
+            self._manager.check_for_errors()
+        except Exception as error:
+            raise self._failure(error) from error
+
+    def restore(self, like: TrainState) -> tuple[TrainState, list[Event]] | None:
+        """The newest good state and its loss curve; `like` holds shapes and shardings."""
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            found, reason = None, ""
+            try:
+                found = self._read(step, like)
+            except Exception as error:  # whatever is wrong with it, it is not good
+                reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            if _everywhere(found is not None):
+                return found
+            warnings.warn(
+                f"the training state {self._directory / str(step)} is damaged and is passed over"
+                f"{': ' + reason if reason else ''}",
+                stacklevel=2,
+            )
+            self._manager.delete(step)
+        return None
+
+    def __enter__(self) -> StateStore:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Ends the writing thread; what is being written is finished."""
+        # Where a write has failed, `save` or `wait` has said so, and its error is on its way.
+        with contextlib.suppress(Exception):
+            self._manager.close()
+
+    def _read(self, step: int, like: TrainState) -> tuple[TrainState, list[Event]]:
+        place = self._directory / str(step)
+        content = json.loads((place / _CURVE / "metadata").read_text())
+        arrays = checkpoints.restore_arrays(place / _ARRAYS, _flat(like))
+        for name, written in content["arrays"].items():
+            if int(checksum(arrays[name])) != written["checksum"]:
+                raise ValueError(f"{name} is not what was written")
+        leaves = [arrays[name] for name in _flat(like)]
+        state: TrainState = jax.tree.unflatten(jax.tree.structure(like), leaves)
+        return state, content["curve"]
+
+    def _failure(self, error: BaseException) -> WorkError:
+        if jax.process_index() == 0:
+            for partial in self._directory.glob("*.orbax-checkpoint-tmp*"):
+                files.remove(partial)
+        return WorkError(
+            f"could not save the training state in {self._directory}: "
+            f"{checkpoints.write_failure(error)}; make room and run again"
+        )
+
+
+class Ledger:
+    """What was measured, so that it is measured once, and what was handed out.
+
+    Process 0 writes; every process reads it once, before the first meeting, and makes the same
+    changes to it.
+    """
+
+    def __init__(self, path: epath.Path) -> None:
+        self._path = path
+        stored: Event = {"validations": [], "saved": 0}
+        if path.exists():
+            stored = files.read_json(path)
+        self._validations: dict[int, Event] = {v["step"]: v for v in stored["validations"]}
+        self._saved: int = stored["saved"]
+
+    def validations(self, until: int) -> list[Event]:
+        """The validations of steps up to `until`, in order; each has `step` and its metrics."""
+        return [self._validations[s] for s in sorted(self._validations) if s <= until]
+
+    def validation(self, step: int, measure: Callable[[], Event]) -> Event:
+        """What the validation after `step` gave; it is measured only if it never was."""
+        if step not in self._validations:
+            self._validations[step] = {"step": step, **measure()}
+            self._write()
+        return self._validations[step]
+
+    def best(self, until: int) -> Event:
+        """The validation with the highest accuracy up to `until`; of equals, the latest.
+
+        A weak judge that always prefers the same place has exactly 0.5 at every step: then the one
+        that has learnt most is worth more. An accuracy of None (nothing to measure on) is lowest.
+        """
+
+        def rank(validation: Event) -> tuple[float, int]:
+            accuracy = validation["accuracy"]
+            return (-1.0 if accuracy is None else float(accuracy)), int(validation["step"])
+
+        return max(self.validations(until), key=rank)
+
+    def hand_out(self, step: int, save: Callable[[], None]) -> None:
+        """Has the model of `step` saved, unless that or a later one already was.
+
+        A later one is there only if training went on from an earlier state after a kill: the same
+        steps are being taken again, and will come to that one.
+        """
+        if step > self._saved:
+            save()
+            self._saved = step
+            self._write()
+
+    def _write(self) -> None:
+        if jax.process_index() == 0:
+            files.write_json(
+                self._path,
+                {"validations": self.validations(until=2**62), "saved": self._saved},
+            )
+
+
+def _flat(state: TrainState) -> dict[str, Any]:
+    """The leaves by their path in the state, as `.params['layers.q']`."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(state)
+    return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
+
+
+def _everywhere(good: bool) -> bool:
+    """Whether every process says yes."""
+    if jax.process_count() == 1:
+        return good
+    checkpoints.all_processes("training state read")
+    return bool(np.all(multihost_utils.process_allgather(jnp.asarray(good))))

@@ -1,0 +1,79 @@
+"""How does a model answer a file of prompts? The engine's own front (`ste generate`)."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from ste_jax.config import DecodingKnobs
+from ste_jax.generators.batch import generate_file, read_prompts
+from ste_jax.generators.protocol import Sampling
+from ste_jax.opening import locate, open_generator, source_fingerprint
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateOptions:
+    """What the command line says."""
+
+    model: str
+    prompts: str
+    out: str
+    samples: int
+    max_new_tokens: int
+    temperature: float
+    top_p: float
+    top_k: int
+    stop: list[str]
+    ignore_eos: bool
+    seed: int
+    dtype: str
+    groups: int
+    group_size: int
+
+
+def generate(options: GenerateOptions) -> str:
+    """Answer the prompts; returns what to print.
+
+    Raises:
+      RequestError: the model, the prompts or the place of the output will not do.
+    """
+    prompts = read_prompts(options.prompts)
+    found = locate(options.model)
+    sampling = Sampling(
+        max_new_tokens=options.max_new_tokens,
+        temperature=options.temperature,
+        top_p=options.top_p,
+        top_k=options.top_k,
+        stop=tuple(options.stop),
+        ignore_eos=options.ignore_eos,
+    )
+    knobs = DecodingKnobs(
+        prompt_buckets=(512, 1024, 2048, 4096),
+        new_buckets=(options.max_new_tokens,),
+        groups=options.groups,
+        group_size=options.group_size,
+        dtype=options.dtype,  # type: ignore[arg-type]  # the parser allows no other
+    )
+    settings = {
+        "model": source_fingerprint(found),
+        "seed": options.seed,
+        "dtype": options.dtype,
+        "shapes": [options.groups, options.group_size],
+        **{key: list(v) if isinstance(v, tuple) else v for key, v in vars(sampling).items()},
+    }
+    generator = open_generator(str(found.path), knobs)
+    drawn = generate_file(
+        generator,
+        prompts,
+        options.out,
+        sampling,
+        samples=options.samples,
+        seed=options.seed,
+        settings=settings,
+    )
+    usage = dataclasses.asdict(generator.usage)
+    speed = usage["new_tokens"] / usage["seconds"] if usage["seconds"] else 0.0
+    return (
+        f"{options.out}: {drawn} samples drawn now, {usage['new_tokens']} new tokens, "
+        f"{speed:.0f} tokens/s"
+    )

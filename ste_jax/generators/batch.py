@@ -1,0 +1,158 @@
+"""How are the prompts of a file answered?
+
+JSONL in (`id` and `prompt` or `messages`), JSONL out, a row per sample. Finished samples are appended
+to a work file as they come; a rerun keeps them and asks for the rest; at the end the rows are put in
+the order of the prompts and the output appears whole.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from etils import epath
+from tqdm import tqdm
+
+from ste_jax import files, preemption
+from ste_jax.errors import RequestError
+from ste_jax.generators.protocol import Completion, Generator, Message, Request, Sampling
+
+_FIELDS = ("id", "sample", "text", "n_tokens", "logprob", "finish_reason")
+
+
+def read_prompts(path: str) -> list[tuple[str, tuple[Message, ...]]]:
+    """(id, messages) of every line.
+
+    Raises:
+      RequestError: the file cannot be read, or a line is not a prompt; names file and line.
+    """
+    found: list[tuple[str, tuple[Message, ...]]] = []
+    seen: set[str] = set()
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequestError(f"prompts file {path} cannot be read: {error}") from error
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            id, messages = _prompt(line, f"{path}:{number}", number)
+            if id in seen:
+                raise RequestError(f"{path}:{number}: id {id} stands twice")
+            seen.add(id)
+            found.append((id, messages))
+    if not found:
+        raise RequestError(f"prompts file {path} holds no prompt")
+    return found
+
+
+def _prompt(line: str, where: str, number: int) -> tuple[str, tuple[Message, ...]]:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise RequestError(f"{where}: not JSON: {error}") from error
+    if not isinstance(row, dict):
+        raise RequestError(f"{where}: not an object with `prompt` or `messages`")
+    messages = row.get("messages")
+    if messages is None:
+        if not isinstance(row.get("prompt"), str):
+            raise RequestError(f"{where}: neither `prompt` (a text) nor `messages` (turns)")
+        messages = [{"role": "user", "content": row["prompt"]}]
+    try:
+        turns = tuple(Message(role=str(t["role"]), content=str(t["content"])) for t in messages)
+    except (TypeError, KeyError) as error:
+        raise RequestError(f"{where}: `messages` must be turns with `role` and `content`") from error
+    return str(row.get("id", number)), turns
+
+
+def generate_file(
+    generator: Generator,
+    prompts: list[tuple[str, tuple[Message, ...]]],
+    out: str,
+    sampling: Sampling,
+    *,
+    samples: int,
+    seed: int,
+    settings: dict[str, Any],
+) -> int:
+    """Answer the prompts into `out`; returns how many samples were drawn now.
+
+    `settings` is what decides the answers: a work file made under others is refused.
+
+    Raises:
+      RequestError: the output is there already, or a work file of other settings is.
+    """
+    place = Path(out)
+    if place.exists():
+        raise RequestError(f"{out} is there already; remove it or name another --out")
+    work = place.with_name(place.name + ".work")
+    done = _read_work(work, settings)
+    fresh = not work.exists()
+    wanted = [
+        (id, messages, [s for s in range(samples) if (id, s) not in done])
+        for id, messages in prompts
+    ]
+    total = sum(len(lacking) for _, _, lacking in wanted)
+    with work.open("a", encoding="utf-8") as file:
+        if fresh:
+            _append(file, {"settings": settings})
+        for id, messages, lacking in wanted:
+            if lacking:
+                generator.submit(
+                    Request(id=id, messages=messages, sampling=sampling, samples=lacking, key=seed)
+                )
+        for completion in tqdm(
+            _polled(generator), total=total, desc="generate", unit="sample", disable=not total
+        ):
+            row = _row(completion)
+            done[row["id"], row["sample"]] = row
+            _append(file, row)
+    order = [(id, sample) for id, _ in prompts for sample in range(samples)]
+    text = "".join(json.dumps(done[key], ensure_ascii=False) + "\n" for key in order)
+    files.write_whole(epath.Path(out), text.encode())
+    work.unlink()
+    return total
+
+
+def _polled(generator: Generator) -> Iterator[Completion]:
+    for completion in generator.completions():
+        yield completion
+        preemption.poll()
+
+
+def _row(completion: Completion) -> dict[str, Any]:
+    logprob = sum(completion.logprobs) if completion.logprobs else None
+    values = (
+        completion.request_id,
+        completion.sample,
+        completion.text,
+        len(completion.token_ids),
+        logprob,
+        completion.finish_reason,
+    )
+    row = dict(zip(_FIELDS, values, strict=True))
+    return {**row, "error": completion.error} if completion.error else row
+
+
+def _append(file: Any, row: dict[str, Any]) -> None:
+    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _read_work(work: Path, settings: dict[str, Any]) -> dict[tuple[str, int], dict[str, Any]]:
+    """The samples that are there already; a last line that a kill cut off is dropped."""
+    if not work.exists():
+        return {}
+    lines = work.read_text(encoding="utf-8", errors="replace").split("\n")
+    if lines and lines[-1]:  # the last line has no end: it was cut off
+        lines[-1] = ""
+        files.write_whole(epath.Path(work), "\n".join(lines).encode())
+    rows = [json.loads(line) for line in lines if line]
+    if not rows:
+        work.unlink()
+        return {}
+    if rows[0].get("settings") != settings:
+        raise RequestError(f"{work} holds samples of other settings; remove it or name another --out")
+    return {(row["id"], row["sample"]): row for row in rows[1:]}

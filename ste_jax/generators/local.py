@@ -1,0 +1,143 @@
+"""How does this project's own engine answer a stage's requests?
+
+Messages become tokens here, once per prompt, and the engine does the rest. What begins the assistant's
+turn stands after the chat template: `continue_ids` as they are, then `continue_text`. A forced start
+without `continue_ids` is encoded together with the template's end, where that leaves the template's
+own tokens as they are (it does in all templates whose assistant header ends in a control token or a
+line break); else, and after `continue_ids`, it is encoded alone.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+from jax.sharding import Mesh
+
+from ste_jax.config import DecodingKnobs
+from ste_jax.decoding.engine import Engine, Progress
+from ste_jax.decoding.lanes import NoLane
+from ste_jax.decoding.rows import Prompt, TextDecoder
+from ste_jax.generators.protocol import (
+    Capabilities,
+    Completion,
+    Message,
+    Request,
+    Score,
+    ScoreRequest,
+    Usage,
+)
+from ste_jax.models.decoder import Decoder
+
+KNOWN_PROMPTS = 4096
+"""How many prompts' tokens are remembered."""
+
+
+class ChatTokenizer(TextDecoder, Protocol):
+    """What the generator needs of a tokenizer."""
+
+    def prompt_ids(self, messages: Sequence[Message], continue_text: str = "") -> list[int]:
+        """The tokens of a chat up to where the assistant speaks, and of the text it begins with."""
+
+    def encode(self, text: str, *, continues: bool = False) -> list[int]:
+        """The tokens of plain text, never a control token; `continues`: it follows other tokens."""
+
+
+class LocalGenerator:
+    """A `Generator` (see `protocol`) that runs `model` on this host's devices or on `mesh`."""
+
+    capabilities = Capabilities(logprobs=True, score=True, token_ids=True, deterministic=True)
+
+    def __init__(
+        self,
+        model: Decoder,
+        tokenizer: ChatTokenizer,
+        knobs: DecodingKnobs,
+        mesh: Mesh | None = None,
+    ) -> None:
+        self._engine = Engine(model, tokenizer, knobs, mesh)
+        self._tokenizer = tokenizer
+        self._known: OrderedDict[tuple[object, ...], list[int]] = OrderedDict()
+
+    @property
+    def usage(self) -> Usage:
+        """What has been done so far."""
+        return self._engine.usage
+
+    @property
+    def progress(self) -> Progress:
+        """How far it is, for a progress bar."""
+        return self._engine.progress
+
+    def submit(self, request: Request) -> None:
+        """Queues samples; returns at once.
+
+        An end-of-turn token at the end of `continue_ids` is left out: it ended a turn that goes on.
+        """
+        continued = list(request.continue_ids)
+        if continued and continued[-1] in self._tokenizer.eos_ids:
+            continued.pop()
+        self._engine.submit(request, self._prompt(request.messages, continued, request.continue_text))
+
+    def completions(self) -> Iterator[Completion]:
+        """Yields samples as they end, in no order, until nothing is outstanding."""
+        return self._engine.completions()
+
+    def release(self, id: str) -> None:
+        """No more samples of this row will be asked for."""
+        self._engine.release(id)
+
+    def prefix_ids(self, completion: Completion, chars: int) -> tuple[int, ...]:
+        """The longest beginning of a completion's tokens whose text has at most `chars` characters.
+
+        The end-of-turn token is not part of it. A beginning's text only grows, so this bisects.
+        """
+        ids = completion.token_ids
+        if ids and ids[-1] in self._tokenizer.eos_ids:
+            ids = ids[:-1]
+        low, high = 0, len(ids)
+        while low < high:
+            middle = (low + high + 1) // 2
+            if len(self._tokenizer.decode(ids[:middle])) <= chars:
+                low = middle
+            else:
+                high = middle - 1
+        return ids[:low]
+
+    def score(self, requests: Sequence[ScoreRequest]) -> Iterator[Score]:
+        """One `Score` per request, in order.
+
+        A completion's tokens are those of its text encoded alone, whatever stands before it, and no
+        end-of-turn token is added; an empty one has no log-probabilities.
+        """
+        for request in requests:
+            prompt = self._prompt(request.messages, [], request.continue_text)
+            tokens = [
+                self._tokenizer.encode(text, continues=True) for text in request.completions
+            ]
+            try:
+                logprobs = tuple(self._engine.score(request.id, prompt, tokens))
+                yield Score(request_id=request.id, logprobs=logprobs)
+            except NoLane as error:
+                yield Score(request_id=request.id, logprobs=(), error=str(error))
+
+    def _prompt(self, messages: Sequence[Message], continued: list[int], text: str) -> Prompt:
+        template = self._template_ids(messages)
+        if not continued and text:
+            joined = self._template_ids(messages, text)
+            if joined[: len(template)] == template:
+                return Prompt(tuple(joined), tuple(joined[len(template) :]))
+        if text:
+            continued = continued + self._tokenizer.encode(text, continues=True)
+        return Prompt((*template, *continued), tuple(continued))
+
+    def _template_ids(self, messages: Sequence[Message], continue_text: str = "") -> list[int]:
+        key = (continue_text, *((message["role"], message["content"]) for message in messages))
+        if key not in self._known:
+            more = {"continue_text": continue_text} if continue_text else {}
+            self._known[key] = self._tokenizer.prompt_ids(messages, **more)
+            if len(self._known) > KNOWN_PROMPTS:
+                self._known.popitem(last=False)
+        self._known.move_to_end(key)
+        return self._known[key]

@@ -1,0 +1,1 @@
+"""The decoder, and the forms that its weights come in."""

@@ -1,0 +1,141 @@
+"""How does a model that somebody named become one that can be asked or trained?"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from etils import epath
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from ste_jax import checkpoints, files
+from ste_jax.config import DecodingKnobs, MeshKnobs
+from ste_jax.errors import RequestError
+from ste_jax.generators.local import LocalGenerator
+from ste_jax.models.decoder import Decoder
+from ste_jax.models.load import load_weights
+from ste_jax.models.sources import Source, resolve
+from ste_jax.parameters import parameters_of, with_parameters
+from ste_jax.sharding import make_mesh, parameter_sharding
+from ste_jax.tokenizers import Tokenizer, load_tokenizer
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model on its devices, with its tokenizer."""
+
+    model: Decoder
+    tokenizer: Tokenizer
+    mesh: Mesh
+
+
+def locate(source: str) -> Source:
+    """What is there under that name; for a run, its best checkpoint.
+
+    Raises:
+      RequestError: nothing that is a model, or a run without a checkpoint.
+    """
+    found = resolve(source)
+    if found.kind == "run":
+        return resolve(str(best_checkpoint(epath.Path(found.path))))
+    return found
+
+
+def best_checkpoint(root: epath.Path) -> epath.Path:
+    """The checkpoint of the iteration with the best validation accuracy; of equals, the latest.
+
+    A run without validation pairs gives its latest iteration. The held-out pairs have no say.
+    """
+    best: tuple[float, int, epath.Path] | None = None
+    for directory in (root / "iterations").iterdir():
+        path = directory / "checkpoint"
+        if not directory.name.isdigit() or not checkpoints.is_checkpoint(path):
+            continue
+        curve = directory / "finetune.json"
+        accuracy = files.read_json(curve).get("best_accuracy") if curve.exists() else None
+        candidate = (-1.0 if accuracy is None else float(accuracy), int(directory.name), path)
+        best = candidate if best is None else max(best, candidate)
+    if best is None:
+        raise RequestError(f"{root} holds no finished checkpoint yet; run `ste run` again")
+    return best[2]
+
+
+def open_model(
+    source: str | Source,
+    mesh: MeshKnobs,
+    *,
+    dtype: str,
+    param_dtype: str,
+    devices: Sequence[jax.Device] | None = None,
+) -> Opened:
+    """Load a model of any accepted kind onto `devices` (default: all, of every process).
+
+    Raises:
+      RequestError: what is there cannot be read as a model; names the file or tensor.
+    """
+    found = locate(source) if isinstance(source, str) else source
+    placed = make_mesh(mesh, devices)
+    kinds: dict[str, Any] = {"dtype": jnp.dtype(dtype), "param_dtype": jnp.dtype(param_dtype)}
+    if found.kind == "checkpoint":
+        model = checkpoints.load_checkpoint(found.path, placed, **kinds)
+        return Opened(model, load_tokenizer(str(found.path / "tokenizer")), placed)
+    return Opened(load_weights(found, placed, **kinds), load_tokenizer(str(found.path)), placed)
+
+
+def open_generator(source: str, knobs: DecodingKnobs) -> LocalGenerator:
+    """A model on this process's own devices, ready to be asked."""
+    opened = open_model(
+        source, knobs.mesh, dtype=knobs.dtype, param_dtype=knobs.dtype, devices=jax.local_devices()
+    )
+    return LocalGenerator(opened.model, opened.tokenizer, knobs, opened.mesh)
+
+
+def on_mesh(model: Decoder, mesh: Mesh, dtype: str) -> Decoder:
+    """The same model with its arrays on another mesh and in another type.
+
+    From a mesh of several processes to one of this process's own devices the arrays pass through the
+    host.
+    """
+    values: dict[str, Any] = dict(parameters_of(model))
+    if jax.process_count() > 1:
+        values = multihost_utils.process_allgather(values, tiled=True)
+    placed = {
+        path: jax.device_put(
+            jnp.asarray(values[path], jnp.dtype(dtype)),
+            parameter_sharding(declared.shape, declared.axes, mesh),
+        )
+        for path, declared in model.config.parameters().items()
+    }
+    moved = with_parameters(model, placed)
+    moved.dtype = jnp.dtype(dtype)
+    return moved
+
+
+def source_fingerprint(source: Source) -> str:
+    """A hash that tells one model's files from another's, without reading all of them.
+
+    Names, sizes, and the first and last 64 KiB of each file: those hold the headers, the configs and
+    the tokenizer.
+    """
+    root = Path(os.fspath(source.path))
+    paths = [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.is_file())
+    digest = hashlib.blake2b(digest_size=16)
+    for path in paths:
+        size = path.stat().st_size
+        name = path.name if path == root else str(path.relative_to(root))
+        digest.update(f"{name}\0{size}\0".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(_EDGE))
+            file.seek(max(0, size - _EDGE))
+            digest.update(file.read(_EDGE))
+    return digest.hexdigest()
+
+
+_EDGE = 1 << 16

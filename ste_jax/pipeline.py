@@ -1,0 +1,99 @@
+"""What is the recipe?
+
+`run` is all of it, top to bottom. Every step looks first at what is there: a step whose output is
+whole and was made under the same knobs, by the same model, from the same rows, does nothing. So
+running again is resuming, and a changed knob redoes what it touches.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from etils import epath
+
+from ste_jax.config import Config, load_config
+from ste_jax.context import Context, open_run
+from ste_jax.distributed import Processes
+from ste_jax.errors import RequestError
+from ste_jax.reporting.html import write_report
+from ste_jax.rundir import RunDir, Table
+from ste_jax.steps.curating import curate
+from ste_jax.steps.finetuning import finetune_iteration
+from ste_jax.steps.judging import annotate, evaluate
+from ste_jax.steps.pairing import make_pairs
+from ste_jax.steps.pool import import_seed, take_in
+from ste_jax.steps.selecting import choose, label
+
+
+def run(
+    config: Config, root: epath.Path, processes: Processes, *, new_shapes: bool = False
+) -> RunDir:
+    """The whole recipe, from instructions to evaluated judges.
+
+    Raises:
+      WorkError: a stage left nothing to go on with; names the stage and why.
+      Preempted: asked to stop; finished work is kept.
+    """
+    context = open_run(config, root, processes, new_shapes=new_shapes)
+    begin(context)
+    select(context)
+    make_pairs(context)
+    evaluate(context, 0)
+    for iteration in range(1, config.iterations + 1):
+        annotate(context, iteration)
+        curate(context, iteration)
+        finetune_iteration(context, iteration)
+        evaluate(context, iteration)
+    report(context)
+    return context.run
+
+
+def begin(context: Context) -> None:
+    """The pool of instructions, and the seed as iteration 0's checkpoint."""
+    take_in(context)
+    import_seed(context)
+
+
+def select(context: Context) -> None:
+    """Label every instruction of the pool with the seed, then choose and split."""
+    label(context)
+    choose(context)
+
+
+def run_stage(stage: str, root: epath.Path, iteration: int, processes: Processes) -> None:
+    """One stage of a run that was begun, under the config that lies in it.
+
+    Raises:
+      RequestError: not a run, or a stage whose inputs are not there yet.
+    """
+    if not RunDir(root).config.exists():
+        raise RequestError(f"{root} is not a run: begin one with `ste run`")
+    context = open_run(load_config(str(root / "config.yaml")), root, processes)
+    begin(context)
+    if stage == "select":
+        select(context)
+        return
+    if stage == "pair":
+        _need(context.run.selected, "select")
+        make_pairs(context)
+        return
+    _need(context.run.pairs, "pair")
+    here = context.run.iteration(iteration)
+    if iteration < 1:
+        raise RequestError("--iteration counts from 1; iteration 0 is the seed")
+    if stage == "annotate":
+        annotate(context, iteration)
+        curate(context, iteration)
+    else:
+        _need(here.training, f"annotate --iteration {iteration}")
+        finetune_iteration(context, iteration)
+
+
+def _need(table: Table[Any], stage: str) -> None:
+    if not table.complete():
+        raise RequestError(f"{table.directory} is not there yet; run `ste {stage}` first")
+
+
+def report(context: Context) -> None:
+    """Write the HTML report. Process 0 alone."""
+    context.processes.from_first("report", lambda: str(write_report(context.run)))

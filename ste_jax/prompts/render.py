@@ -1,0 +1,114 @@
+"""How does a role's prompt come about from its template and a row?
+
+A template is a YAML file: `system` and `user` texts with `{name}` places, few-shot `examples` (each
+the values of the places and the `reply`) that become turns of the chat, and `start`, a forced start
+of the assistant's turn. One text per role lies in `templates/`; a config may name another file.
+
+Places are filled in one pass, so that a brace or a place's name inside an answer is only text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ste_jax.errors import RequestError
+from ste_jax.generators.protocol import Message
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+PLACES = {
+    "classify": frozenset({"instruction", "categories"}),
+    "respond": frozenset({"instruction"}),
+    "modify": frozenset({"instruction", "answer"}),
+    "judge": frozenset({"instruction", "answer_a", "answer_b"}),
+}
+"""The places that each role's template may use."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Template:
+    """One role's prompt."""
+
+    name: str
+    user: str
+    system: str = ""
+    examples: tuple[Mapping[str, str], ...] = ()
+    start: str = ""
+
+    def messages(self, **values: str) -> tuple[Message, ...]:
+        """The turns of the chat: system, few-shot examples, and the row's own user turn."""
+        turns: list[Message] = []
+        if self.system:
+            turns.append(Message(role="system", content=fill(self.system, values)))
+        for example in self.examples:
+            shown = {**values, **example}
+            turns.append(Message(role="user", content=fill(self.user, shown)))
+            turns.append(Message(role="assistant", content=self.start + example["reply"]))
+        turns.append(Message(role="user", content=fill(self.user, values)))
+        return tuple(turns)
+
+    def fingerprint(self) -> list[Any]:
+        """All that the template says, for a stage's fingerprint."""
+        return [self.system, self.user, [dict(each) for each in self.examples], self.start]
+
+
+_PLACE = re.compile(r"\{([a-z_]+)\}")
+
+
+def fill(text: str, values: Mapping[str, str]) -> str:
+    """Put `values` in the places of `text`, in one pass; what is put in is not looked at again."""
+    return _PLACE.sub(lambda place: values.get(place[1], place[0]), text)
+
+
+@lru_cache(maxsize=64)
+def load_template(name: str, role: str) -> Template:
+    """Read the template of a role: a shipped one's name or the path of a YAML file.
+
+    Raises:
+      RequestError: no such file, a key or a place that does not exist, or an example without a reply.
+    """
+    path = Path(name) if name.endswith((".yaml", ".yml")) else TEMPLATES / f"{name}.yaml"
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        known = ", ".join(sorted(each.stem for each in TEMPLATES.glob("*.yaml")))
+        reason = " ".join(str(error).split())
+        raise RequestError(f"template {name} cannot be read ({reason}); shipped: {known}") from error
+    return _checked(values, name, role)
+
+
+def _checked(values: Any, name: str, role: str) -> Template:
+    known = {"system", "user", "examples", "start"}
+    if not isinstance(values, dict) or not values.get("user") or set(values) - known:
+        raise RequestError(f"template {name} must hold `user` and may hold {sorted(known)}, no more")
+    used = {place for key in ("system", "user") for place in _PLACE.findall(values.get(key) or "")}
+    if used - PLACES[role]:
+        unknown, places = sorted(used - PLACES[role])[0], sorted(PLACES[role])
+        raise RequestError(f"template {name} has a place {{{unknown}}}; {role} has {places}")
+    examples = tuple(values.get("examples") or ())
+    needed = {place for place in _PLACE.findall(values["user"]) if place != "categories"}
+    for number, example in enumerate(examples):
+        if not isinstance(example, dict) or needed - set(example) or "reply" not in example:
+            missing = sorted((needed | {"reply"}) - set(example if isinstance(example, dict) else ()))
+            raise RequestError(f"template {name}: example {number} lacks {', '.join(missing)}")
+    return Template(
+        name=name,
+        user=values["user"].rstrip("\n"),
+        system=(values.get("system") or "").rstrip("\n"),
+        examples=examples,
+        start=values.get("start") or "",
+    )
+
+
+def transcript(messages: Sequence[Message]) -> str:
+    """The user's question as a judge reads it: one turn as it is, several as a transcript."""
+    if len(messages) == 1:
+        return messages[0]["content"]
+    return "\n\n".join(f"{turn['role'].capitalize()}: {turn['content']}" for turn in messages)

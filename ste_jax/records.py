@@ -1,0 +1,261 @@
+"""Which rows travel between the stages, and how do they lie in a file?
+
+Each table is one frozen dataclass here and one Parquet schema derived from it. Ids are content
+hashes: the same input gives the same id on any machine. Tables are read by
+`datasets.load_dataset("parquet", ...)` and pandas as they are; the schema's metadata holds
+`schema_version`. Measured floats lie in tables of their own (DESIGN section 4), so that the other
+tables can be compared byte for byte.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import json
+import types
+import typing
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ste_jax.errors import WorkError
+from ste_jax.generators.protocol import Message
+
+SCHEMA_VERSION = 1
+
+Order = Literal["ab", "ba"]
+Letter = Literal["A", "B"]
+Split = Literal["train", "validation", "heldout"]
+ORDERS: tuple[Order, Order] = ("ab", "ba")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Instruction:
+    """What somebody asked. `messages` ends with a user turn; `extra` is the source row's other
+    columns as JSON."""
+
+    id: str
+    messages: tuple[Message, ...]
+    source: str
+    category: str | None = None
+    difficulty: int | None = None
+    split: str | None = None
+    extra: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Label:
+    """What the classifying model said of an instruction. `text` is its reply, empty when scored."""
+
+    id: str
+    category: str | None
+    difficulty: int | None
+    failure: str | None
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelScore:
+    """Log-probability of one label of one instruction, before and after calibration (nats)."""
+
+    id: str
+    kind: str
+    label: str
+    logprob: float
+    calibrated: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """The fate of every instruction of the pool: `kept`, or why not."""
+
+    id: str
+    fate: str
+    detail: str
+    category: str | None
+    difficulty: int | None
+    split: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """Two answers to `messages` whose order of merit is known by construction (or by a label)."""
+
+    id: str
+    instruction_id: str
+    messages: tuple[Message, ...]
+    chosen: str
+    rejected: str
+    modified_instruction: str
+    source: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class DroppedPair:
+    """An instruction that gave no pair: the reason, and the text that shows it."""
+
+    id: str
+    reason: str
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """What the judge reads. `ab` shows the chosen answer first; `label` is the letter to be printed."""
+
+    id: str
+    pair_id: str
+    order: str
+    messages: tuple[Message, ...]
+    label: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judgment:
+    """One sampled reasoning trace.
+
+    `verdict` is as printed. `failure` is why the text the judge ended by itself held none (null when
+    it did); `forced` says that the verdict was then drawn by force. `token_ids` are all ids of the
+    assistant's turn as they were sampled or forced, `free_tokens` of them before any force.
+    """
+
+    id: str
+    prompt_id: str
+    judge: str
+    iteration: int
+    sample: int
+    text: str
+    token_ids: tuple[int, ...]
+    verdict: str | None
+    failure: str | None
+    forced: bool
+    finish_reason: str
+    free_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingExample:
+    """What is trained on: the prompt, and the ids that were sampled for it."""
+
+    id: str
+    prompt_id: str
+    judgment_id: str
+    label: str
+    messages: tuple[Message, ...]
+    completion: str
+    completion_ids: tuple[int, ...]
+    forced: bool
+    rejected: str | None = None
+    rejected_ids: tuple[int, ...] | None = None
+
+
+Row = TypeVar("Row")
+
+
+def content_id(kind: str, *parts: object) -> str:
+    """A 128-bit hash, in hex, of what a row is made of. JSON keeps part borders unambiguous."""
+    text = json.dumps([kind, *parts], ensure_ascii=False, sort_keys=True)
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+def shard_of(id: str, shards: int) -> int:
+    """The shard that a row with this id belongs to."""
+    digest = hashlib.blake2b(id.encode(), digest_size=8, person=b"shard").digest()
+    return int.from_bytes(digest, "big") % shards
+
+
+def hash_order(id: str, purpose: str) -> int:
+    """A number to sort by: an order that is fixed, and has nothing to do with the content."""
+    digest = hashlib.blake2b(f"{purpose}\0{id}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big")
+
+
+def instruction_id(messages: Sequence[Message]) -> str:
+    """The id of an instruction: its turns, nothing else."""
+    return content_id("instruction", [[turn["role"], turn["content"]] for turn in messages])
+
+
+def make_pair(
+    instruction: Instruction,
+    *,
+    chosen: str,
+    rejected: str,
+    modified_instruction: str,
+    source: str,
+) -> Pair:
+    """A pair with its content hash."""
+    id = content_id("pair", instruction.id, chosen, rejected, modified_instruction, source)
+    return Pair(
+        id=id,
+        instruction_id=instruction.id,
+        messages=instruction.messages,
+        chosen=chosen,
+        rejected=rejected,
+        modified_instruction=modified_instruction,
+        source=source,
+    )
+
+
+_MESSAGE = pa.struct([("role", pa.string()), ("content", pa.string())])
+_ARROW: dict[Any, pa.DataType] = {
+    str: pa.string(),
+    int: pa.int64(),
+    float: pa.float64(),
+    bool: pa.bool_(),
+    tuple[Message, ...]: pa.list_(_MESSAGE),
+    tuple[int, ...]: pa.list_(pa.int32()),
+}
+
+
+def schema(row_type: type[Any]) -> pa.Schema:
+    """The Parquet schema of a table of `row_type`."""
+    hints = typing.get_type_hints(row_type)
+    columns = []
+    for field in dataclasses.fields(row_type):
+        hint = hints[field.name]
+        nullable = isinstance(hint, types.UnionType)
+        if nullable:
+            (hint,) = (arm for arm in typing.get_args(hint) if arm is not types.NoneType)
+        columns.append(pa.field(field.name, _ARROW[hint], nullable=nullable))
+    metadata = {"schema_version": str(SCHEMA_VERSION), "table": row_type.__name__}
+    return pa.schema(columns, metadata=metadata)
+
+
+def to_parquet(rows: Iterable[Any], row_type: type[Any]) -> bytes:
+    """A Parquet file's bytes; the same rows give the same bytes (one library version)."""
+    names = [field.name for field in dataclasses.fields(row_type)]
+    columns: dict[str, list[Any]] = {name: [] for name in names}
+    for row in rows:
+        for name in names:
+            columns[name].append(getattr(row, name))
+    table = pa.Table.from_pydict(columns, schema=schema(row_type))
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    return buffer.getvalue()
+
+
+def from_parquet(data: bytes, row_type: type[Row], name: str) -> list[Row]:
+    """The rows of a Parquet file's bytes; `name` is what an error calls it."""
+    try:
+        table = pq.read_table(io.BytesIO(data))
+    except (pa.ArrowException, OSError) as error:
+        raise WorkError(f"{name} is not a readable Parquet file ({error}); delete it and run again")
+    found = (table.schema.metadata or {}).get(b"schema_version", b"none").decode()
+    if found != str(SCHEMA_VERSION):
+        raise WorkError(
+            f"{name} has schema_version {found}, this version reads {SCHEMA_VERSION}; "
+            f"start a new run"
+        )
+    hints = typing.get_type_hints(row_type)
+    listed = [key for key, hint in hints.items() if "tuple" in str(hint)]
+    rows = []
+    for values in table.to_pylist():
+        for key in listed:
+            if values[key] is not None:
+                values[key] = tuple(values[key])
+        rows.append(row_type(**values))
+    return rows

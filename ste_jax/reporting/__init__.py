@@ -1,0 +1,1 @@
+"""What did a run do, in tables for a terminal and as one HTML file?"""

@@ -1,0 +1,315 @@
+"""How many rows went into each step of a run, how many came out, and where did the others go?
+
+Counted from the tables alone, never from a log: what a log says may be of an attempt that was
+killed. Every count has a partner that it must add up with; `check_sums` says which do not. Memory
+is bounded by ids, not by texts.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import yaml
+
+from ste_jax import files
+from ste_jax.config import AnnotateKnobs
+from ste_jax.reporting.columns import read_columns
+from ste_jax.rundir import IterationDir, RunDir, Table
+
+Counts = dict[str, int]
+Step = tuple[str, int, Counts]
+"""A step's name, the rows that passed it, and how many did not for which reason."""
+
+
+def funnel(run: RunDir) -> dict[str, Any]:
+    """Count every step of a run, as far as it has come (then `complete` of a step is false).
+
+    Returns, ready for JSON:
+      intake: {read, rejected, duplicates, kept} as the pool was taken in; null before.
+      pool: {rows, complete}
+      labels: {with_category, without_category, failures: {kind: n}, complete}
+      selection: {fates: {fate: n}, kept: {split: {category: n}}, selected, complete}
+      pairs: {kept, by_split: {split: n}, dropped: {reason: n}, complete}
+      iterations: one per iteration from 1, see `_iteration`.
+      evaluations: one per judge from the seed's 0: {iteration, prompts, judgments, votes, complete}
+
+    Raises:
+      RequestError: not a run. WorkError: a damaged table.
+    """
+    splits, selection = _selection(run)
+    begun, waves = run.iterations(), _waves(run)
+    return {
+        "intake": files.read_json(run.manifest).get("intake"),
+        "pool": {"rows": count(run.pool), "complete": run.pool.complete()},
+        "labels": _labels(run),
+        "selection": selection,
+        "pairs": _pairs(run, splits),
+        "iterations": [_iteration(each, waves) for each in begun if each.index > 0],
+        "evaluations": [_evaluation(each) for each in begun],
+    }
+
+
+def read_config(run: RunDir) -> dict[str, Any]:
+    """The run's config as it was resolved; empty before."""
+    text = run.config.read_text() if run.config.exists() else ""
+    config: dict[str, Any] = yaml.safe_load(text) or {}
+    return config
+
+
+def count(table: Table[Any]) -> int:
+    """Rows of a table that are there."""
+    return sum(1 for _ in read_columns(table, "id"))
+
+
+def _counts(counter: Counter[Any]) -> Counts:
+    """By name, so that the same rows give the same file."""
+    return {str(key): counter[key] for key in sorted(counter, key=str)}
+
+
+def _labels(run: RunDir) -> dict[str, Any]:
+    rows = list(read_columns(run.labels, "category", "failure"))
+    labelled = sum(category is not None for category, _ in rows)
+    return {
+        "with_category": labelled,
+        "without_category": len(rows) - labelled,
+        "failures": _counts(Counter(failure for _, failure in rows if failure is not None)),
+        "complete": run.labels.complete(),
+    }
+
+
+def _selection(run: RunDir) -> tuple[dict[str, str], dict[str, Any]]:
+    fates: Counter[str] = Counter()
+    kept: dict[str, Counter[str]] = {}
+    splits: dict[str, str] = {}
+    for id, fate, category, split in read_columns(run.selection, "id", "fate", "category", "split"):
+        fates[fate] += 1
+        if fate == "kept":
+            splits[id] = str(split)
+            kept.setdefault(str(split), Counter())[str(category)] += 1
+    return splits, {
+        "fates": _counts(fates),
+        "kept": {split: _counts(kept[split]) for split in sorted(kept)},
+        "selected": count(run.selected),
+        "complete": run.selection.complete() and run.selected.complete(),
+    }
+
+
+def _pairs(run: RunDir, splits: dict[str, str]) -> dict[str, Any]:
+    of = Counter(splits.get(id, "unknown") for (id,) in read_columns(run.pairs, "instruction_id"))
+    dropped = Counter(reason for (reason,) in read_columns(run.dropped_pairs, "reason"))
+    return {
+        "kept": of.total(),
+        "by_split": _counts(of),
+        "dropped": _counts(dropped),
+        "complete": run.pairs.complete() and run.dropped_pairs.complete(),
+    }
+
+
+def _iteration(iteration: IterationDir, waves: tuple[int, ...]) -> dict[str, Any]:
+    """One iteration's counts:
+
+    prompts, with_correct: all of them, and those with at least one correct judgment;
+    judgments = parsed (by the judge itself) + forced + unparsed (not even so); failures by kind,
+      why the judge gave no verdict by itself; correct: verdict equal to the label;
+    samples, waves: {samples drawn (waves begun): prompts};
+    kept: {letter: n} of training, as the table has it; curation: what the curation itself wrote,
+      {kept: {letter: n}, dropped: {reason: n}}, null before;
+    too_long: training rows that did not fit the sequence length, null before fine-tuning;
+    annotated, complete: whether the judgments, and the training table, are all there.
+    """
+    labels = dict(read_columns(iteration.prompts, "id", "label"))
+    samples: Counter[str] = Counter(dict.fromkeys(labels, 0))
+    failures: Counter[str] = Counter()
+    parsed = forced = unparsed = correct = 0
+    with_correct: set[str] = set()
+    columns = ("prompt_id", "verdict", "failure", "forced")
+    for prompt_id, verdict, failure, by_force in read_columns(iteration.judgments, *columns):
+        samples[prompt_id] += 1
+        parsed += failure is None
+        forced += by_force and verdict is not None
+        unparsed += verdict is None
+        if failure is not None:
+            failures[failure] += 1
+        if verdict is not None and verdict == labels.get(prompt_id):
+            correct += 1
+            with_correct.add(prompt_id)
+    letters = Counter({"A": 0, "B": 0})
+    letters.update(letter for (letter,) in read_columns(iteration.training, "label"))
+    curation, loss_curve = iteration.curation, iteration.loss_curve
+    curve = files.read_json(loss_curve) if loss_curve.exists() else None
+    return {
+        "iteration": iteration.index,
+        "prompts": len(labels),
+        "judgments": samples.total(),
+        "strays": sum(id not in labels for id in samples),
+        "parsed": parsed,
+        "forced": forced,
+        "unparsed": unparsed,
+        "failures": _counts(failures),
+        "correct": correct,
+        "with_correct": len(with_correct),
+        "samples": _tally(samples),
+        "waves": _tally(Counter({id: _waves_of(n, waves) for id, n in samples.items()})),
+        "kept": _counts(letters),
+        "curation": files.read_json(curation) if curation.exists() else None,
+        "too_long": len(curve.get("too_long", ())) if curve is not None else None,
+        "annotated": iteration.prompts.complete() and iteration.judgments.complete(),
+        "complete": iteration.training.complete() and curation.exists(),
+    }
+
+
+def _tally(per_prompt: Counter[str]) -> Counts:
+    of = Counter(per_prompt.values())
+    return {str(number): of[number] for number in sorted(of)}
+
+
+def _waves(run: RunDir) -> tuple[int, ...]:
+    """The sizes of the waves; the knob's default where the run has no config yet."""
+    return tuple(read_config(run).get("annotate", {}).get("waves", AnnotateKnobs().waves))
+
+
+def _waves_of(samples: int, waves: tuple[int, ...]) -> int:
+    """How many waves it took to draw so many samples; the last size repeats."""
+    begun = 0
+    while samples > 0:
+        samples -= waves[min(begun, len(waves) - 1)]
+        begun += 1
+    return begun
+
+
+def _evaluation(iteration: IterationDir) -> dict[str, Any]:
+    prompts, judgments = iteration.evaluation_prompts, iteration.evaluation_judgments
+    done = iteration.evaluation.exists()
+    return {
+        "iteration": iteration.index,
+        "prompts": count(prompts),
+        "judgments": count(judgments),
+        "votes": files.read_json(iteration.evaluation).get("votes") if done else None,
+        "complete": done and prompts.complete() and judgments.complete(),
+    }
+
+
+# ---------------------------------------------------------------------------------------------
+# As steps, for people
+
+
+def pool_steps(funnel: dict[str, Any]) -> list[Step]:
+    """From what was read to the pairs, as far as the run has come."""
+    intake, labels, selection = funnel["intake"], funnel["labels"], funnel["selection"]
+    pairs, taken_in = funnel["pairs"], funnel["pool"]["rows"]
+    steps: list[Step] = []
+    if intake is not None:
+        steps.append(("read", intake["read"], {}))
+        lost = {key: intake[key] for key in ("rejected", "duplicates")}
+        steps.append(("taken in", intake["kept"], lost))
+    elif taken_in:
+        steps.append(("taken in", taken_in, {}))
+    if labels["with_category"] + labels["without_category"]:
+        steps.append(("given a category", labels["with_category"], labels["failures"]))
+    if selection["fates"]:
+        lost = {fate: n for fate, n in selection["fates"].items() if fate != "kept"}
+        steps.append(("selected", selection["selected"], lost))
+    if pairs["kept"] + sum(pairs["dropped"].values()):
+        steps.append(("made pairs", pairs["kept"], pairs["dropped"]))
+    return steps
+
+
+def iteration_steps(each: dict[str, Any]) -> list[Step]:
+    """From an iteration's prompts to what was trained on."""
+    steps: list[Step] = [
+        ("prompts", each["prompts"], {}),
+        ("with a correct judgment", each["with_correct"], {}),
+    ]
+    if each["complete"]:
+        kept = sum(each["kept"].values())
+        steps.append(("kept for training", kept, each["curation"]["dropped"]))
+        if each["too_long"] is not None:
+            lost = {"too_long": each["too_long"]}
+            steps.append(("trained on", kept - each["too_long"], lost))
+    return steps
+
+
+def reasons(lost: Counts) -> str:
+    """How many for which reason, the largest first."""
+    ordered = sorted(lost.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{n:,} {reason.replace('_', ' ')[:80]}" for reason, n in ordered if n)
+
+
+# ---------------------------------------------------------------------------------------------
+# What must add up
+
+
+def check_sums(funnel: dict[str, Any]) -> list[str]:
+    """The equations between counts that do not hold, each as one sentence; none in a sound run.
+
+    An equation is looked at once both its sides are complete.
+    """
+    return [
+        f"{what}: {whole} is not {parts}"
+        for what, whole, parts in _equations(funnel)
+        if whole != parts
+    ]
+
+
+Equation = tuple[str, int, int]
+
+
+def _equations(funnel: dict[str, Any]) -> Iterator[Equation]:
+    intake, pool, labels = funnel["intake"], funnel["pool"], funnel["labels"]
+    selection, pairs = funnel["selection"], funnel["pairs"]
+    if intake is not None:
+        parts = intake["rejected"] + intake["duplicates"] + intake["kept"]
+        yield "rows read = rejected + duplicates + kept", intake["read"], parts
+    if intake is not None and pool["complete"]:
+        yield "rows kept at intake = rows of the pool", intake["kept"], pool["rows"]
+    if pool["complete"] and labels["complete"]:
+        both = labels["with_category"] + labels["without_category"]
+        yield "rows of the pool = with + without a category", pool["rows"], both
+    if pool["complete"] and selection["complete"]:
+        yield "rows of the pool = sum of the fates", pool["rows"], sum(selection["fates"].values())
+    if selection["complete"]:
+        kept = selection["fates"].get("kept", 0)
+        by_split = sum(sum(of.values()) for of in selection["kept"].values())
+        yield "fate kept = kept by split and category", kept, by_split
+        yield "fate kept = rows selected", kept, selection["selected"]
+    if selection["complete"] and pairs["complete"]:
+        parts = pairs["kept"] + sum(pairs["dropped"].values())
+        yield "rows selected = pairs + dropped", selection["selected"], parts
+        yield "pairs of no selected instruction = 0", pairs["by_split"].get("unknown", 0), 0
+    for each in funnel["iterations"]:
+        for what, whole, parts in _of_iteration(each, pairs):
+            yield f"iteration {each['iteration']}: {what}", whole, parts
+    for each in funnel["evaluations"]:
+        for what, whole, parts in _of_evaluation(each, pairs):
+            yield f"evaluation {each['iteration']}: {what}", whole, parts
+
+
+def _of_iteration(each: dict[str, Any], pairs: dict[str, Any]) -> Iterator[Equation]:
+    by_force = each["forced"] + each["unparsed"]
+    yield "judgments = parsed + forced + unparsed", each["judgments"], each["parsed"] + by_force
+    yield "failures by kind = forced + unparsed", sum(each["failures"].values()), by_force
+    if each["annotated"]:
+        yield "prompts without a judgment = 0", each["samples"].get("0", 0), 0
+        yield "judgments of no prompt = 0", each["strays"], 0
+    if each["annotated"] and pairs["complete"]:
+        train_pairs = pairs["by_split"].get("train", 0)
+        yield "prompts = 2 x training pairs", each["prompts"], 2 * train_pairs
+    if each["complete"]:
+        kept = each["curation"]["kept"]
+        for letter in ("A", "B"):
+            yield f"kept {letter} = its training rows", kept.get(letter, 0), each["kept"][letter]
+    if each["annotated"] and each["complete"]:
+        total = sum(each["curation"]["kept"].values())
+        parts = total + sum(each["curation"]["dropped"].values())
+        yield "prompts = kept + dropped", each["prompts"], parts
+        yield "kept without a correct judgment = 0", max(0, total - each["with_correct"]), 0
+
+
+def _of_evaluation(each: dict[str, Any], pairs: dict[str, Any]) -> Iterator[Equation]:
+    if each["complete"] and pairs["complete"]:
+        heldout = pairs["by_split"].get("heldout", 0)
+        yield "prompts = 2 x held-out pairs", each["prompts"], 2 * heldout
+    if each["complete"]:
+        yield "judgments = prompts x votes", each["judgments"], each["prompts"] * each["votes"]

@@ -1,0 +1,231 @@
+"""What did each iteration take in, cost, and give? As rows, and as text for a terminal.
+
+Counts come from the run's tables (see `funnel`), measures from each iteration's `evaluation.json`,
+and the work done (tokens, seconds, FLOPs) from the events of `metrics.jsonl`. Seconds are summed
+over processes.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from ste_jax import files
+from ste_jax.reporting.funnel import check_sums, funnel, iteration_steps, pool_steps, reasons
+from ste_jax.rundir import IterationDir, RunDir, read_metrics
+
+Event = dict[str, Any]
+_WIDTH = 100
+
+
+def iteration_table(run: RunDir, counts: dict[str, Any] | None = None) -> list[dict[str, Any]]:
+    """One row per judge, from the seed's iteration 0; what is not there (yet) is null.
+
+    `counts` is the run's funnel where the caller has it at hand. A measure stands beside its
+    interval, `<name>_ci95`. `tokens_drawn` were generated (`drawn_per_second` of decoding),
+    `tokens_trained` went through training steps; `flops` and `seconds` are of both. The work of
+    iteration 0 is the selection, the pairs and the seed's evaluation.
+    """
+    counts = counts or funnel(run)
+    events = read_metrics(run)
+    annotated = {each["iteration"]: each for each in counts["iterations"]}
+    return [_row(each, counts, annotated.get(each.index), events) for each in run.iterations()]
+
+
+def _row(
+    iteration: IterationDir,
+    counts: dict[str, Any],
+    annotated: dict[str, Any] | None,
+    events: list[Event],
+) -> dict[str, Any]:
+    mine = [event for event in events if event.get("iteration") == iteration.index]
+    drawn, trained = _sum(_work(mine)), _sum(_steps(mine))
+    split = counts["selection"]["kept"].get("train", {})
+    evaluation = files.read_json(iteration.evaluation) if iteration.evaluation.exists() else {}
+    row: dict[str, Any] = {
+        "iteration": iteration.index,
+        "instructions": sum(split.values()) if annotated else None,
+        "pairs": counts["pairs"]["by_split"].get("train", 0) if annotated else None,
+        "samples_drawn": annotated["judgments"] if annotated else None,
+        "kept_A": annotated["kept"]["A"] if annotated else None,
+        "kept_B": annotated["kept"]["B"] if annotated else None,
+        "tokens_drawn": drawn.get("new_tokens"),
+        "drawn_per_second": _rate(drawn.get("new_tokens"), drawn.get("seconds")),
+        "tokens_trained": trained.get("tokens"),
+        "flops": _add(drawn.get("flops"), trained.get("flops")),
+        "seconds": _add(drawn.get("seconds"), trained.get("seconds")),
+        "validation_accuracy": _validation(iteration),
+    }
+    for name, key in (
+        ("agreement_with_constructed_labels", "accuracy"),
+        ("consistent_agreement", "consistent_accuracy"),
+        ("majority_agreement", "majority_accuracy"),
+        ("verdict_without_force", "parsed_unforced"),
+    ):
+        row[name] = evaluation.get(key)
+        row[f"{name}_ci95"] = evaluation.get(f"{key}_ci95")
+    return row
+
+
+def stage_table(run: RunDir) -> list[dict[str, Any]]:
+    """One row per stage and iteration, in the order in which they first did work, and the whole.
+
+    `prompt_tokens` were read, `cached_prompt_tokens` found already computed.
+    """
+    events = read_metrics(run)
+    groups: dict[tuple[str, Any], list[Event]] = {}
+    for event in [*_work(events), *_steps(events)]:
+        stage = "train" if event["event"] == "train_step" else str(event.get("stage"))
+        groups.setdefault((stage, event.get("iteration")), []).append(event)
+    first = sorted(groups, key=lambda key: min(e.get("time", 0) for e in groups[key]))
+    rows = [_stage_row(stage, index, _sum(groups[stage, index])) for stage, index in first]
+    if rows:
+        everything = _sum([event for group in groups.values() for event in group])
+        rows.append(_stage_row("whole run", None, everything))
+    return rows
+
+
+def _stage_row(stage: str, iteration: Any, total: dict[str, Any]) -> dict[str, Any]:
+    seconds, new = total.get("seconds"), total.get("new_tokens")
+    return {
+        "stage": stage,
+        "iteration": iteration,
+        "rows": total.get("rows"),
+        "prompt_tokens": total.get("prompt_tokens"),
+        "cached_prompt_tokens": total.get("cached_prompt_tokens"),
+        "new_tokens": new,
+        "trained_tokens": total.get("tokens"),
+        "tokens_per_second": _rate(_add(new, total.get("tokens")), seconds),
+        "flops": total.get("flops"),
+        "seconds": seconds,
+    }
+
+
+def _work(events: Iterable[Event]) -> list[Event]:
+    return [event for event in events if event.get("event") == "work"]
+
+
+def _steps(events: Iterable[Event]) -> list[Event]:
+    """The training steps. One that was done again after a kill counts once: its last time."""
+    last = {
+        (event.get("iteration"), event.get("step")): event
+        for event in events
+        if event.get("event") == "train_step"
+    }
+    return list(last.values())
+
+
+_SUMMED = (
+    "rows", "prompt_tokens", "cached_prompt_tokens", "new_tokens", "tokens", "flops", "seconds",
+)  # fmt: skip
+
+
+def _sum(events: list[Event]) -> dict[str, Any]:
+    """Sums of what the events say; a number that none of them says is absent."""
+    said = {key: [event[key] for event in events if event.get(key) is not None] for key in _SUMMED}
+    return {key: sum(values) for key, values in said.items() if values}
+
+
+def _add(one: Any, other: Any) -> Any:
+    known = [value for value in (one, other) if value is not None]
+    return sum(known) if known else None
+
+
+def _rate(tokens: Any, seconds: Any) -> float | None:
+    return tokens / seconds if tokens is not None and seconds else None
+
+
+def _validation(iteration: IterationDir) -> float | None:
+    """Validation accuracy of the checkpoint that was kept."""
+    if not iteration.loss_curve.exists():
+        return None
+    curve = files.read_json(iteration.loss_curve)
+    at = {each["step"]: each["accuracy"] for each in curve["validations"]}
+    return at.get(curve.get("best_step"))
+
+
+# ---------------------------------------------------------------------------------------------
+# As text
+
+
+def cells(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Header and body as texts: an interval joins its measure, a missing value is a dash."""
+    names = [name for name in rows[0] if not name.endswith("_ci95")] if rows else []
+    body = [[_cell(row[name], row.get(f"{name}_ci95")) for name in names] for row in rows]
+    return [name.replace("_", " ") for name in names], body
+
+
+def _cell(value: Any, interval: Any) -> str:
+    if interval is not None:
+        return f"{number(value)} [{number(interval[0])}, {number(interval[1])}]"
+    return number(value)
+
+
+def number(value: Any) -> str:
+    """A number for people: shares to three digits, large ones to what can be read."""
+    if value is None:
+        return "-"
+    if not isinstance(value, (int, float)):
+        return str(value)
+    if abs(value) >= 1e9:
+        return f"{value:.2e}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if abs(value) <= 1:
+        return f"{value:.3f}"
+    return f"{value:,.1f}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
+def summary(run: RunDir) -> str:
+    """What `ste run` prints at its end: the funnel, the iterations and the stages."""
+    counts = funnel(run)
+    steps = [("", step) for step in pool_steps(counts)]
+    for each in counts["iterations"]:
+        steps += [(f"iteration {each['iteration']}: ", step) for step in iteration_steps(each)]
+    funnel_rows = "\n".join(
+        f"{prefix + name:36}{rows:>8,}   {reasons(lost)}".rstrip()
+        for prefix, (name, rows, lost) in steps
+    )
+    parts = [
+        f"Rows that passed each step, and why others did not\n{funnel_rows or '(nothing yet)'}",
+        *(f"Does not add up: {wrong}" for wrong in check_sums(counts)),
+        f"By iteration\n{render(iteration_table(run, counts))}",
+        f"By stage\n{render(stage_table(run))}",
+    ]
+    return "\n\n".join(parts)
+
+
+def render(rows: Sequence[dict[str, Any]]) -> str:
+    """Aligned plain text: a line per row, or a column per row where lines would get too long."""
+    if not rows:
+        return "(nothing yet)"
+    header, body = cells(rows)
+    lines = _align([*_wrapped(header, body), *body])
+    if len(lines[0]) > _WIDTH:
+        across = _align([list(line) for line in zip(header, *body, strict=True)])
+        lines = min(lines, across, key=lambda each: len(each[0]))
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _wrapped(header: list[str], body: list[list[str]]) -> list[list[str]]:
+    """The header over as many lines as keep a column about as wide as what stands in it."""
+    columns = []
+    for name, column in zip(header, zip(*body, strict=True), strict=True):
+        width = max(len(text) for text in (*column, *name.split()))
+        columns.append(textwrap.wrap(name, width))
+    height = max(len(column) for column in columns)
+    padded = [[""] * (height - len(column)) + column for column in columns]
+    return [list(line) for line in zip(*padded, strict=True)]
+
+
+def _align(lines: list[list[str]]) -> list[str]:
+    """The first column to the left, numbers to the right."""
+    widths = [max(len(cell) for cell in column) for column in zip(*lines, strict=True)]
+    return [
+        "  ".join(
+            cell.rjust(width) if place else cell.ljust(width)
+            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in lines
+    ]

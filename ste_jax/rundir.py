@@ -1,0 +1,275 @@
+"""Where does everything of a run lie, and what of it is done?
+
+A run is one directory. Its tables are Parquet shards: a row belongs to the shard of its
+instruction's id, rows in a shard are ordered by id, a shard's file appears whole or not at all, and
+a shard that is there is done. What a stage has made is remembered beside it as the stage's
+fingerprint; where the fingerprint differs from today's, what it made is removed and made again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Generic
+
+from etils import epath
+
+from ste_jax import __version__, files, records
+from ste_jax.errors import RequestError, WorkError
+from ste_jax.records import Row
+
+
+@dataclass(frozen=True)
+class Table(Generic[Row]):
+    """A table of a run: `shards` Parquet files of rows of one type in one directory."""
+
+    directory: epath.Path
+    row_type: type[Row]
+    shards: int
+
+    def path(self, shard: int) -> epath.Path:
+        """The file of one shard."""
+        return self.directory / f"{shard:05d}-of-{self.shards:05d}.parquet"
+
+    def done(self, shard: int) -> bool:
+        """Whether the shard is there; then it is whole."""
+        return self.path(shard).exists()
+
+    def complete(self) -> bool:
+        """Whether every shard is there."""
+        return all(self.done(shard) for shard in range(self.shards))
+
+    def read(self, shard: int) -> list[Row]:
+        """The rows of one shard; none if it is not there."""
+        path = self.path(shard)
+        if not path.exists():
+            return []
+        return records.from_parquet(path.read_bytes(), self.row_type, str(path))
+
+    def rows(self) -> Iterator[Row]:
+        """All rows, shard by shard: no more than one shard is in memory."""
+        for shard in range(self.shards):
+            yield from self.read(shard)
+
+    def write(self, shard: int, rows: Iterable[Row]) -> None:
+        """Write one shard, ordered by id."""
+        ordered = sorted(rows, key=lambda row: row.id)  # type: ignore[attr-defined]
+        files.write_whole(self.path(shard), records.to_parquet(ordered, self.row_type))
+
+    def remove(self) -> None:
+        """Forget the table."""
+        files.remove(self.directory)
+
+
+@dataclass(frozen=True)
+class IterationDir:
+    """The tables and files of iteration K. Iteration 0 is the seed: it only has a checkpoint and its
+    evaluation."""
+
+    root: epath.Path
+    index: int
+    shards: int
+
+    def _table(self, row_type: type[Row], *names: str) -> Table[Row]:
+        return Table(self.root.joinpath(*names), row_type, self.shards)
+
+    @property
+    def prompts(self) -> Table[records.Prompt]:
+        return self._table(records.Prompt, "prompts")
+
+    @property
+    def judgments(self) -> Table[records.Judgment]:
+        return self._table(records.Judgment, "judgments")
+
+    @property
+    def training(self) -> Table[records.TrainingExample]:
+        return self._table(records.TrainingExample, "training")
+
+    @property
+    def evaluation_prompts(self) -> Table[records.Prompt]:
+        return self._table(records.Prompt, "evaluation", "prompts")
+
+    @property
+    def evaluation_judgments(self) -> Table[records.Judgment]:
+        return self._table(records.Judgment, "evaluation", "judgments")
+
+    @property
+    def checkpoint(self) -> epath.Path:
+        return self.root / "checkpoint"
+
+    @property
+    def train_state(self) -> epath.Path:
+        return self.root / "train_state"
+
+    @property
+    def curation(self) -> epath.Path:
+        """Counts of what was kept and what was not, and why (JSON)."""
+        return self.root / "curation.json"
+
+    @property
+    def loss_curve(self) -> epath.Path:
+        """One entry per optimizer step, and the validations (JSON), without times."""
+        return self.root / "finetune.json"
+
+    @property
+    def evaluation(self) -> epath.Path:
+        return self.root / "evaluation.json"
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """A run's directory."""
+
+    root: epath.Path
+
+    @property
+    def config(self) -> epath.Path:
+        return self.root / "config.yaml"
+
+    @property
+    def manifest(self) -> epath.Path:
+        return self.root / "manifest.json"
+
+    @property
+    def metrics(self) -> epath.Path:
+        return self.root / "metrics.jsonl"
+
+    @property
+    def rejected(self) -> epath.Path:
+        return self.root / "rejected.jsonl"
+
+    @property
+    def report(self) -> epath.Path:
+        return self.root / "report" / "index.html"
+
+    @cached_property
+    def shards(self) -> int:
+        """S, fixed when the pool was taken in.
+
+        Raises:
+          RequestError: this is not a run's directory.
+        """
+        if not self.manifest.exists():
+            raise RequestError(f"{self.root} is not a run: it has no manifest.json")
+        return int(files.read_json(self.manifest)["shards"])
+
+    def _table(self, row_type: type[Row], *names: str) -> Table[Row]:
+        return Table(self.root.joinpath(*names), row_type, self.shards)
+
+    @property
+    def pool(self) -> Table[records.Instruction]:
+        return self._table(records.Instruction, "instructions", "pool")
+
+    @property
+    def labels(self) -> Table[records.Label]:
+        return self._table(records.Label, "instructions", "labels")
+
+    @property
+    def label_scores(self) -> Table[records.LabelScore]:
+        return self._table(records.LabelScore, "instructions", "label_scores")
+
+    @property
+    def selection(self) -> Table[records.Selection]:
+        return self._table(records.Selection, "instructions", "selection")
+
+    @property
+    def selected(self) -> Table[records.Instruction]:
+        return self._table(records.Instruction, "instructions", "selected")
+
+    @property
+    def pairs(self) -> Table[records.Pair]:
+        return self._table(records.Pair, "pairs", "kept")
+
+    @property
+    def dropped_pairs(self) -> Table[records.DroppedPair]:
+        return self._table(records.DroppedPair, "pairs", "dropped")
+
+    def iteration(self, index: int) -> IterationDir:
+        return IterationDir(self.root / "iterations" / str(index), index, self.shards)
+
+    def iterations(self) -> list[IterationDir]:
+        """The iterations that have begun, in order."""
+        directory = self.root / "iterations"
+        if not directory.exists():
+            return []
+        numbers = sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit())
+        return [self.iteration(number) for number in numbers]
+
+
+def fingerprint(stage: str, version: int, knobs: Any, model: str = "", inputs: Any = None) -> str:
+    """What makes a stage's output what it is: the knobs it reads, the model it asks, its version.
+
+    The package's version is not part of it: a new release must not throw finished work away.
+    """
+    text = json.dumps([stage, version, knobs, model, inputs], sort_keys=True, default=list)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def mark(path: epath.Path, print_: str) -> None:
+    """Remember the fingerprint of what is about to be made at `path`."""
+    files.write_json(path, {"fingerprint": print_, "ste_jax": __version__})
+
+
+def marked(path: epath.Path) -> str:
+    """The fingerprint remembered at `path`; empty if none is."""
+    return str(files.read_json(path)["fingerprint"]) if path.exists() else ""
+
+
+def row_ids(tables: Iterable[Table[Any]]) -> str:
+    """A hash over the ids of all rows of some tables: what a global step's inputs were."""
+    digest = hashlib.blake2b(digest_size=16)
+    for table in tables:
+        for row in table.rows():
+            digest.update(row.id.encode() + b"\n")
+        digest.update(b"\0")
+    return digest.hexdigest()
+
+
+class MetricsLog:
+    """A process's log of events: one JSON line each. Process 0's is `metrics.jsonl`."""
+
+    def __init__(self, path: epath.Path) -> None:
+        self._path = path
+        if not files.is_remote(path) and path.exists():
+            self._end_torn_line()
+
+    def _end_torn_line(self) -> None:
+        """A kill may have cut the last line off; what comes next starts a line of its own."""
+        data = self._path.read_bytes()
+        if data and not data.endswith(b"\n"):
+            with self._path.open("a") as file:
+                file.write("\n")
+
+    def __call__(self, event: str, **values: Any) -> None:
+        """Append one event; `time` is Unix seconds.
+
+        Raises:
+          WorkError: the file cannot be written.
+        """
+        line = json.dumps({"event": event, "time": round(time.time(), 3), **values})
+        try:
+            if files.is_remote(self._path):
+                before = self._path.read_text() if self._path.exists() else ""
+                self._path.write_text(before + line + "\n")
+                return
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with self._path.open("a") as file:
+                file.write(line + "\n")
+        except OSError as error:
+            raise WorkError(f"could not append to {self._path}: {error.strerror}") from error
+
+
+def read_metrics(run: RunDir) -> list[dict[str, Any]]:
+    """The events of all processes of a run; a line cut off by a kill is passed over."""
+    events = []
+    for path in sorted(run.root.glob("metrics*.jsonl")):
+        for line in path.read_text().splitlines():
+            try:
+                events.append(json.loads(line))
+            except ValueError:
+                continue
+    return events

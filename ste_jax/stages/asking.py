@@ -1,0 +1,84 @@
+"""What do the stages share when they ask a model to play a role?"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+from ste_jax.config import RoleKnobs
+from ste_jax.generators.protocol import Message, Request, Sampling
+from ste_jax.prompts.render import Template, load_template
+
+
+@dataclass(frozen=True, kw_only=True)
+class Role:
+    """A role, ready to ask: its template, its sampling, and the key that its samples derive from."""
+
+    name: str
+    template: Template
+    sampling: Sampling
+    key: int
+
+    def request(
+        self, row_id: str, samples: tuple[int, ...] = (0,), start: str | None = None, **values: str
+    ) -> Request:
+        """Samples of this role for a row, the template's places filled with `values`."""
+        return Request(
+            id=f"{row_id}/{self.name}",
+            messages=self.template.messages(**values),
+            sampling=self.sampling,
+            samples=samples,
+            key=self.key,
+            continue_text=self.template.start if start is None else start,
+        )
+
+
+def make_role(name: str, knobs: RoleKnobs, *, seed: int, iteration: int = 0) -> Role:
+    """The role as a config describes it.
+
+    Raises:
+      RequestError: the template cannot be read.
+    """
+    return Role(
+        name=name,
+        template=load_template(knobs.template, name),
+        sampling=to_sampling(knobs),
+        key=sample_key(seed, name, iteration),
+    )
+
+
+def to_sampling(knobs: RoleKnobs) -> Sampling:
+    """The role's sampling knobs as a generator takes them."""
+    sampling = knobs.sampling
+    return Sampling(
+        max_new_tokens=sampling.max_new_tokens,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        stop=sampling.stop,
+    )
+
+
+def sample_key(seed: int, stage: str, iteration: int) -> int:
+    """31 bits from (run seed, stage, iteration); the row and the sample come in at the request."""
+    digest = hashlib.blake2b(f"{seed}/{stage}/{iteration}".encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def role_fingerprint(role: Role) -> list[Any]:
+    """All that decides what the role is asked and how it answers, but for the model."""
+    sampling = role.sampling
+    knobs = [
+        sampling.max_new_tokens,
+        sampling.temperature,
+        sampling.top_p,
+        sampling.top_k,
+        list(sampling.stop),
+    ]
+    return [role.name, role.template.fingerprint(), knobs, role.key]
+
+
+def last_user_text(messages: tuple[Message, ...]) -> str:
+    """The text of the last user turn."""
+    return next(turn["content"] for turn in reversed(messages) if turn["role"] == "user")

@@ -1,0 +1,166 @@
+"""How is one judge prompt made and asked, and what becomes of a judgment without a verdict?
+
+Shared by annotation, by validation during fine-tuning and by evaluation: there is one way to judge.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+from ste_jax.config import JudgeKnobs
+from ste_jax.generators.protocol import Completion, Generator, Request
+from ste_jax.prompts.parse import Verdict, parse_verdict
+from ste_jax.prompts.render import Template, transcript
+from ste_jax.prompts.sentences import last_full_sentence
+from ste_jax.records import ORDERS, Judgment, Pair, Prompt, content_id
+from ste_jax.stages.asking import Role
+from ste_jax.stages.drive import Story, drive
+
+VERSION = 1
+FORCED_TOKENS = 4
+"""Room for the letter and the closing brackets after a forced opening."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judge:
+    """A judge: the role that asks, what is done without a verdict, and who it is."""
+
+    role: Role
+    knobs: JudgeKnobs
+    model: str
+    iteration: int
+
+
+def build_prompts(pair: Pair, template: Template) -> tuple[Prompt, Prompt]:
+    """The pair in both orders: the label is A where the chosen answer is shown first."""
+    made = []
+    for order in ORDERS:
+        first, second = (
+            (pair.chosen, pair.rejected) if order == "ab" else (pair.rejected, pair.chosen)
+        )
+        messages = template.messages(
+            instruction=transcript(pair.messages), answer_a=first, answer_b=second
+        )
+        turns = [[turn["role"], turn["content"]] for turn in messages]
+        made.append(
+            Prompt(
+                id=content_id("prompt", pair.id, order, turns, template.start),
+                pair_id=pair.id,
+                order=order,
+                messages=messages,
+                label="A" if order == "ab" else "B",
+            )
+        )
+    return made[0], made[1]
+
+
+def judge_samples(
+    prompt: Prompt, judge: Judge, samples: tuple[int, ...], generator: Generator
+) -> Story[list[Judgment]]:
+    """The story of some samples of one prompt: judge, then force a verdict where there is none."""
+    role = judge.role
+    request = Request(
+        id=prompt.id,
+        messages=prompt.messages,
+        sampling=role.sampling,
+        samples=samples,
+        key=role.key,
+        continue_text=role.template.start,
+    )
+    (free,) = yield (request,)
+    judgments = {done.sample: _judgment(prompt, judge, done) for done in free}
+    if judge.knobs.force_verdict:
+        lacking = [done for done in free if judgments[done.sample].failure in _FORCEABLE]
+        forces = [_force(request, judge, done, generator) for done in lacking]
+        if forces:
+            answers = yield [force for force, _ in forces]
+            for done, (force, kept), (answer,) in zip(lacking, forces, answers, strict=True):
+                judgments[done.sample] = _forced_judgment(
+                    judgments[done.sample], kept + force.continue_text, answer
+                )
+    return [judgments[sample] for sample in samples]
+
+
+_FORCEABLE = ("no_verdict", "cut_off")
+
+
+def _judgment(prompt: Prompt, judge: Judge, done: Completion) -> Judgment:
+    text = judge.role.template.start + done.text
+    if done.finish_reason == "error":
+        parsed = Verdict(None, "error")
+    else:
+        parsed = parse_verdict(text, done.finish_reason)
+    ids = done.continued_ids + done.token_ids
+    return Judgment(
+        id=content_id("judgment", prompt.id, judge.model, judge.iteration, done.sample, text),
+        prompt_id=prompt.id,
+        judge=judge.model,
+        iteration=judge.iteration,
+        sample=done.sample,
+        text=done.error if parsed.failure == "error" else text,
+        token_ids=ids,
+        verdict=parsed.verdict,
+        failure=parsed.failure,
+        forced=False,
+        finish_reason=done.finish_reason,
+        free_tokens=len(ids),
+    )
+
+
+def _force(
+    request: Request, judge: Judge, done: Completion, generator: Generator
+) -> tuple[Request, str]:
+    """The request that continues a judgment up to a verdict, and the text that it keeps.
+
+    What was cut off ends with its last full sentence; white space at its end goes.
+    """
+    cut = last_full_sentence(done.text) if done.finish_reason == "length" else 0
+    kept = (done.text[:cut] if cut else done.text).rstrip()
+    ids = generator.prefix_ids(done, len(kept))
+    start = judge.role.template.start
+    text = judge.knobs.force_text
+    force = Request(
+        id=f"{request.id}/force/{done.sample}",
+        messages=request.messages,
+        sampling=dataclasses.replace(
+            request.sampling, max_new_tokens=FORCED_TOKENS, stop=("]]",), top_p=1.0, top_k=0
+        ),
+        key=request.key,
+        continue_ids=done.continued_ids + ids if ids else (),
+        continue_text=text if ids else start + kept + text,
+    )
+    return force, (start + kept if ids else "")
+
+
+def _forced_judgment(free: Judgment, before: str, answer: Completion) -> Judgment:
+    text = before + answer.text
+    parsed = parse_verdict(text, answer.finish_reason)
+    return dataclasses.replace(
+        free,
+        id=content_id("judgment", free.id, "forced", text),
+        text=text,
+        token_ids=answer.continued_ids + answer.token_ids,
+        verdict=parsed.verdict,
+        forced=True,
+    )
+
+
+def judge_all(
+    prompts: Iterable[Prompt],
+    generator: Generator,
+    judge: Judge,
+    votes: int,
+    *,
+    in_flight: int,
+    poll: Callable[[], None] = lambda: None,
+) -> Iterator[tuple[Prompt, list[Judgment]]]:
+    """`votes` judgments of every prompt, as they finish: for measuring a judge."""
+
+    def tell(prompt: Prompt) -> Story[list[Judgment]]:
+        found = yield from judge_samples(prompt, judge, tuple(range(votes)), generator)
+        generator.release(prompt.id)
+        return found
+
+    yield from drive(prompts, tell, generator, in_flight=in_flight, poll=poll)

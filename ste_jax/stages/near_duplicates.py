@@ -1,0 +1,95 @@
+"""Which texts say nearly the same?
+
+MinHash signatures (Broder 1997) with banding find the candidates in memory of a few hundred bytes
+per text; the candidates' texts are then read again and compared exactly, by the Jaccard similarity of
+their pairs of words.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import numpy.typing as npt
+
+HASHES = 64
+BANDS = 16
+_PRIME = (1 << 61) - 1
+_WORD = re.compile(r"\w+")
+
+
+def shingles(text: str) -> frozenset[str]:
+    """Pairs of neighbouring words, lower case; of a single word, the word; of none, the text."""
+    words = _WORD.findall(text.lower())
+    if len(words) < 2:
+        return frozenset(words or [" ".join(text.split())])
+    return frozenset(f"{first} {second}" for first, second in zip(words, words[1:], strict=False))
+
+
+def words(text: str) -> frozenset[str]:
+    """The words of a text, lower case."""
+    return frozenset(_WORD.findall(text.lower()))
+
+
+def jaccard(first: frozenset[str], second: frozenset[str]) -> float:
+    """Size of the intersection over that of the union; 1 for two empty sets."""
+    if not first and not second:
+        return 1.0
+    return len(first & second) / len(first | second)
+
+
+def drop_near_duplicates(
+    texts: Callable[[], Iterable[tuple[str, str]]], threshold: float
+) -> dict[str, str]:
+    """Ids whose text is nearly that of a kept one, each with the id of that one.
+
+    `texts` gives (id, text) and is called twice. Of two alike the one whose id comes first stays, so
+    the answer does not depend on the order of reading. `threshold` 1 or more switches it off.
+    """
+    if threshold >= 1:
+        return {}
+    candidates = _candidates(texts())
+    involved = {id for pair in candidates for id in pair}
+    sets = {id: shingles(text) for id, text in texts() if id in involved}
+    neighbours: dict[str, set[str]] = defaultdict(set)
+    for first, second in candidates:
+        if jaccard(sets[first], sets[second]) >= threshold:
+            neighbours[max(first, second)].add(min(first, second))
+    dropped: dict[str, str] = {}
+    for id in sorted(neighbours):
+        standing = sorted(other for other in neighbours[id] if other not in dropped)
+        if standing:
+            dropped[id] = standing[0]
+    return dropped
+
+
+def _candidates(texts: Iterable[tuple[str, str]]) -> set[tuple[str, str]]:
+    """Pairs of ids that agree in at least one band of their signatures."""
+    generator = np.random.default_rng(0)
+    factors = generator.integers(1, 1 << 31, HASHES, dtype=np.uint64)
+    offsets = generator.integers(0, _PRIME, HASHES, dtype=np.uint64)
+    buckets: dict[tuple[int, bytes], list[str]] = defaultdict(list)
+    for id, text in texts:
+        signature = _signature(shingles(text), factors, offsets)
+        for band, part in enumerate(np.split(signature, BANDS)):
+            buckets[band, part.tobytes()].append(id)
+    pairs = set()
+    for ids in buckets.values():
+        ids.sort()
+        # the first of a bucket stands for it: n alike texts give n - 1 pairs, not n squared
+        pairs.update((ids[0], other) for other in ids[1:])
+        pairs.update(zip(ids, ids[1:], strict=False))
+    return {pair for pair in pairs if pair[0] != pair[1]}
+
+
+def _signature(
+    items: frozenset[str], factors: npt.NDArray[np.uint64], offsets: npt.NDArray[np.uint64]
+) -> npt.NDArray[np.uint64]:
+    digests = [hashlib.blake2b(item.encode(), digest_size=4).digest() for item in items]
+    hashes = np.array([int.from_bytes(digest, "big") for digest in digests], np.uint64)
+    # factor < 2^31 and hash < 2^32, so the product does not overflow 64 bits
+    mixed = (hashes[None, :] * factors[:, None] + offsets[:, None]) % np.uint64(_PRIME)
+    return np.asarray(mixed.min(axis=1), np.uint64)

@@ -1,0 +1,287 @@
+"""Which instructions are worth learning from?
+
+A model puts each instruction into a category (and, where a knob needs it, rates its difficulty);
+near-duplicates, unwanted categories and easy ones go; quotas keep the rest balanced; and what is kept
+is split, by instruction, into held-out, validation and training parts.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from ste_jax.config import SelectKnobs
+from ste_jax.generators.protocol import Completion, Generator, Request, ScoreRequest
+from ste_jax.prompts.parse import parse_category, parse_difficulty
+from ste_jax.records import Instruction, Label, LabelScore, Selection, hash_order
+from ste_jax.stages.asking import Role, last_user_text
+from ste_jax.stages.drive import Story, drive
+from ste_jax.stages.near_duplicates import drop_near_duplicates
+
+VERSION = 1
+DIFFICULTIES = ("1", "2", "3", "4", "5")
+
+
+def needs_difficulty(knobs: SelectKnobs) -> bool:
+    """Whether any knob reads the difficulty; it is not asked for otherwise."""
+    return knobs.prefer_hard or knobs.min_difficulty > 1
+
+
+# ---------------------------------------------------------------------------------------------
+# Labels
+
+
+def label(
+    rows: Iterable[Instruction],
+    generator: Generator,
+    role: Role,
+    knobs: SelectKnobs,
+    *,
+    in_flight: int,
+    poll: Callable[[], None] = lambda: None,
+) -> Iterator[tuple[Instruction, Label, list[LabelScore]]]:
+    """A label for every instruction, as they finish; scores too where labels are scored."""
+    if knobs.labels == "score":
+        yield from _label_by_score(rows, generator, role, knobs, in_flight=in_flight, poll=poll)
+        return
+
+    def tell(row: Instruction) -> Story[Label]:
+        ((completion,),) = yield (_classification(row, role, knobs),)
+        return _parsed_label(row, completion, role, knobs)
+
+    for row, found in drive(rows, tell, generator, in_flight=in_flight, poll=poll):
+        yield row, found, []
+
+
+def _classification(row: Instruction, role: Role, knobs: SelectKnobs) -> Request:
+    return role.request(row.id, **_places(last_user_text(row.messages), knobs))
+
+
+def _places(instruction: str, knobs: SelectKnobs) -> dict[str, str]:
+    return {"instruction": instruction, "categories": ", ".join(knobs.categories)}
+
+
+def _parsed_label(
+    row: Instruction, completion: Completion, role: Role, knobs: SelectKnobs
+) -> Label:
+    text = role.template.start + completion.text
+    if completion.error:
+        return Label(id=row.id, category=None, difficulty=None, failure="error", text=completion.error)
+    category, failure = parse_category(text, knobs.categories)
+    difficulty = None
+    if needs_difficulty(knobs):
+        difficulty, no_difficulty = parse_difficulty(text)
+        failure = failure or no_difficulty
+    return Label(id=row.id, category=category, difficulty=difficulty, failure=failure, text=text)
+
+
+@dataclass(frozen=True)
+class _Scale:
+    """A set of labels, and what the model says of them where there is nothing to label."""
+
+    kind: str
+    labels: tuple[str, ...]
+    bias: tuple[float, ...]
+
+
+def _label_by_score(
+    rows: Iterable[Instruction],
+    generator: Generator,
+    role: Role,
+    knobs: SelectKnobs,
+    *,
+    in_flight: int,
+    poll: Callable[[], None],
+) -> Iterator[tuple[Instruction, Label, list[LabelScore]]]:
+    """Category first; then, if a knob needs it, difficulty, in the same turn after the category."""
+    score = _Scorer(generator, role, knobs)
+    start = role.template.start
+    categories = score.calibrate("category", knobs.categories, start)
+    difficulties = None
+    if needs_difficulty(knobs):
+        neutral = _difficulty_start(start, knobs.categories[-1])
+        difficulties = score.calibrate("difficulty", DIFFICULTIES, neutral)
+    for batch in _batches(rows, in_flight):
+        poll()
+        found = score.rows(batch, categories, [start] * len(batch))
+        names = [_best(scores) for scores in found]
+        rated: list[list[LabelScore]] = [[] for _ in batch]
+        if difficulties is not None:
+            starts = [_difficulty_start(start, name or "") for name in names]
+            rated = score.rows(batch, difficulties, starts)
+        for row, name, scores, ratings in zip(batch, names, found, rated, strict=True):
+            level = _best(ratings)
+            failure = None if name is not None else "error"
+            difficulty = int(level) if level is not None else None
+            done = Label(id=row.id, category=name, difficulty=difficulty, failure=failure, text="")
+            yield row, done, scores + ratings
+
+
+def _difficulty_start(start: str, category: str) -> str:
+    return f"{start} {category}\nDifficulty:"
+
+
+def _best(scores: Sequence[LabelScore]) -> str | None:
+    return max(scores, key=lambda each: each.calibrated).label if scores else None
+
+
+@dataclass(frozen=True)
+class _Scorer:
+    """Log-probabilities of labels as the continuation of the classifying prompt."""
+
+    generator: Generator
+    role: Role
+    knobs: SelectKnobs
+
+    def calibrate(self, kind: str, labels: Sequence[str], start: str) -> _Scale:
+        """Mean log-probabilities under content-free instructions (arXiv 2102.09690)."""
+        free = self.knobs.content_free
+        requests = [
+            self._request(f"content-free-{n}", text, labels, start) for n, text in enumerate(free)
+        ]
+        sums = [0.0] * len(labels)
+        for score in self.generator.score(requests):
+            for position, logprobs in enumerate(score.logprobs):
+                sums[position] += sum(logprobs)
+        return _Scale(kind, tuple(labels), tuple(total / max(1, len(free)) for total in sums))
+
+    def rows(
+        self, batch: Sequence[Instruction], scale: _Scale, starts: Sequence[str]
+    ) -> list[list[LabelScore]]:
+        """Each row's scores of all labels; none for a row that could not be scored."""
+        requests = [
+            self._request(row.id, last_user_text(row.messages), scale.labels, start)
+            for row, start in zip(batch, starts, strict=True)
+        ]
+        return [
+            [
+                LabelScore(
+                    id=score.request_id,
+                    kind=scale.kind,
+                    label=name,
+                    logprob=sum(logprobs),
+                    calibrated=sum(logprobs) - bias,
+                )
+                for name, bias, logprobs in zip(
+                    scale.labels, scale.bias, score.logprobs, strict=not score.error
+                )
+            ]
+            for score in self.generator.score(requests)
+        ]
+
+    def _request(self, id: str, text: str, labels: Sequence[str], start: str) -> ScoreRequest:
+        return ScoreRequest(
+            id=id,
+            messages=self.role.template.messages(**_places(text, self.knobs)),
+            completions=tuple(f" {label}" for label in labels),
+            continue_text=start,
+        )
+
+
+def _batches(rows: Iterable[Instruction], size: int) -> Iterator[list[Instruction]]:
+    batch: list[Instruction] = []
+    for row in rows:
+        batch.append(row)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+# ---------------------------------------------------------------------------------------------
+# The choice: global, by one process, in memory bounded by ids
+
+
+def choose(
+    instructions: Callable[[], Iterable[Instruction]],
+    labels: Iterable[Label],
+    knobs: SelectKnobs,
+) -> list[Selection]:
+    """The fate of every instruction, ordered by id.
+
+    `instructions` is called twice and read as a stream: texts are looked at, not kept.
+    """
+    by_id = {found.id: found for found in labels}
+    fates: dict[str, tuple[str, str]] = {}
+    for found in by_id.values():
+        fates[found.id] = _eligible(found, knobs)
+    standing = {id for id, (fate, _) in fates.items() if fate == "kept"}
+    texts = lambda: (  # noqa: E731 - read twice
+        (row.id, last_user_text(row.messages)) for row in instructions() if row.id in standing
+    )
+    for id, original in drop_near_duplicates(texts, knobs.near_duplicate_threshold).items():
+        fates[id] = ("near_duplicate", original)
+    eligible = sorted(id for id, (fate, _) in fates.items() if fate == "kept")
+    kept = _fill_quotas([by_id[id] for id in eligible], knobs)
+    for id in set(eligible) - set(kept):
+        fates[id] = ("over_quota", str(by_id[id].category))
+    splits = _split(kept, knobs)
+    return [
+        Selection(
+            id=id,
+            fate=fates[id][0],
+            detail=fates[id][1],
+            category=by_id[id].category,
+            difficulty=by_id[id].difficulty,
+            split=splits.get(id),
+        )
+        for id in sorted(fates)
+    ]
+
+
+def _eligible(found: Label, knobs: SelectKnobs) -> tuple[str, str]:
+    if found.category is None:
+        return "no_category", found.failure or ""
+    if found.category in knobs.drop_categories:
+        return "category_dropped", found.category
+    if knobs.keep_categories and found.category not in knobs.keep_categories:
+        return "category_dropped", found.category
+    if knobs.min_difficulty > 1:
+        if found.difficulty is None:
+            return "no_difficulty", found.failure or ""
+        if found.difficulty < knobs.min_difficulty:
+            return "too_easy", str(found.difficulty)
+    return "kept", ""
+
+
+def _fill_quotas(eligible: Sequence[Label], knobs: SelectKnobs) -> list[str]:
+    """Take from each category in turn, so that small ones are taken whole and big ones shrink."""
+    queues: dict[str, list[Label]] = defaultdict(list)
+    for found in eligible:
+        queues[str(found.category)].append(found)
+    for queue in queues.values():
+        queue.sort(key=lambda each: _preference(each, knobs), reverse=True)
+    wanted = knobs.train + knobs.heldout
+    most = max(1, int(knobs.max_category_share * wanted))
+    kept: list[str] = []
+    taken: Counter[str] = Counter()
+    while len(kept) < wanted:
+        open_ = [name for name in sorted(queues) if queues[name] and taken[name] < most]
+        if not open_:
+            break
+        for name in open_[: wanted - len(kept)]:
+            kept.append(queues[name].pop().id)
+            taken[name] += 1
+    return kept
+
+
+def _preference(found: Label, knobs: SelectKnobs) -> tuple[int, int]:
+    hardness = (found.difficulty or 0) if knobs.prefer_hard else 0
+    return (-hardness, hash_order(found.id, "quota"))
+
+
+def _split(kept: Sequence[str], knobs: SelectKnobs) -> dict[str, str]:
+    """Held-out, validation and training parts, in the proportions that the knobs name.
+
+    Where fewer were kept than wanted, every part shrinks alike.
+    """
+    order = sorted(kept, key=lambda id: hash_order(id, "split"))
+    heldout = round(len(order) * knobs.heldout / (knobs.train + knobs.heldout))
+    validation = round((len(order) - heldout) * knobs.validation_fraction)
+    splits = ["heldout"] * heldout + ["validation"] * validation
+    splits += ["train"] * (len(order) - len(splits))
+    return dict(zip(order, splits, strict=True))
+
+

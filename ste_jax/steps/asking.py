@@ -1,0 +1,30 @@
+"""How does a sharded stage get its model, and where is what it cost written down?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from ste_jax.context import Context
+from ste_jax.generators.protocol import Generator
+from ste_jax.rundir import IterationDir
+from ste_jax.workplan import ShardedStage, run_sharded
+
+
+def ask(
+    context: Context,
+    stage: ShardedStage,
+    iteration: int,
+    asked: IterationDir,
+    work: Callable[[Iterator[Any], Generator], Iterator[Any]],
+) -> None:
+    """Run a sharded stage that asks a model, and log what each shard cost."""
+    note: Callable[[int], None] = lambda rows: None  # noqa: E731 - until there is work
+
+    def working(rows: Iterator[Any]) -> Iterator[Any]:
+        nonlocal note
+        generator = context.generator(asked.checkpoint)
+        note = context.meter(stage.name, iteration, generator)
+        yield from work(rows, generator)
+
+    run_sharded(stage, working, context.processes, on_shard=lambda shard, rows: note(rows))

@@ -1,0 +1,158 @@
+"""How does an iteration's judge judge: the training pairs to learn from, the held-out ones to be
+measured by?"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+from etils import epath
+
+from ste_jax import files, preemption
+from ste_jax.config import to_dict
+from ste_jax.context import Context
+from ste_jax.errors import WorkError
+from ste_jax.evaluation.metrics import measure
+from ste_jax.generators.protocol import Generator
+from ste_jax.records import Pair, Prompt
+from ste_jax.rundir import IterationDir, Table, fingerprint
+from ste_jax.stages import annotate as annotation
+from ste_jax.stages import judge
+from ste_jax.stages.asking import make_role, role_fingerprint, sample_key
+from ste_jax.steps.asking import ask
+from ste_jax.steps.pool import model_of
+from ste_jax.workplan import ShardedStage, run_sharded
+
+
+def make_judge(context: Context, asked: IterationDir, stage: str, iteration: int) -> judge.Judge:
+    """The judge that an iteration's checkpoint holds."""
+    config = context.config
+    role = make_role("judge", config.roles.judge, seed=config.seed)
+    keyed = dataclasses.replace(role, key=sample_key(config.seed, stage, iteration))
+    return judge.Judge(
+        role=keyed, knobs=config.judge, model=model_of(asked), iteration=iteration
+    )
+
+
+def judge_fingerprint(judging: judge.Judge) -> list[Any]:
+    """All that decides what a judge prints, but for the prompts."""
+    return [judge.VERSION, role_fingerprint(judging.role), to_dict(judging.knobs)]
+
+
+def annotate(context: Context, iteration: int) -> None:
+    """The last iteration's judge judges every training pair in both orders."""
+    here, asked = context.run.iteration(iteration), context.run.iteration(iteration - 1)
+    judging = make_judge(context, asked, "annotate", iteration)
+    _make_prompts(context, here.prompts, here.root, "train", judging)
+    knobs = context.config.annotate
+    stage = ShardedStage(
+        name="annotate",
+        print_=fingerprint(
+            "annotate",
+            annotation.VERSION,
+            [to_dict(knobs), judge_fingerprint(judging)],
+            model=judging.model,
+        ),
+        home=here.root,
+        inputs=here.prompts.read,
+        outputs=(here.judgments,),
+        input_of=lambda table, row: row.prompt_id,
+    )
+
+    def work(rows: Iterator[Prompt], generator: Generator) -> Iterator[Any]:
+        for row, found in annotation.annotate(
+            rows, generator, judging, knobs, in_flight=context.in_flight, poll=preemption.poll
+        ):
+            yield row, (found,)
+
+    ask(context, stage, iteration, asked, work)
+
+
+def evaluate(context: Context, iteration: int) -> None:
+    """The iteration's judge on the held-out pairs, in both orders, with votes."""
+    here = context.run.iteration(iteration)
+    judging = make_judge(context, here, "evaluate", 0)
+    judging = dataclasses.replace(judging, iteration=iteration)
+    _make_prompts(
+        context, here.evaluation_prompts, here.root / "evaluation", "heldout", judging
+    )
+    knobs = context.config.evaluate
+    stage = ShardedStage(
+        name="evaluate",
+        print_=fingerprint(
+            "evaluate", 1, [knobs.votes, judge_fingerprint(judging)], model=judging.model
+        ),
+        home=here.root / "evaluation",
+        inputs=here.evaluation_prompts.read,
+        outputs=(here.evaluation_judgments,),
+        input_of=lambda table, row: row.prompt_id,
+    )
+
+    def work(rows: Iterator[Prompt], generator: Generator) -> Iterator[Any]:
+        for row, found in judge.judge_all(
+            rows, generator, judging, knobs.votes, in_flight=context.in_flight, poll=preemption.poll
+        ):
+            yield row, (found,)
+
+    ask(context, stage, iteration, here, work)
+    context.processes.from_first("measure", lambda: _measure(context, here, judging.model))
+
+
+def _measure(context: Context, here: IterationDir, model: str) -> None:
+    prompts = list(here.evaluation_prompts.rows())
+    if not prompts:
+        raise WorkError(
+            "evaluate: there are no held-out pairs; raise select.heldout or look at pairs/dropped"
+        )
+    found = measure(
+        prompts, here.evaluation_judgments.rows(), bootstrap=context.config.evaluate.bootstrap
+    )
+    files.write_json(
+        here.evaluation,
+        {
+            "what": "agreement with constructed labels",
+            "iteration": here.index,
+            "judge": model,
+            **found,
+        },
+    )
+
+
+def _make_prompts(
+    context: Context, table: Table[Prompt], home: epath.Path, split: str, judging: judge.Judge
+) -> None:
+    """Both orders of the pairs of one split."""
+    run = context.run
+    template = judging.role.template
+
+    def pairs_of(shard: int) -> list[Pair]:
+        ids = {row.id for row in run.selected.read(shard) if row.split == split}
+        return [pair for pair in run.pairs.read(shard) if pair.instruction_id in ids]
+
+    stage = ShardedStage(
+        name="prompts",
+        print_=fingerprint("prompts", judge.VERSION, [split, template.fingerprint()]),
+        home=home,
+        inputs=pairs_of,
+        outputs=(table,),
+        input_of=lambda table, row: row.pair_id,
+    )
+    run_sharded(
+        stage,
+        lambda pairs: ((pair, (list(judge.build_prompts(pair, template)),)) for pair in pairs),
+        context.processes,
+    )
+
+
+def validation_prompts(context: Context, judging: judge.Judge) -> list[Prompt]:
+    """Both orders of the validation pairs, ordered by id: never trained on, never held out."""
+    run = context.run
+    ids = {row.id for row in run.selected.rows() if row.split == "validation"}
+    prompts = [
+        prompt
+        for pair in run.pairs.rows()
+        if pair.instruction_id in ids
+        for prompt in judge.build_prompts(pair, judging.role.template)
+    ]
+    return sorted(prompts, key=lambda prompt: prompt.id)

@@ -1,0 +1,57 @@
+"""How do the kept instructions become pairs?"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+from ste_jax import preemption
+from ste_jax.config import to_dict
+from ste_jax.context import Context
+from ste_jax.errors import WorkError
+from ste_jax.generators.protocol import Generator
+from ste_jax.records import Instruction, Pair
+from ste_jax.rundir import RunDir, fingerprint
+from ste_jax.stages import pair as pairing
+from ste_jax.stages.asking import make_role, role_fingerprint
+from ste_jax.steps.asking import ask
+from ste_jax.steps.pool import model_of
+from ste_jax.workplan import ShardedStage
+
+
+def make_pairs(context: Context) -> None:
+    """Two answers per kept instruction, of which one is known to be better."""
+    run, config, seed = context.run, context.config, context.run.iteration(0)
+    respond = make_role("respond", config.roles.respond, seed=config.seed)
+    modify = make_role("modify", config.roles.modify, seed=config.seed)
+    asked = [to_dict(config.pair), role_fingerprint(respond), role_fingerprint(modify)]
+    stage = ShardedStage(
+        name="pair",
+        print_=fingerprint("pair", pairing.VERSION, asked, model=model_of(seed)),
+        home=run.root / "pairs",
+        inputs=run.selected.read,
+        outputs=(run.dropped_pairs, run.pairs),
+        input_of=lambda table, row: row.id if table == 0 else row.instruction_id,
+    )
+
+    def work(rows: Iterator[Instruction], generator: Generator) -> Iterator[Any]:
+        for row, found in pairing.pair(
+            rows,
+            generator,
+            respond,
+            modify,
+            config.pair,
+            in_flight=context.in_flight,
+            poll=preemption.poll,
+        ):
+            yield row, (([], [found]) if isinstance(found, Pair) else ([found], []))
+
+    ask(context, stage, 0, seed, work)
+    context.processes.from_first("check pairs", lambda: _check_pairs(run))
+
+
+def _check_pairs(run: RunDir) -> None:
+    reasons = Counter(row.reason for row in run.dropped_pairs.rows())
+    if not any(True for _ in run.pairs.rows()):
+        raise WorkError(f"pair: no pair came out of {sum(reasons.values())}: {dict(reasons)}")

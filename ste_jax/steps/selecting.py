@@ -1,0 +1,85 @@
+"""How is the pool labelled by the seed, and the subset chosen?"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+from ste_jax import files, preemption, rundir
+from ste_jax.config import to_dict
+from ste_jax.context import Context
+from ste_jax.errors import WorkError
+from ste_jax.generators.protocol import Generator
+from ste_jax.records import Instruction, Selection, shard_of
+from ste_jax.rundir import fingerprint
+from ste_jax.stages import select
+from ste_jax.stages.asking import make_role, role_fingerprint
+from ste_jax.steps.asking import ask
+from ste_jax.steps.pool import model_of
+from ste_jax.workplan import ShardedStage
+
+
+def label(context: Context) -> None:
+    """One label per instruction of the pool."""
+    run, knobs, seed = context.run, context.config.select, context.run.iteration(0)
+    role = make_role("classify", context.config.roles.classify, seed=context.config.seed)
+    asked = [knobs.labels, knobs.content_free, knobs.categories, select.needs_difficulty(knobs)]
+    stage = ShardedStage(
+        name="label",
+        print_=fingerprint(
+            "label", select.VERSION, [asked, role_fingerprint(role)], model=model_of(seed)
+        ),
+        home=run.root / "instructions",
+        inputs=run.pool.read,
+        outputs=(run.label_scores, run.labels),
+        input_of=lambda table, row: row.id,
+    )
+
+    def work(rows: Iterator[Instruction], generator: Generator) -> Iterator[Any]:
+        for row, found, scores in select.label(
+            rows, generator, role, knobs, in_flight=context.in_flight, poll=preemption.poll
+        ):
+            yield row, (scores, [found])
+
+    ask(context, stage, 0, seed, work)
+
+
+def choose(context: Context) -> None:
+    """Choose the subset and split it. Global, so process 0 alone; the others wait."""
+    context.processes.from_first("choose", lambda: _choose(context))
+
+
+def _choose(context: Context) -> None:
+    run, knobs = context.run, context.config.select
+    print_ = fingerprint(
+        "choose", select.VERSION, to_dict(knobs), inputs=rundir.row_ids([run.labels])
+    )
+    labels_print = rundir.marked(run.root / "instructions" / "label.json")
+    print_ = fingerprint("choose", select.VERSION, print_, model=labels_print)
+    mark = run.root / "instructions" / "choose.json"
+    if rundir.marked(mark) == print_ and run.selected.complete() and run.selection.complete():
+        return
+    files.remove(mark)
+    chosen = select.choose(run.pool.rows, run.labels.rows(), knobs)
+    by_shard: dict[int, list[Any]] = {shard: [] for shard in range(run.shards)}
+    for each in chosen:
+        by_shard[shard_of(each.id, run.shards)].append(each)
+    kept = {each.id: each for each in chosen if each.fate == "kept"}
+    for shard, rows in by_shard.items():
+        run.selection.write(shard, rows)
+        pool = [row for row in run.pool.read(shard) if row.id in kept]
+        run.selected.write(shard, [_with_fate(row, kept[row.id]) for row in pool])
+    if not kept:
+        fates: dict[str, int] = {}
+        for each in chosen:
+            fates[each.fate] = fates.get(each.fate, 0) + 1
+        raise WorkError(f"select: no instruction was kept of {len(chosen)}: {fates}")
+    rundir.mark(mark, print_)
+    context.log("selected", kept=len(kept), of=len(chosen))
+
+
+def _with_fate(row: Instruction, fate: Selection) -> Instruction:
+    return dataclasses.replace(
+        row, category=fate.category, difficulty=fate.difficulty, split=fate.split
+    )

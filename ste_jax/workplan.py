@@ -1,0 +1,149 @@
+"""Which rows of a stage are still to be done, by whom, and when is a shard written?
+
+The shard is the unit of work. Process 0 lists once what is missing and tells all; shard k goes to
+process k mod P. The rows that a shard already holds are kept, only missing ones are worked on, and
+the work sees one stream over the borders of shards; a shard's files are written, whole, once its
+last row is done. Running again is therefore resuming, and an instruction more is one row's work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from etils import epath
+from tqdm import tqdm
+
+from ste_jax import files, preemption, rundir
+from ste_jax.distributed import Processes
+from ste_jax.rundir import Table
+
+In = TypeVar("In")
+Outputs = Sequence[list[Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardedStage:
+    """A stage that works shard by shard.
+
+    `inputs(shard)` gives the rows to work on; `outputs` are the tables it writes, the last one the
+    sign that a shard is done; `input_of(table index, row)` names the input row (its id) that an
+    output row came from. Every input must give at least one row in some table.
+    """
+
+    name: str
+    print_: str
+    home: epath.Path
+    inputs: Callable[[int], list[Any]]
+    outputs: Sequence[Table[Any]]
+    input_of: Callable[[int, Any], str]
+
+    @property
+    def mark(self) -> epath.Path:
+        """Where the fingerprint of what is there is remembered."""
+        return self.home / f"{self.name}.json"
+
+
+@dataclass
+class _Shard:
+    number: int
+    waiting: set[str]
+    rows: list[list[Any]] = field(default_factory=list)
+
+
+def run_sharded(
+    stage: ShardedStage,
+    work: Callable[[Iterator[Any]], Iterable[tuple[Any, Outputs]]],
+    processes: Processes,
+    on_shard: Callable[[int, int], None] = lambda shard, rows: None,
+) -> bool:
+    """Do what is missing of a stage; True if anything was.
+
+    `work` takes the stream of input rows and yields (input row, rows for each output table) in any
+    order. `on_shard(shard, rows worked on)` is called after a shard is written. All processes have
+    finished their shards when this returns.
+    """
+    plan = processes.from_first(f"plan {stage.name}", lambda: _plan(stage))
+    mine = [(shard, todo) for shard, todo in plan if shard % processes.count == processes.index]
+    open_: dict[int, _Shard] = {}
+    home_of: dict[str, int] = {}
+    total = sum(todo for _, todo in mine)
+
+    def write(shard: _Shard, worked: int) -> None:
+        # without its last table a shard counts as not there, so no kill can leave a mixture
+        if len(stage.outputs) > 1:
+            files.remove(stage.outputs[-1].path(shard.number))
+        for table, rows in zip(stage.outputs, shard.rows, strict=True):
+            table.write(shard.number, rows)
+        on_shard(shard.number, worked)
+
+    def stream() -> Iterator[Any]:
+        for number, _ in mine:
+            inputs = stage.inputs(number)
+            wanted = {row.id for row in inputs}
+            kept = [
+                [row for row in rows if stage.input_of(index, row) in wanted]
+                for index, rows in enumerate(_finished(stage, number))
+            ]
+            done = {stage.input_of(i, row) for i, rows in enumerate(kept) for row in rows}
+            shard = _Shard(number, wanted - done, kept)
+            if not shard.waiting:
+                write(shard, 0)
+                continue
+            open_[number] = shard
+            todo = [row for row in inputs if row.id in shard.waiting]
+            counts[number] = len(todo)
+            for row in todo:
+                home_of[row.id] = number
+            yield from todo
+
+    counts: dict[int, int] = {}
+    with tqdm(total=total, desc=stage.name, unit="row", disable=None if total else True) as bar:
+        rows_to_do = stream()
+        # a stage with nothing to ask never begins its work, and so loads no model
+        for row, outputs in work(rows_to_do) if total else _exhausted(rows_to_do):
+            shard = open_[home_of.pop(row.id)]
+            for rows, new in zip(shard.rows, outputs, strict=True):
+                rows.extend(new)
+            shard.waiting.discard(row.id)
+            bar.update()
+            if not shard.waiting:
+                write(open_.pop(shard.number), counts[shard.number])
+            preemption.poll()
+    assert not open_, f"{stage.name} ended with shards {sorted(open_)} unfinished"
+    processes.barrier(f"end {stage.name}")
+    return bool(plan)
+
+
+def _exhausted(rows: Iterator[Any]) -> Iterator[tuple[Any, Outputs]]:
+    """Let the stream write the shards that only lose rows."""
+    for row in rows:
+        raise AssertionError(f"the plan did not know of row {row.id}")
+    yield from ()
+
+
+def _plan(stage: ShardedStage) -> list[tuple[int, int]]:
+    """(shard, rows to do) of every shard that is not as it should be. Process 0 only."""
+    if rundir.marked(stage.mark) != stage.print_:
+        for table in stage.outputs:
+            table.remove()
+        rundir.mark(stage.mark, stage.print_)
+    plan = []
+    for number in range(stage.outputs[0].shards):
+        wanted = {row.id for row in stage.inputs(number)}
+        done = {
+            stage.input_of(index, row)
+            for index, rows in enumerate(_finished(stage, number))
+            for row in rows
+        }
+        if done != wanted or not stage.outputs[-1].done(number):
+            plan.append((number, len(wanted - done)))
+    return plan
+
+
+def _finished(stage: ShardedStage, number: int) -> list[list[Any]]:
+    """The rows of a shard in every table, if the shard is whole; else none."""
+    if not stage.outputs[-1].done(number):
+        return [[] for _ in stage.outputs]
+    return [table.read(number) for table in stage.outputs]

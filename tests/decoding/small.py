@@ -1,0 +1,129 @@
+"""A model of random weights and a tokenizer of single letters, for tests of the decoding engine."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from ste_jax.config import DecodingKnobs
+from ste_jax.decoding.engine import Engine
+from ste_jax.decoding.rows import Prompt
+from ste_jax.generators.protocol import Completion, Request, Sampling
+from ste_jax.models.attention import causal
+from ste_jax.models.config import ModelConfig
+from ste_jax.models.decoder import Decoder
+
+EOS = (1, 2)
+LETTERS = "\0\0\0abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRST"
+"""Token i is letter i; the first three are special and have no text."""
+
+KNOBS = DecodingKnobs(
+    prompt_buckets=(32,),
+    new_buckets=(24,),
+    groups=2,
+    group_size=3,
+    prefill_chunk=8,
+    steps_per_round=4,
+    cache_tokens=256,
+    dtype="float32",
+)
+
+
+class Letters:
+    """Tokens and text of the small model."""
+
+    eos_ids = EOS
+
+    def encode(self, text: str, *, continues: bool = False) -> list[int]:
+        del continues
+        return [LETTERS.index(letter) for letter in text]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return "".join(LETTERS[token] for token in ids if token > 2)
+
+    def prompt_ids(self, messages: Sequence[Any], continue_text: str = "") -> list[int]:
+        turns = [[0, *self.encode(message["content"])] for message in messages]
+        return [token for turn in turns for token in turn] + [0, *self.encode(continue_text)]
+
+
+@functools.cache
+def small_model(seed: int = 0, scale: float = 1.0) -> Decoder:
+    """`scale` multiplies the logits: the larger, the surer the model."""
+    config = ModelConfig(
+        vocab_size=len(LETTERS),
+        hidden_size=24,
+        intermediate_size=40,
+        num_layers=2,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=8,
+        max_position=64,
+    )
+    model = Decoder(config, rngs=nnx.Rngs(seed))
+    model.unembed.set_value(model.unembed.get_value() * scale)
+    return model
+
+
+def engine(model: Decoder | None = None, mesh: Any = None, **knobs: Any) -> Engine:
+    model = small_model() if model is None else model
+    return Engine(model, Letters(), dataclasses.replace(KNOBS, **knobs), mesh)
+
+
+def prompt(seed: int, length: int) -> Prompt:
+    draw = np.random.default_rng(seed)
+    return Prompt(tuple(draw.integers(3, len(LETTERS), length).tolist()))
+
+
+def request(id: str, samples: Sequence[int] = (0,), key: int = 0, **sampling: Any) -> Request:
+    sampling = {"max_new_tokens": 8, **sampling}
+    return Request(id=id, messages=(), sampling=Sampling(**sampling), samples=samples, key=key)
+
+
+def collect(completions: Iterator[Completion]) -> dict[tuple[str, int], Completion]:
+    """The completions by (request, sample); each comes once."""
+    found: dict[tuple[str, int], Completion] = {}
+    for completion in completions:
+        key = (completion.request_id, completion.sample)
+        assert key not in found
+        found[key] = completion
+    return found
+
+
+@functools.cache
+def _logits(model: Decoder) -> Any:
+    @jax.jit
+    def run(tokens: jax.Array) -> jax.Array:
+        positions = jnp.arange(tokens.shape[1])[None]
+        hidden, _ = model(tokens, positions, causal(jnp.ones_like(tokens), positions))
+        return model.logits(hidden)[0]
+
+    return run
+
+
+def full_logits(model: Decoder, tokens: Sequence[int], width: int = 64) -> np.ndarray[Any, Any]:
+    """Logits [T,V] of the whole sequence computed at once, with no cache."""
+    padded = np.zeros((1, width), np.int32)
+    padded[0, : len(tokens)] = tokens
+    return np.asarray(_logits(model)(padded))[: len(tokens)]
+
+
+def full_logprobs(model: Decoder, tokens: Sequence[int]) -> np.ndarray[Any, Any]:
+    """Log-probabilities [T,V] of the next token after each."""
+    return np.asarray(jax.nn.log_softmax(full_logits(model, tokens), axis=-1))
+
+
+def naive_greedy(model: Decoder, tokens: Sequence[int], new: int, eos: bool) -> list[int]:
+    """Greedy continuation, everything computed again for every token."""
+    out: list[int] = []
+    while len(out) < new:
+        out.append(int(full_logits(model, [*tokens, *out])[-1].argmax()))
+        if eos and out[-1] in EOS:
+            break
+    return out

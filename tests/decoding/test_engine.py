@@ -1,0 +1,277 @@
+"""Are samples what the model says, and the same whatever else is drawn?"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ste_jax.decoding.engine import Engine
+from ste_jax.decoding.lanes import NoLane
+from ste_jax.decoding.rows import Prompt
+from ste_jax.models.decoder import Decoder
+from ste_jax.parameters import parameters_of, with_parameters
+from tests.decoding import small
+from tests.decoding.small import collect, prompt, request
+
+LENGTHS = (1, 2, 8, 9, 10, 17, 32)
+
+
+@functools.cache
+def shared() -> Engine:
+    """One engine for many tests: what went before must not matter either."""
+    return small.engine()
+
+
+def sampled(id: str, samples: Any = (0,), **more: Any) -> Any:
+    return request(id, samples, **{"temperature": 0.9, "top_p": 0.9, "max_new_tokens": 24, **more})
+
+
+def test_greedy_is_what_computing_everything_again_gives() -> None:
+    model, engine = small.small_model(), shared()
+    for length in LENGTHS:
+        for eos in (True, False):
+            one = request(f"{length}{eos}", max_new_tokens=7 + length % 3, ignore_eos=not eos)
+            engine.submit(one, prompt(length, length))
+    found = collect(engine.completions())
+    for length in LENGTHS:
+        tokens = prompt(length, length).tokens
+        for eos in (True, False):
+            got = found[f"{length}{eos}", 0]
+            want = small.naive_greedy(model, tokens, 7 + length % 3, eos)
+            assert list(got.token_ids) == want
+            assert got.finish_reason == ("stop" if eos and want[-1] in small.EOS else "length")
+            assert got.text == small.Letters().decode(want)
+            logprobs = small.full_logprobs(model, [*tokens, *want])[length - 1 : -1]
+            picked = logprobs[np.arange(len(want)), want]
+            np.testing.assert_allclose(got.logprobs, picked, atol=1e-5)
+            assert got.prompt_tokens == length
+
+
+def test_a_sample_is_the_same_alone_in_a_crowd_in_another_order_and_in_waves() -> None:
+    prompts = {f"row{i}": prompt(i, 3 + 4 * i) for i in range(7)}
+
+    def run(engine: Engine, names: list[str], waves: list[tuple[int, ...]]) -> dict[Any, Any]:
+        found: dict[Any, Any] = {}
+        for samples in waves:
+            for name in names:
+                engine.submit(sampled(name, samples), prompts[name])
+            found |= collect(engine.completions())
+        return found
+
+    together = run(small.engine(), list(prompts), [(0, 1, 2, 3, 4)])
+    assert len({one.token_ids for one in together.values()}) > 30  # the samples do differ
+    assert any(one.finish_reason == "stop" for one in together.values())
+    alone = run(shared(), ["row4"], [(3,)])
+    assert alone["row4", 3] == together["row4", 3]
+    waves = run(shared(), list(prompts)[::-1], [(4,), (1, 0), (2, 3)])
+    assert waves == together
+
+
+def test_samples_asked_for_while_others_come() -> None:
+    engine = shared()
+    expected = {}
+    for i in range(4):
+        engine.submit(sampled(f"late{i}", (0, 1)), prompt(i, 12))
+    expected = collect(engine.completions())
+    engine.submit(sampled("late0", (0, 1)), prompt(0, 12))
+    found, asked = {}, 1
+    for completion in engine.completions():
+        found[completion.request_id, completion.sample] = completion
+        if asked < 4:
+            engine.submit(sampled(f"late{asked}", (0, 1)), prompt(asked, 12))
+            asked += 1
+    assert found == expected
+
+
+def test_key_id_sample_and_nothing_else_tell_samples_apart() -> None:
+    engine = shared()
+    engine.submit(sampled("x", (0, 1)), prompt(1, 12))
+    engine.submit(sampled("y"), prompt(1, 12))
+    first = collect(engine.completions())
+    engine.submit(sampled("x", key=1), prompt(1, 12))
+    other = collect(engine.completions())
+    texts = [*(one.token_ids for one in first.values()), other["x", 0].token_ids]
+    assert len(set(texts)) == 4
+
+
+def test_the_first_token_is_distributed_as_the_model_says() -> None:
+    engine = small.engine(groups=4, group_size=16)
+    tokens, number = prompt(3, 11), 3000
+    engine.submit(sampled("x", range(number), max_new_tokens=1, top_p=1.0), tokens)
+    counts = np.zeros(len(small.LETTERS))
+    for completion in engine.completions():
+        counts[completion.token_ids[0]] += 1
+    logits = small.full_logits(small.small_model(), tokens.tokens)[-1].astype(np.float64) / 0.9
+    share = np.exp(logits - logits.max())
+    share /= share.sum()
+    statistic = ((counts - share * number) ** 2 / (share * number)).sum()
+    freedom = len(counts) - 1
+    assert statistic < freedom + 5 * math.sqrt(2 * freedom)
+
+
+def test_rows_that_cannot_be_drawn_fail_alone() -> None:
+    engine, good = shared(), prompt(0, 5)
+    wrong = {
+        "empty": (sampled("empty"), Prompt(())),
+        "long": (sampled("long"), prompt(0, 33)),
+        "none": (sampled("none", max_new_tokens=0), good),
+        "many": (sampled("many", max_new_tokens=25), good),
+        "unasked": (sampled("unasked", ()), good),
+        "negative": (sampled("negative", (-1,)), good),
+        "cold": (sampled("cold", temperature=-1.0), good),
+        "hot": (sampled("hot", temperature=math.nan), good),
+        "top_p": (sampled("top_p", top_p=0.0), good),
+        "top_k": (sampled("top_k", top_k=-1), good),
+    }
+    for one, its_prompt in wrong.values():
+        engine.submit(one, its_prompt)
+    engine.submit(sampled("good", (0, 1)), good)
+    found = collect(engine.completions())
+    assert {key for key, one in found.items() if one.finish_reason != "error"} == {
+        ("good", 0),
+        ("good", 1),
+    }
+    errors = {name: one.error for (name, _), one in found.items() if one.error}
+    assert errors.keys() == wrong.keys()
+    assert "33 tokens" in errors["long"] and "prompt_buckets" in errors["long"]
+    assert "top_p=0.0" in errors["top_p"]
+
+
+def test_more_than_the_models_positions_fails() -> None:
+    engine = small.engine(new_buckets=(48,))
+    engine.submit(sampled("x", max_new_tokens=40), prompt(0, 25))
+    (one,) = engine.completions()
+    assert "more than the model's 64 positions" in one.error
+
+
+POISON = 7
+
+
+def poisoned() -> Decoder:
+    """The small model, but a token's embedding is not a number."""
+    model = small.small_model()
+    values = parameters_of(model)
+    values["embed"] = values["embed"].at[POISON].set(jnp.nan)
+    return with_parameters(model, values)
+
+
+def test_logits_that_are_not_finite_fail_their_row_and_leave_nothing_behind() -> None:
+    engine = small.engine(poisoned(), groups=1, group_size=2)
+    clean = [
+        Prompt(tuple(t for t in prompt(i, 20).tokens if t != POISON and t > 2)) for i in range(3)
+    ]
+    poison = [
+        Prompt((5, 6, POISON, *clean[0].tokens)),
+        Prompt((*clean[0].tokens, POISON)),
+    ]
+    for i, tokens in enumerate([clean[0], poison[0], clean[1], poison[1], clean[2]]):
+        engine.submit(request(f"{i}", (0, 1), max_new_tokens=24), tokens)
+    found = collect(engine.completions())
+    for (name, _), one in found.items():
+        assert (one.finish_reason == "error") == (name in "13")
+        if name in "13":
+            assert one.error == "the model's logits are not finite at new token 0"
+    # As far as the clean ones do not say the poisoned word, they are the sound model's.
+    for name, tokens in zip("024", clean, strict=True):
+        want = small.naive_greedy(small.small_model(), tokens.tokens, 24, eos=True)
+        assert POISON not in want
+        assert list(found[name, 0].token_ids) == want
+
+
+def test_stop_strings_end_a_row_and_free_its_slot() -> None:
+    model, engine = small.small_model(), shared()
+    tokens = prompt(5, 17)
+    whole = small.naive_greedy(model, tokens.tokens, 24, eos=False)
+    text = small.Letters().decode(whole)
+    stop = text[5:8]
+    end = text.index(stop) + 3
+    for i in range(5):
+        one = request(f"{i}", max_new_tokens=24, ignore_eos=True, stop=("no such text", stop))
+        engine.submit(one, tokens)
+    for one in engine.completions():
+        assert (one.text, one.finish_reason) == (text[:end], "stop")
+        assert small.Letters().decode(one.token_ids) == text[:end]
+        assert len(one.logprobs) == len(one.token_ids) < 24
+
+
+def test_shared_beginnings_and_second_waves_are_not_computed_again() -> None:
+    engine = small.engine(groups=1)
+    head = prompt(1, 16).tokens
+    prompts = {name: Prompt((*head, *prompt(i, 12).tokens)) for i, name in enumerate("abc")}
+    for name, tokens in prompts.items():
+        engine.submit(request(name), tokens)
+    collect(engine.completions())
+    # The last token of a prompt is fed by its rows: 27 are prefilled, 16 of them the same.
+    assert engine.usage.prompt_tokens == 3 * 27
+    assert engine.usage.cached_prompt_tokens == 2 * 16
+    engine.submit(request("a", (1,)), prompts["a"])
+    collect(engine.completions())
+    assert engine.usage.cached_prompt_tokens == 2 * 16 + 27
+    engine.release("a")
+    engine.release("never seen")
+    engine.submit(request("b", (1,)), prompts["b"])
+    collect(engine.completions())
+    assert engine.usage.cached_prompt_tokens == 2 * 16 + 2 * 27
+    engine.submit(request("a", (2,)), prompts["a"])
+    collect(engine.completions())
+    assert engine.usage.cached_prompt_tokens == 2 * 16 + 2 * 27 + 16
+
+
+def test_a_store_without_room_changes_nothing_but_the_work() -> None:
+    small_store = small.engine(cache_tokens=0)
+    for name in ("u", "v", "u2"):
+        for engine in (small_store, shared()):
+            engine.submit(sampled("same"), prompt(ord(name[0]), 30))
+        assert collect(small_store.completions()) == collect(shared().completions())
+    assert small_store.usage.cached_prompt_tokens < 3 * 29
+
+
+def test_usage_and_progress_add_up() -> None:
+    engine = small.engine()
+    for i in range(5):
+        engine.submit(sampled(f"{i}", (0, 1, 2, 3), ignore_eos=True), prompt(i, 9))
+    assert engine.progress.samples_submitted == 20
+    assert engine.progress.seconds_left == math.inf
+    done = list(engine.completions())
+    usage, progress = engine.usage, engine.progress
+    assert (usage.requests, usage.samples, progress.samples_done) == (5, 20, 20)
+    assert usage.new_tokens == usage.busy_slot_steps == sum(len(one.token_ids) for one in done)
+    per_token = small.small_model().config.flops_per_token
+    assert usage.flops == per_token * (usage.new_tokens + 5 * 8)
+    assert 0 < usage.prefill_seconds < usage.seconds
+    assert usage.slot_steps % 6 == 0
+    assert 0.5 < progress.slot_occupancy <= 1.0
+    assert 0.0 < progress.prefill_share < 1.0
+    assert progress.seconds_left == 0.0
+
+
+def test_scores_are_those_of_the_whole_sequence() -> None:
+    model, engine = small.small_model(), shared()
+    for length in (1, 9, 32):
+        start = prompt(length, length)
+        completions = [prompt(100 + i, 1 + (i * 5) % 24).tokens for i in range(11)] + [()]
+        scores = engine.score("s", start, completions)
+        assert scores[-1] == ()
+        for completion, score in zip(completions, scores, strict=True):
+            logprobs = small.full_logprobs(model, [*start.tokens, *completion])[length - 1 : -1]
+            picked = logprobs[np.arange(len(completion)), list(completion)]
+            np.testing.assert_allclose(score, picked, atol=1e-5)
+
+
+def test_a_score_does_not_depend_on_what_is_scored_beside_it() -> None:
+    engine, start = shared(), prompt(1, 20)
+    completions = [prompt(200 + i, 3 + i % 4).tokens for i in range(10)]
+    together = engine.score("s", start, completions)
+    assert engine.score("t", start, completions[::-1]) == together[::-1]
+    assert engine.score("u", start, completions[4:5]) == together[4:5]
+
+
+@pytest.mark.parametrize(("length", "longest"), [(0, 1), (33, 1), (5, 25)])
+def test_what_is_too_long_to_be_scored_is_told(length: int, longest: int) -> None:
+    with pytest.raises(NoLane):
+        shared().score("s", prompt(0, length), [(5,), (6,) * longest])

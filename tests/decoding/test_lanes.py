@@ -1,0 +1,51 @@
+"""Is a row's lane the smallest that holds it, and are impossible shapes refused?"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from ste_jax.config import DecodingKnobs
+from ste_jax.decoding.lanes import Lane, NoLane, check_knobs, choose_lane
+from ste_jax.errors import RequestError
+
+KNOBS = DecodingKnobs(prompt_buckets=(16, 32), new_buckets=(4, 8), prefill_chunk=8)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "new", "lane"),
+    [(1, 1, (16, 4)), (16, 4, (16, 4)), (17, 5, (32, 8)), (32, 8, (32, 8))],
+)
+def test_the_smallest_that_holds_it(prompt: int, new: int, lane: tuple[int, int]) -> None:
+    assert choose_lane(KNOBS, prompt, new) == Lane(*lane)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "new", "why"),
+    [
+        (0, 1, "prompt is empty"),
+        (1, 0, "0 new tokens"),
+        (33, 1, "the prompt has 33 tokens.*prompt_buckets is 32"),
+        (1, 9, "max_new_tokens is 9 tokens.*new_buckets is 8"),
+    ],
+)
+def test_what_fits_nowhere_is_told(prompt: int, new: int, why: str) -> None:
+    with pytest.raises(NoLane, match=why):
+        choose_lane(KNOBS, prompt, new)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ({"prompt_buckets": ()}, "prompt_buckets"),
+        ({"prompt_buckets": (32, 16)}, "prompt_buckets"),
+        ({"prompt_buckets": (12,)}, "not a multiple of decoding.prefill_chunk 8"),
+        ({"new_buckets": (8, 8)}, "new_buckets"),
+        ({"groups": 0}, "groups=0"),
+        ({"steps_per_round": -1}, "steps_per_round=-1"),
+    ],
+)
+def test_knobs_that_cannot_be_run(wrong: dict[str, Any], named: str) -> None:
+    with pytest.raises(RequestError, match=named):
+        check_knobs(DecodingKnobs(**{"prompt_buckets": (16,), "prefill_chunk": 8, **wrong}))

@@ -1,0 +1,92 @@
+"""Run `ste` and kill -9 it inside a named place: `python -m tests.killing PLACE -- run CONFIG ...`.
+
+PLACE is one of
+
+    write:PART:N    in the Nth whole-or-nothing write of a file whose path holds PART: the bytes are
+                    on disk under the partial name, the file is not there yet
+    step:N          in the Nth train step, after it was handed to the device
+    orbax:PART      while Orbax writes below a path that holds PART: its temporary directory is there
+
+The kill is real: SIGKILL from inside, so no handler, no `finally` and no flush runs.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any, NoReturn
+
+
+def kill() -> NoReturn:
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError("still alive")
+
+
+def in_write(part: str, number: int) -> None:
+    replace, seen = Path.replace, 0
+
+    def replace_or_die(self: Path, target: Any) -> Any:
+        nonlocal seen
+        if part in str(target):
+            seen += 1
+            if seen == number:
+                kill()
+        return replace(self, target)
+
+    Path.replace = replace_or_die  # type: ignore[method-assign]
+
+
+def in_step(number: int) -> None:
+    from ste_jax.finetuning import loop
+
+    make, calls = loop.make_train_step, 0
+
+    def make_deadly(*args: Any, **kwargs: Any) -> Any:
+        step = make(*args, **kwargs)
+
+        def step_or_die(*args: Any, **kwargs: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            done = step(*args, **kwargs)
+            if calls == number:
+                kill()
+            return done
+
+        return step_or_die
+
+    loop.make_train_step = make_deadly
+
+
+def in_orbax(part: str, root: Path) -> None:
+    def watch() -> None:
+        while True:
+            for path in root.rglob("*orbax-checkpoint-tmp*"):
+                if part in str(path):
+                    kill()
+            time.sleep(0.0005)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def main() -> int:
+    place, dashes, *words = sys.argv[1:]
+    assert dashes == "--"
+    kind, _, rest = place.partition(":")
+    if kind == "write":
+        part, _, number = rest.rpartition(":")
+        in_write(part, int(number))
+    elif kind == "step":
+        in_step(int(rest))
+    elif kind == "orbax":
+        in_orbax(rest, Path(words[words.index("--dir") + 1]))
+    from ste_jax.cli import main as ste
+
+    return ste(words)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,70 @@
+"""Logits of the reference and of ours, for the same tokens."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from flax import nnx
+from transformers import PreTrainedModel
+
+from ste_jax.models.attention import causal
+from ste_jax.models.config import ModelConfig
+from ste_jax.models.decoder import Decoder, abstract_decoder
+
+
+def torch_logits(model: PreTrainedModel, tokens: np.ndarray) -> np.ndarray:
+    """[B,T,V] of full rows."""
+    with torch.no_grad():
+        return model(torch.from_numpy(np.asarray(tokens, np.int64))).logits.float().numpy()
+
+
+@partial(jax.jit, static_argnames=("graph", "remat", "unroll"))
+def _run(
+    graph: Any,
+    state: Any,
+    tokens: jax.Array,
+    segments: jax.Array,
+    positions: jax.Array,
+    remat: bool,
+    unroll: bool,
+) -> jax.Array:
+    model = nnx.merge(graph, state)
+    attend = causal(segments, positions)
+    hidden, _ = model(tokens, positions, attend, remat=remat, unroll=unroll)
+    return model.logits(hidden)
+
+
+def packed_logits(
+    model: Decoder,
+    tokens: np.ndarray,
+    segments: np.ndarray,
+    positions: np.ndarray,
+    remat: bool = False,
+    unroll: bool = False,
+) -> np.ndarray:
+    """[B,T,V] of packed rows, by a jitted function of the model's state."""
+    graph, state = nnx.split(model)
+    tokens = np.asarray(tokens, np.int32)
+    return np.asarray(_run(graph, state, tokens, segments, positions, remat, unroll))
+
+
+def our_logits(model: Decoder, tokens: np.ndarray, **how: bool) -> np.ndarray:
+    """[B,T,V] of full rows."""
+    positions = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
+    return packed_logits(model, tokens, np.ones_like(positions), positions, **how)
+
+
+def random_decoder(config: ModelConfig, seed: int = 0, **dtypes: Any) -> Decoder:
+    """A decoder of random weights, drawn by numpy: there is nothing to compile."""
+    rng = np.random.default_rng(seed)
+    graph, state = nnx.split(abstract_decoder(config, **dtypes))
+
+    def draw(leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        return jnp.asarray(0.3 * rng.normal(size=leaf.shape), leaf.dtype)
+
+    return nnx.merge(graph, jax.tree.map(draw, state))

@@ -1,0 +1,66 @@
+"""Templates: places are filled once, examples become turns, and what is wrong is named."""
+
+from __future__ import annotations
+
+import pytest
+
+from ste_jax.errors import RequestError
+from ste_jax.prompts.render import PLACES, TEMPLATES, fill, load_template, transcript
+
+
+def test_what_is_filled_in_is_not_looked_at_again():
+    values = {"instruction": "{answer_a} {x}", "answer_a": "secret"}
+    assert fill("{instruction}|{answer_a}|{other}", values) == "{answer_a} {x}|secret|{other}"
+
+
+def test_examples_are_turns_and_the_start_begins_their_replies(tmp_path):
+    path = tmp_path / "t.yaml"
+    path.write_text(
+        "system: sort {categories}\nuser: 'Q: {instruction}'\nstart: 'C:'\n"
+        "examples: [{instruction: one, reply: ' x'}]\n"
+    )
+    turns = load_template(str(path), "classify").messages(instruction="two", categories="x, y")
+    assert [(turn["role"], turn["content"]) for turn in turns] == [
+        ("system", "sort x, y"),
+        ("user", "Q: one"),
+        ("assistant", "C: x"),
+        ("user", "Q: two"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[", "cannot be read"),
+        ("system: x", "user"),
+        ("user: x\nusr: y", "no more"),
+        ("user: '{answer}'", "answer"),
+        ("user: '{instruction}'\nexamples: [{reply: x}]", "example 0 lacks instruction"),
+        ("user: '{instruction}'\nexamples: [{instruction: x}]", "example 0 lacks reply"),
+    ],
+)
+def test_what_is_wrong_with_a_template_is_named(tmp_path, text, told):
+    path = tmp_path / "t.yaml"
+    path.write_text(text)
+    with pytest.raises(RequestError, match=told):
+        load_template(str(path), "classify")
+
+
+def test_no_such_template():
+    with pytest.raises(RequestError, match="shipped: .*judge"):
+        load_template("absent", "judge")
+
+
+@pytest.mark.parametrize("path", sorted(TEMPLATES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_template_can_be_used(path):
+    role = path.stem.removeprefix("small-")
+    template = load_template(path.stem, role)
+    turns = template.messages(**{place: f"<{place}>" for place in PLACES[role]})
+    assert "<instruction>" in turns[-1]["content"]
+
+
+def test_transcript():
+    one = ({"role": "user", "content": "hi"},)
+    two = (*one, {"role": "assistant", "content": "hello"})
+    assert transcript(one) == "hi"
+    assert transcript(two) == "User: hi\n\nAssistant: hello"

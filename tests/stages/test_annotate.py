@@ -1,0 +1,109 @@
+"""When is it enough: waves, policies, and the verdict that is forced."""
+
+from __future__ import annotations
+
+import pytest
+
+from ste_jax.config import AnnotateKnobs, JudgeKnobs
+from ste_jax.generators.protocol import Sampling
+from ste_jax.prompts.render import Template
+from ste_jax.records import Instruction, instruction_id, make_pair
+from ste_jax.stages.annotate import annotate, waves
+from ste_jax.stages.asking import Role
+from ste_jax.stages.judge import Judge, build_prompts
+from tests.stages.scripted import Scripted
+
+
+def make_judge(start: str = "", **knobs) -> Judge:
+    template = Template(
+        name="test", user="{instruction} {answer_a} | {answer_b}", start=start
+    )
+    sampling = Sampling(max_new_tokens=64, temperature=0.7)
+    role = Role(name="judge", template=template, sampling=sampling, key=7)
+    return Judge(role=role, knobs=JudgeKnobs(**knobs), model="m", iteration=1)
+
+
+def prompts(judge: Judge, pairs: int = 3):
+    made = []
+    for n in range(pairs):
+        messages = ({"role": "user", "content": f"question {n}"},)
+        row = Instruction(id=instruction_id(messages), messages=messages, source="test")
+        pair = make_pair(row, chosen="good", rejected="bad", modified_instruction="m", source="t")
+        made += build_prompts(pair, judge.role.template)
+    return made
+
+
+def test_both_orders_and_their_labels():
+    first, second = prompts(make_judge(), 1)
+    assert (first.order, first.label) == ("ab", "A")
+    assert (second.order, second.label) == ("ba", "B")
+    assert first.messages[-1]["content"] == "question 0 good | bad"
+    assert second.messages[-1]["content"] == "question 0 bad | good"
+    assert first.id != second.id
+
+
+@pytest.mark.parametrize(
+    ("samples", "sizes", "expected"),
+    [
+        (15, (2, 2, 4, 8), [(0, 1), (2, 3), (4, 5, 6, 7), tuple(range(8, 15))]),
+        (5, (2,), [(0, 1), (2, 3), (4,)]),
+        (1, (4,), [(0,)]),
+    ],
+)
+def test_waves(samples, sizes, expected):
+    assert list(waves(samples, sizes)) == expected
+
+
+def test_first_correct_stops_after_the_wave_that_holds_one():
+    judge = make_judge()
+    knobs = AnnotateKnobs(samples=6, waves=(2,), policy="first_correct")
+    generator = Scripted(lambda request, sample: "[[A]]" if sample < 3 else "[[B]]")
+    drawn = {p.order: len(j) for p, j in annotate(prompts(judge, 1), generator, judge, knobs, in_flight=4)}
+    assert drawn == {"ab": 2, "ba": 4}
+
+
+def test_all_draws_every_sample_and_releases_every_prompt():
+    judge = make_judge()
+    knobs = AnnotateKnobs(samples=6, waves=(2, 4), policy="all")
+    generator = Scripted(lambda request, sample: "[[A]]")
+    asked = prompts(judge)
+    done = list(annotate(asked, generator, judge, knobs, in_flight=4))
+    assert [len(judgments) for _, judgments in done] == [6] * 6
+    assert sorted(generator.released) == sorted(prompt.id for prompt in asked)
+
+
+def test_a_prompt_that_cannot_be_asked_is_asked_once():
+    judge = make_judge(force_verdict=True)
+    knobs = AnnotateKnobs(samples=8, waves=(2,), policy="all")
+    generator = Scripted(lambda request, sample: ("too long", "error"))
+    ((_, judgments), *_) = annotate(prompts(judge, 1), generator, judge, knobs, in_flight=1)
+    assert [(j.failure, j.verdict, j.forced, j.text) for j in judgments] == [
+        ("error", None, False, "too long")
+    ] * 2
+
+
+def test_a_judgment_without_a_verdict_is_made_to_choose():
+    judge = make_judge(start="First,", force_verdict=True, force_text=" So: [[")
+
+    def reply(request, sample):
+        if request.continue_text == "First,":
+            return (" it is long. And then it bre", "length") if sample else (" [[A]]", "stop")
+        return "B]]"
+
+    generator = Scripted(reply)
+    knobs = AnnotateKnobs(samples=2, waves=(2,), policy="all")
+    ((_, (own, forced)), *_) = annotate(prompts(judge, 1), generator, judge, knobs, in_flight=1)
+    assert (own.verdict, own.forced, own.failure, own.text) == ("A", False, None, "First, [[A]]")
+    assert (forced.verdict, forced.forced, forced.failure) == ("B", True, "cut_off")
+    # cut back to the last full sentence, then the fixed text, then what was sampled
+    assert forced.text == "First, it is long. So: [[B]]"
+    assert "".join(map(chr, forced.token_ids)) == forced.text
+    assert forced.finish_reason == "length"
+
+
+def test_two_different_verdicts_are_not_forced():
+    judge = make_judge(force_verdict=True)
+    knobs = AnnotateKnobs(samples=1, waves=(1,))
+    generator = Scripted(lambda request, sample: "[[A]] or [[B]]")
+    ((_, (judgment,)), *_) = annotate(prompts(judge, 1), generator, judge, knobs, in_flight=1)
+    assert (judgment.verdict, judgment.failure, judgment.forced) == (None, "conflict", False)

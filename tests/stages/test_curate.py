@@ -1,0 +1,69 @@
+"""One correct judgment per prompt, balanced, and every prompt accounted for."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ste_jax.config import CurateKnobs
+from ste_jax.records import Judgment, Prompt
+from ste_jax.stages.curate import curate, training_examples
+
+letters = st.sampled_from(["A", "B", "tie", None])
+
+
+def prompt(number: int, label: str) -> Prompt:
+    return Prompt(id=f"p{number}", pair_id="x", order="ab", messages=(), label=label)
+
+
+def judgment(number: int, sample: int, verdict: str | None) -> Judgment:
+    return Judgment(
+        id=f"j{number}-{sample}",
+        prompt_id=f"p{number}",
+        judge="m",
+        iteration=1,
+        sample=sample,
+        text="t",
+        token_ids=(1, 2),
+        verdict=verdict,
+        failure=None,
+        forced=False,
+        finish_reason="stop",
+        free_tokens=2,
+    )
+
+
+@given(st.lists(st.tuples(st.sampled_from("AB"), st.lists(letters, min_size=1, max_size=5)), max_size=12))
+def test_kept_are_correct_balanced_and_of_the_lowest_index(drawn):
+    prompts = [prompt(n, label) for n, (label, _) in enumerate(drawn)]
+    judgments = [
+        judgment(n, sample, verdict)
+        for n, (_, verdicts) in enumerate(drawn)
+        for sample, verdict in enumerate(verdicts)
+    ]
+    found = curate(prompts, judgments, CurateKnobs())
+    by_id = {each.id: each for each in judgments}
+    labels = {each.id: each.label for each in prompts}
+    for prompt_id, judgment_id in found.kept.items():
+        mine = [j for j in judgments if j.prompt_id == prompt_id and j.verdict == labels[prompt_id]]
+        assert by_id[judgment_id] == min(mine, key=lambda each: each.sample)
+    kept = Counter(labels[id] for id in found.kept)
+    assert kept["A"] == kept["B"] == found.kept_letters["A"] == found.kept_letters["B"]
+    assert len(found.kept) + sum(found.dropped.values()) == len(prompts)
+
+
+def test_reasons():
+    prompts = [prompt(0, "A"), prompt(1, "A"), prompt(2, "B"), prompt(3, "B"), prompt(4, "A")]
+    verdicts = [["B", "B"], [None, None], ["B", "A"], ["B", "B"], ["A", "A"]]
+    judgments = [judgment(n, s, v) for n, each in enumerate(verdicts) for s, v in enumerate(each)]
+    found = curate(prompts, judgments, CurateKnobs(min_agreement=0.6))
+    assert found.dropped == {"low_agreement": 1, "no_correct": 1, "no_verdict": 1}
+    assert found.kept == {"p3": "j3-0", "p4": "j4-0"}
+
+
+def test_training_rows_hold_the_ids_that_were_sampled():
+    prompts, judgments = [prompt(0, "A")], [judgment(0, 0, "A"), judgment(0, 1, "A")]
+    (row,) = training_examples(prompts, judgments, lambda each: each.sample == 1)
+    assert (row.judgment_id, row.completion_ids, row.label) == ("j0-1", (1, 2), "A")

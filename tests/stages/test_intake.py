@@ -1,0 +1,111 @@
+"""Every kind of file gives instructions; what cannot be used is set aside by file, line and reason."""
+
+from __future__ import annotations
+
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from ste_jax.config import PoolKnobs
+from ste_jax.errors import RequestError
+from ste_jax.records import Instruction
+from ste_jax.stages.intake import Rejected, at_path, collapse, read_pool
+
+ROWS = [{"instruction": "one", "n": 1}, {"instruction": "two", "n": 2}]
+
+
+def texts(path, **knobs):
+    rows = read_pool(PoolKnobs(path=(str(path),), **knobs))
+    return [row.messages[0]["content"] if isinstance(row, Instruction) else row for row in rows]
+
+
+def write(path):
+    lines = "\n".join(json.dumps(row) for row in ROWS)
+    if path.suffix == ".jsonl":
+        path.write_text(lines + "\n")
+    elif path.suffix == ".json":
+        path.write_text(json.dumps(ROWS))
+    elif path.suffix == ".csv":
+        path.write_text("instruction,n\none,1\ntwo,2\n")
+    else:
+        pq.write_table(pa.Table.from_pylist(ROWS), path)
+    return path
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "json", "csv", "parquet"])
+def test_kinds_of_file(tmp_path, ending):
+    assert texts(write(tmp_path / f"pool.{ending}")) == ["one", "two"]
+
+
+@pytest.mark.parametrize("ending", ["json", "parquet"])
+def test_a_file_that_is_not_what_it_says(tmp_path, ending):
+    path = tmp_path / f"pool.{ending}"
+    path.write_text("{nothing")
+    with pytest.raises(RequestError, match=f"pool.{ending}"):
+        texts(path)
+
+
+@pytest.mark.parametrize("name", ["absent.jsonl", "pool.txt"])
+def test_no_such_file(tmp_path, name):
+    (tmp_path / "pool.txt").write_text("x")
+    with pytest.raises(RequestError, match=name):
+        texts(tmp_path / name)
+
+
+def test_bad_rows_are_set_aside_by_line(tmp_path):
+    path = tmp_path / "pool.jsonl"
+    path.write_text('{"instruction": "ok"}\n{broken\n[1]\n{"instruction": " "}\n{"else": 1}\n"bare"\n')
+    rows = list(read_pool(PoolKnobs(path=(str(path),))))
+    assert [(row.line, row.reason.split(":")[0]) for row in rows if isinstance(row, Rejected)] == [
+        (2, "not JSON"),
+        (3, "not an object with named fields"),
+        (4, "field instruction is empty"),
+        (5, rows[4].reason),
+    ]
+    assert "pool.instruction_field" in rows[4].reason
+    assert isinstance(rows[5], Instruction)
+
+
+def test_wildchat_form_with_filters(tmp_path):
+    path = tmp_path / "wild.jsonl"
+    turns = [{"role": "user", "content": "hi there"}, {"role": "assistant", "content": "hello"}]
+    rows = [
+        {"conversation": turns, "language": "English", "toxic": False},
+        {"conversation": turns, "language": "French", "toxic": False},
+        {"conversation": turns, "language": "English", "toxic": True},
+    ]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    require = {"language": "English", "toxic": "False"}
+    for field in ("conversation[0].content", "conversation"):
+        assert texts(path, instruction_field=field, require=require) == ["hi there"]
+
+
+def test_unknown_columns_survive_and_ids_are_of_the_content(tmp_path):
+    first, second = read_pool(PoolKnobs(path=(str(write(tmp_path / "pool.jsonl")),)))
+    again, _ = read_pool(PoolKnobs(path=(str(write(tmp_path / "pool.csv")),)))
+    assert json.loads(first.extra) == {"n": 1}
+    assert first.id == again.id != second.id
+
+
+def test_duplicates_collapse_and_everything_is_counted(tmp_path):
+    path = tmp_path / "pool.jsonl"
+    path.write_text('{"instruction": "a"}\n{"instruction": "a "}\n{bad\n{"instruction": "b"}\n')
+    counts, aside = {}, []
+    rows = list(collapse(read_pool(PoolKnobs(path=(str(path),))), counts, aside))
+    assert len(rows) == 2
+    assert counts == {"read": 4, "rejected": 1, "duplicates": 1, "kept": 2}
+    assert [each.line for each in aside] == [3]
+
+
+def test_the_shipped_set_can_be_taken_in():
+    rows = list(read_pool(PoolKnobs()))
+    assert len(rows) >= 190
+    assert all(isinstance(row, Instruction) for row in rows)
+
+
+def test_field_paths():
+    values = {"a": [{"b": "x"}], "c": 1}
+    assert at_path(values, "a[0].b") == "x"
+    assert at_path(values, "a[1].b") is at_path(values, "c.d") is at_path(values, "z") is None

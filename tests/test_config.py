@@ -1,0 +1,76 @@
+"""A config is strict: what is wrong with it is said by file and key."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import yaml
+
+from ste_jax import config
+from ste_jax.errors import RequestError
+
+
+def load(tmp_path, text="model: some/model\n", *overrides):
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    return config.load_config(str(path), overrides)
+
+
+def test_groups_keep_the_defaults_of_what_is_not_named(tmp_path):
+    found = load(tmp_path, "model: m\nroles: {judge: {sampling: {temperature: 0.2}}}\n")
+    assert found.roles.judge.template == "judge"
+    assert found.roles.judge.sampling.temperature == 0.2
+    assert found.roles.judge.sampling.max_new_tokens == 1024
+
+
+def test_overrides(tmp_path):
+    found = load(tmp_path, "model: m\n", "annotate.waves=[1, 3]", "finetune.learning_rate=1e-5")
+    assert found.annotate.waves == (1, 3)
+    assert found.finetune.learning_rate == 1e-5
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("finetun.epochs=3", "no key finetun; did you mean finetune"),
+        ("finetune.epoch=3", "no key finetune.epoch; did you mean epochs"),
+        ("finetune.epochs=many", "finetune.epochs must be a number, not 'many'"),
+        ("pool.shards=1.5", "pool.shards must be a whole number"),
+        ("judge.force_verdict=1", "judge.force_verdict must be true or false"),
+        ("select.labels=guess", "one of generate, score"),
+        ("annotate.waves=2", "annotate.waves must be a list of a whole number"),
+        ("pool.shards=0", "pool.shards must be at least 1"),
+        ("curate.min_agreement=0.5", "annotate.policy=all"),
+        ("finetune.accumulate=3", "must divide"),
+        ("select.drop_categories=[nonsense]", "nonsense"),
+        ("name", "key=value"),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path, override, told):
+    with pytest.raises(RequestError, match=told.replace(".", r"\.")):
+        load(tmp_path, "model: m\n", override)
+
+
+@pytest.mark.parametrize("text", ["- a list\n", "a: [1\n", "name: x\n"])
+def test_a_file_that_is_no_config(tmp_path, text):
+    with pytest.raises(RequestError, match=r"run\.yaml"):
+        load(tmp_path, text)
+
+
+def test_no_such_config():
+    with pytest.raises(RequestError, match="absent"):
+        config.load_config("absent")
+
+
+def test_every_shipped_config_is_read_and_survives_being_written():
+    for name in ("smollm2-135m",):
+        found = config.load_config(name)
+        text = yaml.safe_dump(config.to_dict(found))
+        assert config.build(config.Config, yaml.safe_load(text), "again") == found
+
+
+def test_every_knob_has_a_meaning_or_a_name_that_says_it():
+    for group in vars(config).values():
+        if dataclasses.is_dataclass(group) and isinstance(group, type):
+            assert group.__doc__

@@ -1,0 +1,64 @@
+"""The whole recipe on a tiny model of random weights that fills every stage."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+
+import pytest
+import yaml
+from etils import epath
+
+from ste_jax import checkpoints
+from ste_jax.cli import main
+from ste_jax.reporting.funnel import check_sums, funnel
+from ste_jax.rundir import RunDir
+from tests import tiny
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run: (its directory, its config file)."""
+    root = tmp_path_factory.mktemp("tiny")
+    path = root / "tiny.yaml"
+    path.write_text(yaml.safe_dump(tiny.config(root)))
+    assert main(["run", str(path), "--dir", str(root / "run")]) == 0
+    return RunDir(epath.Path(root / "run")), path
+
+
+def test_every_table_is_filled(finished):
+    run, _ = finished
+    tables = [run.pool, run.labels, run.selection, run.selected, run.pairs, run.dropped_pairs]
+    for iteration in (1, 2):
+        here = run.iteration(iteration)
+        tables += [here.prompts, here.judgments, here.training]
+        tables += [here.evaluation_prompts, here.evaluation_judgments]
+    for table in tables:
+        assert len(list(table.rows())) >= 20, table.directory
+
+
+def test_both_letters_and_every_reason_are_met(finished):
+    run, _ = finished
+    fates = {row.fate for row in run.selection.rows()}
+    assert fates >= {"kept", "no_category", "category_dropped", "near_duplicate", "over_quota"}
+    reasons = {row.reason for row in run.dropped_pairs.rows()}
+    assert reasons >= {
+        "answer_empty",
+        "answer_cut_off",
+        "modify_cut_off",
+        "modify_no_response_mark",
+        "modify_repeated_mark",
+        "modify_empty_response",
+        "modified_copies_example",
+    }
+    judgments = list(run.iteration(1).judgments.rows())
+    assert {row.verdict for row in judgments} >= {"A", "B", None}
+    assert {row.failure for row in judgments} >= {None, "no_verdict", "conflict", "cut_off"}
+    assert any(row.forced for row in judgments)
+    letters = Counter(row.label for row in run.iteration(1).training.rows())
+    assert letters["A"] == letters["B"] >= 10
+
+
+def test_every_number_of_the_funnel_adds_up(finished):
+    run, _ = finished
+    assert check_sums(funnel(run)) == []
