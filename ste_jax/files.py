@@ -82,9 +82,8 @@ def read_json(path: epath.Path) -> Any:
 def remove(path: epath.Path) -> None:
     """Remove a file or a directory tree, if it is there.
 
-    A directory is renamed first, so that a kill while it is being emptied leaves no half of it under
-    its name.
-    """
+    A directory is renamed first, so that a kill while it is being emptied leaves no half of it
+    under its name."""
     if is_remote(path):
         if path.is_dir():
             path.rmtree()

@@ -100,9 +100,8 @@ def open_generator(source: str, knobs: DecodingKnobs) -> LocalGenerator:
 def on_mesh(model: Decoder, mesh: Mesh, dtype: str) -> Decoder:
     """The same model with its arrays on another mesh and in another type.
 
-    From a mesh of several processes to one of this process's own devices the arrays pass through the
-    host.
-    """
+    From a mesh of several processes to one of this process's own devices the arrays pass through
+    the host."""
     values: dict[str, Any] = dict(parameters_of(model))
     if jax.process_count() > 1:
         values = multihost_utils.process_allgather(values, tiled=True)
@@ -121,9 +120,8 @@ def on_mesh(model: Decoder, mesh: Mesh, dtype: str) -> Decoder:
 def source_fingerprint(source: Source) -> str:
     """A hash that tells one model's files from another's, without reading all of them.
 
-    Names, sizes, and the first and last 64 KiB of each file: those hold the headers, the configs and
-    the tokenizer.
-    """
+    Names, sizes, and the first and last 64 KiB of each file: those hold the headers, the configs
+    and the tokenizer."""
     root = Path(os.fspath(source.path))
     paths = [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.is_file())
     digest = hashlib.blake2b(digest_size=16)

@@ -105,7 +105,8 @@ class DroppedPair:
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """What the judge reads. `ab` shows the chosen answer first; `label` is the letter to be printed."""
+    """What the judge reads. `ab` shows the chosen answer first; `label` is the letter to be
+    printed."""
 
     id: str
     pair_id: str
@@ -118,10 +119,9 @@ class Prompt:
 class Judgment:
     """One sampled reasoning trace.
 
-    `verdict` is as printed. `failure` is why the text the judge ended by itself held none (null when
-    it did); `forced` says that the verdict was then drawn by force. `token_ids` are all ids of the
-    assistant's turn as they were sampled or forced, `free_tokens` of them before any force.
-    """
+    `verdict` is as printed. `failure` is why the text the judge ended by itself held none (null
+    when it did); `forced` says that the verdict was then drawn by force. `token_ids` are all ids of
+    the assistant's turn as they were sampled or forced, `free_tokens` of them before any force."""
 
     id: str
     prompt_id: str
@@ -243,7 +243,9 @@ def from_parquet(data: bytes, row_type: type[Row], name: str) -> list[Row]:
     try:
         table = pq.read_table(io.BytesIO(data))
     except (pa.ArrowException, OSError) as error:
-        raise WorkError(f"{name} is not a readable Parquet file ({error}); delete it and run again")
+        raise WorkError(
+            f"{name} is not a readable Parquet file ({error}); delete it and run again"
+        ) from error
     found = (table.schema.metadata or {}).get(b"schema_version", b"none").decode()
     if found != str(SCHEMA_VERSION):
         raise WorkError(

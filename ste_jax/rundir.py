@@ -37,7 +37,7 @@ class Table(Generic[Row]):
 
     def done(self, shard: int) -> bool:
         """Whether the shard is there; then it is whole."""
-        return self.path(shard).exists()
+        return bool(self.path(shard).exists())
 
     def complete(self) -> bool:
         """Whether every shard is there."""
@@ -67,8 +67,8 @@ class Table(Generic[Row]):
 
 @dataclass(frozen=True)
 class IterationDir:
-    """The tables and files of iteration K. Iteration 0 is the seed: it only has a checkpoint and its
-    evaluation."""
+    """The tables and files of iteration K. Iteration 0 is the seed: it only has a checkpoint and
+    its evaluation."""
 
     root: epath.Path
     index: int

@@ -21,6 +21,7 @@ from etils import epath
 
 from ste_jax.control_tokens import Fence, Marks, Piece, new_secret
 from ste_jax.errors import RequestError
+from ste_jax.generators.protocol import Message
 from ste_jax.gguf_tokenizer import read_gguf_tokenizer
 
 _CHAT_TEMPLATE = "chat_template.jinja"
@@ -102,9 +103,7 @@ class Tokenizer:
     # -----------------------------------------------------------------------------------------
     # Chats
 
-    def prompt_ids(
-        self, messages: Sequence[Mapping[str, str]], continue_text: str = ""
-    ) -> list[int]:
+    def prompt_ids(self, messages: Sequence[Message], continue_text: str = "") -> list[int]:
         """Ids of a chat up to the assistant's turn, which begins with `continue_text`.
 
         For clean text they equal those of `apply_chat_template(messages, tokenize=True,

@@ -4,8 +4,8 @@ PLACE is one of
 
     write:PART:N    in the Nth whole-or-nothing write of a file whose path holds PART: the bytes are
                     on disk under the partial name, the file is not there yet
-    step:N          in the Nth train step, after it was handed to the device
-    orbax:PART      while Orbax writes below a path that holds PART: its temporary directory is there
+    step:N          in the Nth train step, after it was handed to the device orbax:PART      while
+    Orbax writes below a path that holds PART: its temporary directory is there
 
 The kill is real: SIGKILL from inside, so no handler, no `finally` and no flush runs.
 """

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
+import re
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
+
+from tests.test_layers import IMPORTS
 
 ROOT = Path(__file__).parents[1]
 
@@ -58,3 +63,22 @@ def test_a_shipped_config_is_found_by_its_name_outside_a_checkout(
     where, model = done.stdout.splitlines()
     assert Path(where).is_relative_to(installed)
     assert model.startswith("pypi:")
+
+
+def test_every_import_belongs_to_a_declared_dependency() -> None:
+    """What another package happens to bring along may be gone tomorrow, or elsewhere."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    declared = {_plain(re.split(r"[^\w.-]", line)[0]) for line in project["dependencies"]}
+    bringers = importlib.metadata.packages_distributions()
+    undeclared = {
+        (module, top)
+        for module, imported in IMPORTS.items()
+        for top in {name.partition(".")[0] for name, _ in imported}
+        if top not in sys.stdlib_module_names and top != "ste_jax"
+        if not declared & {_plain(name) for name in bringers.get(top, [top])}
+    }
+    assert undeclared == set()
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()

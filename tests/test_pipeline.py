@@ -2,28 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 
-import pytest
-import yaml
-from etils import epath
-
-from ste_jax import checkpoints
-from ste_jax.cli import main
 from ste_jax.reporting.funnel import check_sums, funnel
-from ste_jax.rundir import RunDir
-from tests import tiny
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """A finished run: (its directory, its config file)."""
-    root = tmp_path_factory.mktemp("tiny")
-    path = root / "tiny.yaml"
-    path.write_text(yaml.safe_dump(tiny.config(root)))
-    assert main(["run", str(path), "--dir", str(root / "run")]) == 0
-    return RunDir(epath.Path(root / "run")), path
 
 
 def test_every_table_is_filled(finished):

@@ -1,10 +1,9 @@
 """A model of a few thousand random weights whose words fill every stage.
 
 Its vocabulary holds the verdicts, the category names and the section marks as single tokens, and a
-constant in its residual stream makes chosen tokens likelier, so that what it says parses often, fails
-often, and fails in every way there is. It comes as a Hugging Face directory and enters like any other
-model.
-"""
+constant in its residual stream makes chosen tokens likelier, so that what it says parses often,
+fails often, and fails in every way there is. It comes as a Hugging Face directory and enters like
+any other model."""
 
 from __future__ import annotations
 
@@ -18,10 +17,38 @@ import yaml
 from safetensors.numpy import save_file
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
-WORDS = (
-    "apple bread chair dance early flute green house igloo joker kites lemon mango night ocean piano "
-    "queen river stone tulip uncle viola water xenon young zebra amber birch cedar delta"
-).split()
+WORDS = [
+    "apple",
+    "bread",
+    "chair",
+    "dance",
+    "early",
+    "flute",
+    "green",
+    "house",
+    "igloo",
+    "joker",
+    "kites",
+    "lemon",
+    "mango",
+    "night",
+    "ocean",
+    "piano",
+    "queen",
+    "river",
+    "stone",
+    "tulip",
+    "uncle",
+    "viola",
+    "water",
+    "xenon",
+    "young",
+    "zebra",
+    "amber",
+    "birch",
+    "cedar",
+    "delta",
+]
 CATEGORIES = ("coding", "writing", "reasoning", "advice", "other")
 
 _SPECIAL = ("<unk>", "<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -163,7 +190,7 @@ def write_templates(directory: Path) -> None:
         "modify": {
             "user": " {instruction}",
             "start": "\n[Modified Instruction]\n",
-            "examples": [{**example, "reply": " young zebra\n[Response]\n amber birch"}],
+            "examples": [{**example, "reply": " writing\n[Response]\n amber birch"}],
         },
         "judge": {"user": " {instruction}\n {answer_a}\n {answer_b}"},
     }
@@ -198,6 +225,7 @@ def config(root: Path, **changes: Any) -> dict[str, Any]:
             "train": 270,
             "heldout": 190,
             "validation_fraction": 0.1,
+            "max_category_share": 0.3,
         },
         "pair": {"min_answer_chars": 4},
         "annotate": {"samples": 4, "waves": [2, 2]},

@@ -1,12 +1,12 @@
 """How do several rows attend to a prompt that they share, without reading it once per row?
 
-Shapes: `G` groups (prompts), `N` rows of a group, `B = G * N`, `T` time, `K` kv heads, `r` query heads
-per kv head, `d` head size.
+Shapes: `G` groups (prompts), `N` rows of a group, `B = G * N`, `T` time, `K` kv heads, `r` query
+heads per kv head, `d` head size.
 
-Keys and values are kept as [..., K, S, d]: the two products are then plain batched matrix products,
-with nothing to be transposed each time they are read (on CPU that is the larger part of the cost).
-Attention over several stretches of keys is each stretch's own softmax, left undivided, merged by their
-maxima and sums: one exact softmax over all.
+Caches have the head before the place, so that the two products are plain batched matrix products,
+and the keys of long prompts are kept transposed: nothing large is then turned each time it is read
+(on CPU that is most of what attention costs). Attention over several stretches of keys is each
+stretch's own softmax, left undivided, merged by their maxima and sums: one exact softmax over all.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ def merge(parts: Sequence[Partial]) -> Partial:
 def decode_attend(groups: int, prefix_length: jax.Array, filled: jax.Array) -> Attend:
     """Attention of one new token per row to its group's prompt, its own past and itself.
 
-    `prefix_length` [G] and `filled` [G,N] say how much of the layer's cache counts:
-    `prefix_k`, `prefix_v` [G,K,S,d] and `suffix_k`, `suffix_v` [G,N,K,S',d].
+    `prefix_length` [G] and `filled` [G,N] say how much of the layer's cache counts: `prefix_k`
+    [G,K,d,S], `prefix_v` [G,K,S,d], and `suffix_k`, `suffix_v` [G,N,K,S',d].
     """
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array, cache: Any) -> jax.Array:
@@ -77,18 +77,15 @@ def decode_attend(groups: int, prefix_length: jax.Array, filled: jax.Array) -> A
         q = q.reshape(groups, rows, kv_heads, each, size)
 
         together = q.transpose(0, 2, 1, 3, 4).reshape(groups, kv_heads, rows * each, size)
-        place = jnp.arange(cache["prefix_k"].shape[2])
+        place = jnp.arange(cache["prefix_v"].shape[2])
         prefix = partial_attention(
             together,
-            cache["prefix_k"],
+            cache["prefix_k"].swapaxes(2, 3),
             cache["prefix_v"],
             (place < prefix_length[:, None])[:, None, None],
         )
         prefix = Partial(
-            *(
-                x.reshape(groups, kv_heads, rows, each, -1).transpose(0, 2, 1, 3, 4)
-                for x in prefix
-            )
+            *(x.reshape(groups, kv_heads, rows, each, -1).transpose(0, 2, 1, 3, 4) for x in prefix)
         )
         place = jnp.arange(cache["suffix_k"].shape[3])
         suffix = partial_attention(
@@ -111,9 +108,8 @@ def decode_attend(groups: int, prefix_length: jax.Array, filled: jax.Array) -> A
 def shared_prefix_attend(length: jax.Array, chunk: int) -> Attend:
     """Causal attention of each row to itself, and of all rows to the first `length` cached tokens.
 
-    The layer's cache is `k`, `v` [K,S,d]; S is a multiple of `chunk`. It is read chunk by chunk, only
-    as far as `length` goes, so the result does not depend on S.
-    """
+    The layer's cache is `k`, `v` [K,S,d]; S is a multiple of `chunk`. It is read chunk by chunk,
+    only as far as `length` goes, so the result does not depend on S."""
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array, cache: Any) -> jax.Array:
         batch, time, heads, size = q.shape
@@ -141,10 +137,7 @@ def shared_prefix_attend(length: jax.Array, chunk: int) -> Attend:
         )
         prefix = jax.lax.fori_loop(0, (length + chunk - 1) // chunk, step, nothing)
         prefix = Partial(
-            *(
-                x.reshape(kv_heads, batch, time * each, -1).transpose(1, 0, 2, 3)
-                for x in prefix
-            )
+            *(x.reshape(kv_heads, batch, time * each, -1).transpose(1, 0, 2, 3) for x in prefix)
         )
         when = jnp.arange(time * each) // each
         own = partial_attention(

@@ -1,12 +1,13 @@
-"""How are many samples of many prompts drawn on fixed shapes, and kept the same whatever runs beside?
+"""How are many samples of many prompts drawn on fixed shapes, and kept the same whatever runs
+beside?
 
 The engine is the host's loop. Each turn it places waiting rows into the free slots of a lane
-(`scheduler`), computes the prompts that these need (`prefill`), runs a round of decoding steps on the
-device (`programs`), and takes the tokens (`rows`). The last token of a prompt is not prefilled: every
-row feeds it as its own first step, which yields the row's first token.
+(`scheduler`), computes the prompts that these need (`prefill`), runs a round of decoding steps on
+the device (`programs`), and takes the tokens (`rows`). The last token of a prompt is not prefilled:
+every row feeds it as its own first step, which yields the row's first token.
 
-A lane is run until it has nothing left; then the next one that has. No result depends on that order.
-"""
+A lane is run until it has nothing left; then the next one that has. No result depends on that
+order."""
 
 from __future__ import annotations
 
@@ -225,7 +226,6 @@ class Engine:
                 completion: Completion | None = row.failed(
                     f"the model's logits are not finite at new token {where}"
                 )
-                state.wipe(group, slot)
             else:
                 scores = logprobs[drawn[:, group, slot], group, slot].tolist()
                 completion = row.take(mine, scores, self._tokenizer)
@@ -292,12 +292,6 @@ class _LaneState:
         """The slot is free."""
         self._control.active[group, slot] = False
         self.schedule.finish(group, slot)
-
-    def wipe(self, group: int, slot: int) -> None:
-        """Clears values that are not finite: masked ones are multiplied by zero, which keeps NaN."""
-        self._suffix = self._programs.wipe(
-            suffix=self._suffix, group=np.int32(group), row=np.int32(slot)
-        )
 
 
 def layers_as_list() -> bool:

@@ -1,16 +1,16 @@
 """Which device programs does decoding run, and what goes in and out of them?
 
-Shapes: `L` layers, `G` groups, `N` rows of a group, `K` kv heads, `d` head size, `C` a prefill chunk,
-`S` prompt bucket, `S'` new-token bucket, `R` rows of a scoring batch, `V` vocabulary.
+Shapes: `L` layers, `G` groups, `N` rows of a group, `K` kv heads, `d` head size, `C` a prefill
+chunk, `S` prompt bucket, `S'` new-token bucket, `R` rows of a scoring batch, `V` vocabulary.
 
 Every program is a pure function of the weights, of caches and of small arrays that the host owns; a
-cache that a program changes is donated, so it is written in place. One program per purpose and shape:
+cache that a program changes is donated, so it is written in place. One program per purpose and
+shape:
 
     prefill     [1,C] tokens after what is in the buffer; writes theirs into the buffer
     load        puts stored keys and values of one chunk into the buffer
     fill        copies the buffer into one group's prefix
     decode      up to n steps of all G*N rows of a lane
-    wipe        zeroes one row's suffix
     score       log-probabilities of [R,T] given tokens after what is in the buffer
 """
 
@@ -36,6 +36,9 @@ NOTHING = -1
 """In place of a token: the row was not running at that step."""
 NOT_FINITE = -2
 """In place of a token: the row's logits were not finite."""
+
+NOWHERE = 2**30
+"""A place behind the end of every cache: what is written there is dropped."""
 
 Cache = Any
 """Per-layer keys and values: a dict of arrays with a first axis L, or a list of L such dicts."""
@@ -106,9 +109,8 @@ class Programs:
         self._decode = program(functools.partial(_decode, steps=steps), "suffix")
         self.load = self._within_mesh(jax.jit(_load, donate_argnames="buffer"))
         self.fill = self._within_mesh(jax.jit(_fill, donate_argnames="prefix"))
-        self.wipe = self._within_mesh(jax.jit(_wipe, donate_argnames="suffix"))
         self._zeros = self._within_mesh(
-            jax.jit(self._make_zeros, static_argnames=("axes", "shape", "names"))
+            jax.jit(self._make_zeros, static_argnames=("axes", "shapes"))
         )
 
     # Public faces of the programs; the weights go along.
@@ -153,41 +155,47 @@ class Programs:
 
     def buffer(self, bucket: int) -> Cache:
         """An empty buffer: `k`, `v` [L,K,S,d]."""
-        return self._new(("kv_heads", None, None), (bucket,), ("k", "v"))
+        shape = (self.config.num_kv_heads, bucket, self.config.head_dim)
+        return self._zeros(axes=("kv_heads", None, None), shapes=(("k", shape), ("v", shape)))
 
     def prefix(self, groups: int, bucket: int) -> Cache:
-        """Empty prompts of a lane: `prefix_k`, `prefix_v` [L,G,K,S,d]."""
-        axes = ("batch", "kv_heads", None, None)
-        return self._new(axes, (groups, bucket), ("prefix_k", "prefix_v"))
+        """Empty prompts of a lane: `prefix_k` [L,G,K,d,S] and `prefix_v` [L,G,K,S,d]."""
+        kv_heads, size = self.config.num_kv_heads, self.config.head_dim
+        return self._zeros(
+            axes=("batch", "kv_heads", None, None),
+            shapes=(
+                ("prefix_k", (groups, kv_heads, size, bucket)),
+                ("prefix_v", (groups, kv_heads, bucket, size)),
+            ),
+        )
 
     def suffix(self, groups: int, rows: int, bucket: int) -> Cache:
         """Empty pasts of a lane's rows: `suffix_k`, `suffix_v` [L,G,N,K,S',d]."""
-        axes = ("batch", None, "kv_heads", None, None)
-        return self._new(axes, (groups, rows, bucket), ("suffix_k", "suffix_v"))
-
-    def _new(
-        self, axes: tuple[str | None, ...], sizes: tuple[int, ...], names: tuple[str, ...]
-    ) -> Cache:
-        config = self.config
-        shape = (*sizes[:-1], config.num_kv_heads, sizes[-1], config.head_dim)
-        zeros: Cache = self._zeros(axes=axes, shape=shape, names=names)
-        return zeros
+        shape = (groups, rows, self.config.num_kv_heads, bucket, self.config.head_dim)
+        return self._zeros(
+            axes=("batch", None, "kv_heads", None, None),
+            shapes=(("suffix_k", shape), ("suffix_v", shape)),
+        )
 
     def _make_zeros(
-        self, *, axes: tuple[str | None, ...], shape: tuple[int, ...], names: tuple[str, ...]
+        self,
+        *,
+        axes: tuple[str | None, ...],
+        shapes: tuple[tuple[str, tuple[int, ...]], ...],
     ) -> Cache:
         layers = self.config.num_layers
         if self._as_list:
             return [
-                {name: constrain(jnp.zeros(shape, self._dtype), axes) for name in names}
+                {name: constrain(jnp.zeros(shape, self._dtype), axes) for name, shape in shapes}
                 for _ in range(layers)
             ]
         return {
             name: constrain(jnp.zeros((layers, *shape), self._dtype), ("layers", *axes))
-            for name in names
+            for name, shape in shapes
         }
 
     def _within_mesh(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
             mesh = self._mesh
             with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
@@ -217,24 +225,20 @@ def _load(*, buffer: Cache, piece: Cache, start: jax.Array) -> Cache:
 
 
 def _fill(*, prefix: Cache, buffer: Cache, group: jax.Array, length: jax.Array) -> Cache:
-    def write(into: jax.Array, source: jax.Array) -> jax.Array:
-        bucket = into.shape[2]
+    def layer(into: Any, k: jax.Array, v: jax.Array) -> Any:
+        bucket = into["prefix_v"].shape[2]
         # What stands after the prompt is masked, but must be finite to be multiplied by zero.
         known = (jnp.arange(bucket) < length)[:, None]
-        source = jnp.where(known, source[:, :bucket], 0)
-        return jax.lax.dynamic_update_slice_in_dim(into, source[None], group, axis=0)
-
-    def layer(into: Any, k: jax.Array, v: jax.Array) -> Any:
-        return {"prefix_k": write(into["prefix_k"], k), "prefix_v": write(into["prefix_v"], v)}
+        k, v = (jnp.where(known, x[:, :bucket], 0) for x in (k, v))
+        put = jax.lax.dynamic_update_slice_in_dim
+        return {
+            "prefix_k": put(into["prefix_k"], k.swapaxes(1, 2)[None], group, axis=0),
+            "prefix_v": put(into["prefix_v"], v[None], group, axis=0),
+        }
 
     if isinstance(prefix, list):
         return [layer(into, one["k"], one["v"]) for into, one in zip(prefix, buffer, strict=True)]
     return _by_layer(layer, prefix, buffer["k"], buffer["v"])
-
-
-def _wipe(*, suffix: Cache, group: jax.Array, row: jax.Array) -> Cache:
-    keep = lambda x: x.at[..., group, row, :, :, :].set(0)  # noqa: E731
-    return jax.tree.map(keep, suffix)
 
 
 def _prefill(
@@ -310,15 +314,6 @@ def _decode(
         )
 
         place = filled.reshape(-1)
-
-        def write(layer: Any, k: jax.Array, v: jax.Array) -> Any:
-            at = lambda x: x.at[group_of, row_of, :, place]  # noqa: E731
-            return {
-                "suffix_k": at(layer["suffix_k"]).set(k[:, 0], mode="drop", unique_indices=True),
-                "suffix_v": at(layer["suffix_v"]).set(v[:, 0], mode="drop", unique_indices=True),
-            }
-
-        suffix = _by_layer(write, suffix, new_k, new_v)
         drawn, logprob = sample(
             constrain(model.logits(hidden[:, 0]), ("batch", "vocab")),
             jax.vmap(jax.random.fold_in)(keys, place),
@@ -332,6 +327,19 @@ def _decode(
         tokens = tokens.at[index].set(shown)
         logprobs = logprobs.at[index].set(jnp.where(active & finite, logprob, 0.0))
 
+        # What is not finite must not stay behind: where masked it is multiplied by zero. And since
+        # the place then depends on the logits, the suffix is read before it is written, which lets
+        # the compiler write into it: else it copies all of it at every step.
+        place = jnp.where(active & finite, filled, NOWHERE).reshape(-1)
+
+        def write(layer: Any, k: jax.Array, v: jax.Array) -> Any:
+            at = lambda x: x.at[group_of, row_of, :, place]  # noqa: E731
+            return {
+                "suffix_k": at(layer["suffix_k"]).set(k[:, 0], mode="drop", unique_indices=True),
+                "suffix_v": at(layer["suffix_v"]).set(v[:, 0], mode="drop", unique_indices=True),
+            }
+
+        suffix = _by_layer(write, suffix, new_k, new_v)
         filled = filled + active
         ended = jnp.any(drawn[..., None] == eos_ids, axis=-1) & control.stop_at_eos
         token = jnp.where(active, drawn, token)

@@ -4,20 +4,20 @@ Shapes: `B` rows, `V` vocabulary.
 
 A row's distribution is the softmax of its logits over `temperature`, cut down by two filters:
 `top_k` keeps a token if fewer than k tokens are likelier; of what is left, `top_p` keeps a token if
-the likelier ones together hold less than the share p (Holtzman et al. 2020, arXiv 1904.09751). Equally
-likely tokens are kept or cut together, so the order of the vocabulary never matters, and the likeliest
-is always kept.
+the likelier ones together hold less than the share p (Holtzman et al. 2020, arXiv 1904.09751).
+Equally likely tokens are kept or cut together, so the order of the vocabulary never matters, and
+the likeliest is always kept.
 
 What the filters keep is an upper set of the probabilities. So a token is drawn from the whole
-distribution and tested: it was to be kept if what is likelier is little enough. If not, neither it nor
-anything less likely was, all that is cut away, and another is drawn from the rest. What is accepted is
-exactly distributed, each try costs two sums over the vocabulary, and few tries are needed.
+distribution and tested: it was to be kept if what is likelier is little enough. If not, neither it
+nor anything less likely was, all that is cut away, and another is drawn from the rest. What is
+accepted is exactly distributed, each try costs two sums over the vocabulary, and few tries are
+needed.
 
 A draw is Gumbel's: the largest of log-weight + noise, first among blocks of the vocabulary by their
-total weights, then within the block, so that the noise is of a few hundred numbers and not of V. The
-noise comes from the row's own key, which names the sample and the token's place in it and nothing of
-the batch.
-"""
+total weights, then within the block, so that the noise is of a few hundred numbers and not of V.
+The noise comes from the row's own key, which names the sample and the token's place in it and
+nothing of the batch."""
 
 from __future__ import annotations
 
@@ -33,9 +33,8 @@ BLOCK = 128
 def row_keys(seed: jax.Array, row_id: jax.Array, sample: jax.Array) -> jax.Array:
     """The random key [B] of each sample.
 
-    `seed` and `row_id` [B,2] uint32 are the halves (high, low) of two 64-bit numbers, `sample` [B] is
-    the sample's index.
-    """
+    `seed` and `row_id` [B,2] uint32 are the halves (high, low) of two 64-bit numbers, `sample` [B]
+    is the sample's index."""
     keys = jax.random.wrap_key_data(seed, impl="threefry2x32")
     for part in (row_id[:, 0], row_id[:, 1], sample):
         keys = jax.vmap(jax.random.fold_in)(keys, part)
@@ -60,7 +59,8 @@ def sample(
 
     Returns:
       Tokens [B] int32 and their log-probabilities [B] under the softmax of `logits` as they are: no
-      temperature, no filter. Where a row's logits are not finite, its log-probability is not either.
+      temperature, no filter. Where a row's logits are not finite, its log-probability is not
+      either.
     """
     greedy = jnp.argmax(logits, axis=-1).astype(jnp.int32)
     drawn = temperature > 0.0
@@ -127,9 +127,8 @@ def _draw(
 def _top_k_mass(weights: jax.Array, top_k: jax.Array) -> jax.Array:
     """Total weight [B] of the tokens that `top_k` keeps: found by halving, on the weights' bits.
 
-    Floats that are not negative are ordered as their bits are. The largest threshold that at least k
-    weights reach is the k-th largest weight.
-    """
+    Floats that are not negative are ordered as their bits are. The largest threshold that at least
+    k weights reach is the k-th largest weight."""
     bits = jax.lax.bitcast_convert_type(weights, jnp.int32)
     wanted = jnp.minimum(top_k, weights.shape[1])
 

@@ -1,7 +1,7 @@
 """How are given completions laid into batches of fixed shapes?
 
-All completions of a prompt share its prefix. A completion's width is the smallest of a few that holds
-it, and every batch has the same number of rows, so a row's shapes depend on the row alone.
+All completions of a prompt share its prefix. A completion's width is the smallest of a few that
+holds it, and every batch has the same number of rows, so a row's shapes depend on the row alone.
 """
 
 from __future__ import annotations

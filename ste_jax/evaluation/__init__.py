@@ -1,1 +1,1 @@
-
+"""How good is a judge: benchmarks read, judgments counted, judges compared."""

@@ -6,6 +6,7 @@ given by hand go before that.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -13,27 +14,32 @@ from typing import Any
 
 from etils import epath
 
-from ste_jax import checkpoints, files, preemption
-from ste_jax.config import DecodingKnobs, JudgeKnobs, RoleKnobs, SamplingKnobs, to_dict
+from ste_jax import checkpoints, files, judge_card, preemption
+from ste_jax.config import DecodingKnobs, to_dict
 from ste_jax.distributed import Processes
 from ste_jax.errors import RequestError
 from ste_jax.evaluation.metrics import measure
 from ste_jax.evaluation.readers import read_pairs
 from ste_jax.generators.local import LocalGenerator
+from ste_jax.generators.protocol import Message, Sampling
+from ste_jax.judge_card import JudgeCard
 from ste_jax.models.sources import Source
 from ste_jax.opening import locate, open_generator, source_fingerprint
+from ste_jax.prompts.render import load_template
 from ste_jax.records import Instruction, Judgment, Pair, Prompt, instruction_id, make_pair, shard_of
 from ste_jax.rundir import Table, fingerprint
 from ste_jax.stages import judge
-from ste_jax.stages.asking import make_role, role_fingerprint
+from ste_jax.stages.asking import Role, role_fingerprint, sample_key
 from ste_jax.workplan import ShardedStage, run_sharded
 
 SHARDS = 8
+PROMPT_BUCKETS = (512, 1024, 2048, 4096)
 
 
 @dataclass(frozen=True, kw_only=True)
 class JudgeOptions:
-    """What the command line says of a judge; None: as its checkpoint remembers, else the default."""
+    """What the command line says of a judge; None: as its checkpoint remembers, else the
+    default."""
 
     model: str
     template: str | None = None
@@ -49,42 +55,50 @@ class JudgeOptions:
     votes: int = 1
 
 
-def remembered(found: Source) -> dict[str, Any]:
-    """The judge's prompt in a checkpoint's card; empty for any other model."""
-    if found.kind != "checkpoint":
-        return {}
-    return dict(checkpoints.read_card(found.path)["provenance"].get("judge") or {})
+def card_of(found: Source, options: JudgeOptions) -> JudgeCard:
+    """How the model is to be asked: as its checkpoint remembers, but for what the options say."""
+    provenance = {}
+    if found.kind == "checkpoint":
+        provenance = checkpoints.read_card(found.path)["provenance"]
+    card = judge_card.from_provenance(provenance)
+    if options.template is not None:
+        card = dataclasses.replace(card, template=load_template(options.template, "judge"))
+    if options.max_new_tokens is not None:
+        card = dataclasses.replace(card, max_new_tokens=options.max_new_tokens)
+    if options.force_verdict is not None:
+        knobs = dataclasses.replace(card.knobs, force_verdict=options.force_verdict)
+        card = dataclasses.replace(card, knobs=knobs)
+    return card
 
 
 def make_judge(found: Source, options: JudgeOptions) -> judge.Judge:
     """The judge that the options describe."""
-    card = remembered(found)
-    sampling = SamplingKnobs(
+    card = card_of(found, options)
+    sampling = Sampling(
+        max_new_tokens=card.max_new_tokens,
         temperature=options.temperature,
         top_p=options.top_p,
         top_k=options.top_k,
-        max_new_tokens=options.max_new_tokens or card.get("max_new_tokens", 512),
     )
-    template = options.template or card.get("template", "judge")
-    forced = options.force_verdict
-    knobs = JudgeKnobs(
-        force_verdict=card.get("force_verdict", False) if forced is None else forced,
-        force_text=card.get("force_text", JudgeKnobs().force_text),
+    role = Role(
+        name="judge",
+        template=card.template,
+        sampling=sampling,
+        key=sample_key(options.seed, "evaluate", 0),
     )
-    role = make_role("judge", RoleKnobs(template=template, sampling=sampling), seed=options.seed)
     if found.kind == "checkpoint":
         model = str(checkpoints.read_card(found.path)["provenance"]["fingerprint"])
     else:
         model = source_fingerprint(found)
-    return judge.Judge(role=role, knobs=knobs, model=model, iteration=0)
+    return judge.Judge(role=role, knobs=card.knobs, model=model, iteration=0)
 
 
 def open_judge(found: Source, options: JudgeOptions) -> LocalGenerator:
     """The judge's model, with decoding shapes that fit the options."""
-    tokens = options.max_new_tokens or remembered(found).get("max_new_tokens", 512)
+    tokens = card_of(found, options).max_new_tokens
     knobs = DecodingKnobs(
-        prompt_buckets=(512, 1024, 2048, 4096),
-        new_buckets=(tokens,) if tokens <= 8 else (8, tokens),
+        prompt_buckets=PROMPT_BUCKETS,
+        new_buckets=(tokens,) if tokens <= judge.FORCED_TOKENS else (judge.FORCED_TOKENS, tokens),
         groups=options.groups,
         group_size=options.group_size,
         dtype=options.dtype,  # type: ignore[arg-type]  # the parser allows no other
@@ -119,7 +133,7 @@ def judge_two(options: JudgeOptions, instruction: str, a: str, b: str) -> str:
 
 
 def _pair(instruction: str, a: str, b: str) -> Pair:
-    messages = ({"role": "user", "content": instruction},)
+    messages = (Message(role="user", content=instruction),)
     row = Instruction(id=instruction_id(messages), messages=messages, source="command line")
     return make_pair(row, chosen=a, rejected=b, modified_instruction="", source="command line")
 

@@ -146,7 +146,7 @@ def make_train_step(
         total = jnp.sum(rows["weights"])
         count = jnp.sum(rows["weights"] > 0)
         grads, loss, correct = _accumulated(sums, state.params, rows, knobs.accumulate, total)
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         wide = jax.tree.map(lambda value: value.astype(jnp.float32), state.params)
         updates, moments = optimizer.update(grads, state.optimizer, wide)
         params = jax.tree.map(

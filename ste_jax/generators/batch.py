@@ -1,9 +1,8 @@
 """How are the prompts of a file answered?
 
-JSONL in (`id` and `prompt` or `messages`), JSONL out, a row per sample. Finished samples are appended
-to a work file as they come; a rerun keeps them and asks for the rest; at the end the rows are put in
-the order of the prompts and the output appears whole.
-"""
+JSONL in (`id` and `prompt` or `messages`), JSONL out, a row per sample. Finished samples are
+appended to a work file as they come; a rerun keeps them and asks for the rest; at the end the rows
+are put in the order of the prompts and the output appears whole."""
 
 from __future__ import annotations
 
@@ -62,7 +61,9 @@ def _prompt(line: str, where: str, number: int) -> tuple[str, tuple[Message, ...
     try:
         turns = tuple(Message(role=str(t["role"]), content=str(t["content"])) for t in messages)
     except (TypeError, KeyError) as error:
-        raise RequestError(f"{where}: `messages` must be turns with `role` and `content`") from error
+        raise RequestError(
+            f"{where}: `messages` must be turns with `role` and `content`"
+        ) from error
     return str(row.get("id", number)), turns
 
 
@@ -154,5 +155,7 @@ def _read_work(work: Path, settings: dict[str, Any]) -> dict[tuple[str, int], di
         work.unlink()
         return {}
     if rows[0].get("settings") != settings:
-        raise RequestError(f"{work} holds samples of other settings; remove it or name another --out")
+        raise RequestError(
+            f"{work} holds samples of other settings; remove it or name another --out"
+        )
     return {(row["id"], row["sample"]): row for row in rows[1:]}

@@ -1,11 +1,10 @@
 """How does this project's own engine answer a stage's requests?
 
-Messages become tokens here, once per prompt, and the engine does the rest. What begins the assistant's
-turn stands after the chat template: `continue_ids` as they are, then `continue_text`. A forced start
-without `continue_ids` is encoded together with the template's end, where that leaves the template's
-own tokens as they are (it does in all templates whose assistant header ends in a control token or a
-line break); else, and after `continue_ids`, it is encoded alone.
-"""
+Messages become tokens here, once per prompt, and the engine does the rest. What begins the
+assistant's turn stands after the chat template: `continue_ids` as they are, then `continue_text`. A
+forced start without `continue_ids` is encoded together with the template's end, where that leaves
+the template's own tokens as they are (it does in all templates whose assistant header ends in a
+control token or a line break); else, and after `continue_ids`, it is encoded alone."""
 
 from __future__ import annotations
 
@@ -78,7 +77,9 @@ class LocalGenerator:
         continued = list(request.continue_ids)
         if continued and continued[-1] in self._tokenizer.eos_ids:
             continued.pop()
-        self._engine.submit(request, self._prompt(request.messages, continued, request.continue_text))
+        self._engine.submit(
+            request, self._prompt(request.messages, continued, request.continue_text)
+        )
 
     def completions(self) -> Iterator[Completion]:
         """Yields samples as they end, in no order, until nothing is outstanding."""
@@ -113,9 +114,7 @@ class LocalGenerator:
         """
         for request in requests:
             prompt = self._prompt(request.messages, [], request.continue_text)
-            tokens = [
-                self._tokenizer.encode(text, continues=True) for text in request.completions
-            ]
+            tokens = [self._tokenizer.encode(text, continues=True) for text in request.completions]
             try:
                 logprobs = tuple(self._engine.score(request.id, prompt, tokens))
                 yield Score(request_id=request.id, logprobs=logprobs)

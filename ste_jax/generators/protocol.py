@@ -66,11 +66,10 @@ class Completion:
 
     `token_ids` are the sampled ids (the end-of-turn token among them when it was sampled); `text`
     is their text without special tokens. `continued_ids` are the ids that stood between the chat
-    template and the sample (`continue_ids` and the encoded `continue_text`): what was generated as a
-    whole is `continued_ids + token_ids`. `logprobs` is one float per sampled token under the model
-    itself (temperature 1, no filter), or empty where the generator cannot tell. `error` says why
-    `finish_reason` is "error" (such a row alone fails; the others go on).
-    """
+    template and the sample (`continue_ids` and the encoded `continue_text`): what was generated as
+    a whole is `continued_ids + token_ids`. `logprobs` is one float per sampled token under the
+    model itself (temperature 1, no filter), or empty where the generator cannot tell. `error` says
+    why `finish_reason` is "error" (such a row alone fails; the others go on)."""
 
     request_id: str
     sample: int
@@ -104,7 +103,8 @@ class Score:
 
 @dataclass(kw_only=True)
 class Usage:
-    """What a generator has done so far. Times are wall seconds, FLOPs are the model's (2 x params)."""
+    """What a generator has done so far. Times are wall seconds, FLOPs are the model's (2 x
+    params)."""
 
     prompt_tokens: int = 0
     cached_prompt_tokens: int = 0
@@ -131,8 +131,13 @@ class Capabilities:
 class Generator(Protocol):
     """Something that answers prompts. See `ste_jax.generators.local` for this project's engine."""
 
-    capabilities: Capabilities
-    usage: Usage
+    @property
+    def capabilities(self) -> Capabilities:
+        """What it can do."""
+
+    @property
+    def usage(self) -> Usage:
+        """What it has done so far."""
 
     def submit(self, request: Request) -> None:
         """Queue samples; returns at once. A stage may submit while it iterates `completions`."""

@@ -167,8 +167,9 @@ def unstack(model: Decoder) -> Decoder:
     """The same model with every layer's weights as arrays of their own, to be run as a Python loop.
 
     On CPU a decode step is bound by reading the weights, and slicing a stacked array copies it
-    first: unstacked, a step is about three times as fast. For running only: checkpoints and
-    training are of the stacked form. The arrays outside the layers are shared with `model`.
+    first: unstacked, a step of SmolLM2-135M with 16 rows takes 0.6 of the time. For running only:
+    checkpoints and training are of the stacked form. The arrays outside the layers are shared with
+    `model`.
     """
     graph, state = nnx.split(model)
     out: Decoder = nnx.merge(graph, state)

@@ -72,7 +72,8 @@ def load_template(name: str, role: str) -> Template:
     """Read the template of a role: a shipped one's name or the path of a YAML file.
 
     Raises:
-      RequestError: no such file, a key or a place that does not exist, or an example without a reply.
+      RequestError: no such file, a key or a place that does not exist, or an example without a
+      reply.
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) else TEMPLATES / f"{name}.yaml"
     try:
@@ -80,14 +81,18 @@ def load_template(name: str, role: str) -> Template:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         known = ", ".join(sorted(each.stem for each in TEMPLATES.glob("*.yaml")))
         reason = " ".join(str(error).split())
-        raise RequestError(f"template {name} cannot be read ({reason}); shipped: {known}") from error
+        raise RequestError(
+            f"template {name} cannot be read ({reason}); shipped: {known}"
+        ) from error
     return _checked(values, name, role)
 
 
 def _checked(values: Any, name: str, role: str) -> Template:
     known = {"system", "user", "examples", "start"}
     if not isinstance(values, dict) or not values.get("user") or set(values) - known:
-        raise RequestError(f"template {name} must hold `user` and may hold {sorted(known)}, no more")
+        raise RequestError(
+            f"template {name} must hold `user` and may hold {sorted(known)}, no more"
+        )
     used = {place for key in ("system", "user") for place in _PLACE.findall(values.get(key) or "")}
     if used - PLACES[role]:
         unknown, places = sorted(used - PLACES[role])[0], sorted(PLACES[role])
@@ -96,7 +101,9 @@ def _checked(values: Any, name: str, role: str) -> Template:
     needed = {place for place in _PLACE.findall(values["user"]) if place != "categories"}
     for number, example in enumerate(examples):
         if not isinstance(example, dict) or needed - set(example) or "reply" not in example:
-            missing = sorted((needed | {"reply"}) - set(example if isinstance(example, dict) else ()))
+            missing = sorted(
+                (needed | {"reply"}) - set(example if isinstance(example, dict) else ())
+            )
             raise RequestError(f"template {name}: example {number} lacks {', '.join(missing)}")
     return Template(
         name=name,

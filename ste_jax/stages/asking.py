@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,8 @@ from ste_jax.prompts.render import Template, load_template
 
 @dataclass(frozen=True, kw_only=True)
 class Role:
-    """A role, ready to ask: its template, its sampling, and the key that its samples derive from."""
+    """A role, ready to ask: its template, its sampling, and the key that its samples derive
+    from."""
 
     name: str
     template: Template
@@ -21,7 +23,7 @@ class Role:
     key: int
 
     def request(
-        self, row_id: str, samples: tuple[int, ...] = (0,), start: str | None = None, **values: str
+        self, row_id: str, values: Mapping[str, str], samples: tuple[int, ...] = (0,)
     ) -> Request:
         """Samples of this role for a row, the template's places filled with `values`."""
         return Request(
@@ -30,7 +32,7 @@ class Role:
             sampling=self.sampling,
             samples=samples,
             key=self.key,
-            continue_text=self.template.start if start is None else start,
+            continue_text=self.template.start,
         )
 
 

@@ -1,8 +1,7 @@
 """Which judgments are trained on?
 
-One correct judgment per prompt, that of the lowest sample index; optionally only where enough of the
-samples agree; equal numbers of A and B. Global, in memory bounded by ids.
-"""
+One correct judgment per prompt, that of the lowest sample index; optionally only where enough of
+the samples agree; equal numbers of A and B. Global, in memory bounded by ids."""
 
 from __future__ import annotations
 

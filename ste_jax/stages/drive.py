@@ -1,9 +1,8 @@
 """How do many rows share one generator, while each row's own story reads top to bottom?
 
 A row is a Python generator: it yields the requests it needs next and is sent their completions, one
-list per request; what it returns is its result. `drive` keeps many of them going over one stream, so
-that the model always has work, and knows nothing of what they are about.
-"""
+list per request; what it returns is its result. `drive` keeps many of them going over one stream,
+so that the model always has work, and knows nothing of what they are about."""
 
 from __future__ import annotations
 

@@ -1,9 +1,8 @@
 """How do somebody's files become the pool of instructions?
 
-JSONL, JSON, CSV and Parquet files, the shipped set, or a `datasets` name are read as a stream; a row
-that cannot be used is set aside with file, line and reason; exact duplicates collapse. Columns that
-are not ours survive in `extra`.
-"""
+JSONL, JSON, CSV and Parquet files, the shipped set, or a `datasets` name are read as a stream; a
+row that cannot be used is set aside with file, line and reason; exact duplicates collapse. Columns
+that are not ours survive in `extra`."""
 
 from __future__ import annotations
 
@@ -232,8 +231,8 @@ def _usual_field(values: Mapping[str, Any]) -> str:
 
 
 def _messages(value: Any) -> tuple[Message, ...] | None:
-    """A text is one user turn; a list of texts gives its first; a list of turns runs up to the first
-    user turn (the later ones answer replies that we do not have)."""
+    """A text is one user turn; a list of texts gives its first; a list of turns runs up to the
+    first user turn (the later ones answer replies that we do not have)."""
     if isinstance(value, str):
         return (Message(role="user", content=value.strip()),)
     if not isinstance(value, (list, tuple)) or not value:

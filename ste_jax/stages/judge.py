@@ -87,11 +87,9 @@ _FORCEABLE = ("no_verdict", "cut_off")
 
 
 def _judgment(prompt: Prompt, judge: Judge, done: Completion) -> Judgment:
-    text = judge.role.template.start + done.text
-    if done.finish_reason == "error":
-        parsed = Verdict(None, "error")
-    else:
-        parsed = parse_verdict(text, done.finish_reason)
+    failed = done.finish_reason == "error"
+    text = done.error if failed else judge.role.template.start + done.text
+    parsed = Verdict(None, None) if failed else parse_verdict(text, done.finish_reason)
     ids = done.continued_ids + done.token_ids
     return Judgment(
         id=content_id("judgment", prompt.id, judge.model, judge.iteration, done.sample, text),
@@ -99,10 +97,10 @@ def _judgment(prompt: Prompt, judge: Judge, done: Completion) -> Judgment:
         judge=judge.model,
         iteration=judge.iteration,
         sample=done.sample,
-        text=done.error if parsed.failure == "error" else text,
+        text=text,
         token_ids=ids,
         verdict=parsed.verdict,
-        failure=parsed.failure,
+        failure="error" if failed else parsed.failure,
         forced=False,
         finish_reason=done.finish_reason,
         free_tokens=len(ids),

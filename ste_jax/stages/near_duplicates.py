@@ -1,13 +1,13 @@
 """Which texts say nearly the same?
 
 MinHash signatures (Broder 1997) with banding find the candidates in memory of a few hundred bytes
-per text; the candidates' texts are then read again and compared exactly, by the Jaccard similarity of
-their pairs of words.
-"""
+per text; the candidates' texts are then read again and compared exactly, by the Jaccard similarity
+of their pairs of words."""
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable
@@ -26,7 +26,7 @@ def shingles(text: str) -> frozenset[str]:
     words = _WORD.findall(text.lower())
     if len(words) < 2:
         return frozenset(words or [" ".join(text.split())])
-    return frozenset(f"{first} {second}" for first, second in zip(words, words[1:], strict=False))
+    return frozenset(f"{first} {second}" for first, second in itertools.pairwise(words))
 
 
 def words(text: str) -> frozenset[str]:
@@ -46,8 +46,8 @@ def drop_near_duplicates(
 ) -> dict[str, str]:
     """Ids whose text is nearly that of a kept one, each with the id of that one.
 
-    `texts` gives (id, text) and is called twice. Of two alike the one whose id comes first stays, so
-    the answer does not depend on the order of reading. `threshold` 1 or more switches it off.
+    `texts` gives (id, text) and is called twice. Of two alike the one whose id comes first stays,
+    so the answer does not depend on the order of reading. `threshold` 1 or more switches it off.
     """
     if threshold >= 1:
         return {}
@@ -76,12 +76,12 @@ def _candidates(texts: Iterable[tuple[str, str]]) -> set[tuple[str, str]]:
         signature = _signature(shingles(text), factors, offsets)
         for band, part in enumerate(np.split(signature, BANDS)):
             buckets[band, part.tobytes()].append(id)
-    pairs = set()
+    pairs: set[tuple[str, str]] = set()
     for ids in buckets.values():
         ids.sort()
         # the first of a bucket stands for it: n alike texts give n - 1 pairs, not n squared
         pairs.update((ids[0], other) for other in ids[1:])
-        pairs.update(zip(ids, ids[1:], strict=False))
+        pairs.update(itertools.pairwise(ids))
     return {pair for pair in pairs if pair[0] != pair[1]}
 
 

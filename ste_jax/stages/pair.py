@@ -1,8 +1,8 @@
 """How does an instruction become two answers of which one is known to be better?
 
-The model answers the instruction (chosen), writes a similar but different instruction, and the answer
-to that one, which misses what was asked, is the rejected answer to the first (RECIPE, "Pair").
-"""
+The model answers the instruction (chosen), writes a similar but different instruction, and the
+answer to that one, which misses what was asked, is the rejected answer to the first (RECIPE,
+"Pair")."""
 
 from __future__ import annotations
 
@@ -50,24 +50,24 @@ def _pair(
         return DroppedPair(id=row.id, reason=reason, text=text)
 
     instruction = last_user_text(row.messages)
-    ((answer,),) = yield (respond.request(row.id, instruction=instruction),)
+    ((answer,),) = yield (respond.request(row.id, {"instruction": instruction}),)
     chosen = _answer_text(answer)
     failure = _answer_failure(answer, knobs)
     if failure:
         return drop(f"answer_{failure}", answer.error or answer.text)
 
-    ((reply,),) = yield (modify.request(row.id, instruction=instruction, answer=chosen),)
+    ((reply,),) = yield (modify.request(row.id, {"instruction": instruction, "answer": chosen}),)
     if reply.finish_reason == "error":
         return drop("modify_error", reply.error)
     together = knobs.rejected_from == "modify"
-    modified, failure = parse_modified(
+    modified, unparsed = parse_modified(
         reply.text,
         with_response=together,
         started=_begun(modify),
         finish_reason=reply.finish_reason,
     )
     if modified is None:
-        return drop(f"modify_{failure}", reply.text)
+        return drop(f"modify_{unparsed}", reply.text)
     failure = _likeness(instruction, modified, modify, knobs)
     if failure:
         return drop(failure, modified.instruction)
@@ -75,7 +75,9 @@ def _pair(
     if together:
         rejected = modified.response or ""
     else:
-        ((other,),) = yield (respond.request(f"{row.id}/modified", instruction=modified.instruction),)
+        ((other,),) = yield (
+            respond.request(f"{row.id}/modified", {"instruction": modified.instruction}),
+        )
         failure = _answer_failure(other, knobs)
         if failure:
             return drop(f"rejected_{failure}", other.error or other.text)
@@ -113,15 +115,13 @@ def _answer_failure(answer: Completion, knobs: PairKnobs) -> str:
     return ""
 
 
-def _likeness(
-    instruction: str, modified: Modified, modify: Role, knobs: PairKnobs
-) -> str:
+def _likeness(instruction: str, modified: Modified, modify: Role, knobs: PairKnobs) -> str:
     """Why the modified instruction is not one: the same again, or copied from an example."""
     new = words(modified.instruction)
     if jaccard(new, words(instruction)) > knobs.max_similarity:
         return "modified_is_same"
     for example in modify.template.examples:
-        shown, failure = parse_modified(
+        shown, _ = parse_modified(
             example["reply"],
             with_response=knobs.rejected_from == "modify",
             started=_begun(modify),

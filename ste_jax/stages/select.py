@@ -1,9 +1,8 @@
 """Which instructions are worth learning from?
 
 A model puts each instruction into a category (and, where a knob needs it, rates its difficulty);
-near-duplicates, unwanted categories and easy ones go; quotas keep the rest balanced; and what is kept
-is split, by instruction, into held-out, validation and training parts.
-"""
+near-duplicates, unwanted categories and easy ones go; quotas keep the rest balanced; and what is
+kept is split, by instruction, into held-out, validation and training parts."""
 
 from __future__ import annotations
 
@@ -55,7 +54,7 @@ def label(
 
 
 def _classification(row: Instruction, role: Role, knobs: SelectKnobs) -> Request:
-    return role.request(row.id, **_places(last_user_text(row.messages), knobs))
+    return role.request(row.id, _places(last_user_text(row.messages), knobs))
 
 
 def _places(instruction: str, knobs: SelectKnobs) -> dict[str, str]:
@@ -67,13 +66,16 @@ def _parsed_label(
 ) -> Label:
     text = role.template.start + completion.text
     if completion.error:
-        return Label(id=row.id, category=None, difficulty=None, failure="error", text=completion.error)
+        return Label(
+            id=row.id, category=None, difficulty=None, failure="error", text=completion.error
+        )
     category, failure = parse_category(text, knobs.categories)
+    problem: str | None = failure
     difficulty = None
     if needs_difficulty(knobs):
         difficulty, no_difficulty = parse_difficulty(text)
-        failure = failure or no_difficulty
-    return Label(id=row.id, category=category, difficulty=difficulty, failure=failure, text=text)
+        problem = problem or no_difficulty
+    return Label(id=row.id, category=category, difficulty=difficulty, failure=problem, text=text)
 
 
 @dataclass(frozen=True)
@@ -283,5 +285,3 @@ def _split(kept: Sequence[str], knobs: SelectKnobs) -> dict[str, str]:
     splits = ["heldout"] * heldout + ["validation"] * validation
     splits += ["train"] * (len(order) - len(splits))
     return dict(zip(order, splits, strict=True))
-
-

@@ -1,1 +1,2 @@
-"""The steps of the recipe: each joins a stage, a model and the run's tables, and can be run again."""
+"""The steps of the recipe: each joins a stage, a model and the run's tables, and can be run
+again."""

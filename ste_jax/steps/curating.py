@@ -49,8 +49,8 @@ def _nothing_to_train_on(here: IterationDir, chosen: curation.Curation) -> str:
         judgments["A" if row.verdict == "A" else "B" if row.verdict == "B" else "none"] += 1
     return (
         f"curate: iteration {here.index} has nothing to train on, kept {chosen.kept_letters}, "
-        f"dropped {chosen.dropped}; of {judgments['drawn']} judgments {judgments['parsed']} parsed by "
-        f"themselves and {judgments['forced']} were forced, with verdicts A {judgments['A']}, "
+        f"dropped {chosen.dropped}; of {judgments['drawn']} judgments {judgments['parsed']} parsed "
+        f"by themselves and {judgments['forced']} were forced, with verdicts A {judgments['A']}, "
         f"B {judgments['B']}, none {judgments['none']}; see roles.judge, judge.force_verdict and "
         f"annotate.samples"
     )

@@ -1,8 +1,8 @@
 """How does an iteration's training set become its judge?
 
-From the seed (or the previous judge) on the kept judgments; every few steps the judge is measured on
-the validation pairs, through the decoding engine, and the best of these is the iteration's result.
-"""
+From the seed (or the previous judge) on the kept judgments; every few steps the judge is measured
+on the validation pairs, through the decoding engine, and the best of these is the iteration's
+result."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from ste_jax import checkpoints, files, preemption, rundir
+from ste_jax import checkpoints, files, judge_card, preemption, rundir
 from ste_jax.config import to_dict
 from ste_jax.context import Context
 from ste_jax.finetuning.loop import finetune
@@ -93,6 +93,7 @@ def _train(
                 "parent": model_of(parent),
                 "source": context.config.model,
                 "fingerprint": print_,
+                "judge": judge_card.to_dict(judge_card.of_config(context.config)),
                 "training_rows": data,
                 "examples": len(examples),
                 "step": step,
@@ -148,9 +149,7 @@ def _validator(
     """Measures a judge in training on the validation pairs: greedy, both orders, forced if the run
     forces. Each process judges its share of the prompts with its own copy of the weights."""
     sampling = dataclasses.replace(judging.role.sampling, temperature=0.0)
-    greedy = dataclasses.replace(
-        judging, role=dataclasses.replace(judging.role, sampling=sampling)
-    )
+    greedy = dataclasses.replace(judging, role=dataclasses.replace(judging.role, sampling=sampling))
     processes = context.processes
     mine = prompts[processes.index :: processes.count]
 

@@ -30,9 +30,7 @@ def make_judge(context: Context, asked: IterationDir, stage: str, iteration: int
     config = context.config
     role = make_role("judge", config.roles.judge, seed=config.seed)
     keyed = dataclasses.replace(role, key=sample_key(config.seed, stage, iteration))
-    return judge.Judge(
-        role=keyed, knobs=config.judge, model=model_of(asked), iteration=iteration
-    )
+    return judge.Judge(role=keyed, knobs=config.judge, model=model_of(asked), iteration=iteration)
 
 
 def judge_fingerprint(judging: judge.Judge) -> list[Any]:
@@ -74,9 +72,7 @@ def evaluate(context: Context, iteration: int) -> None:
     here = context.run.iteration(iteration)
     judging = make_judge(context, here, "evaluate", 0)
     judging = dataclasses.replace(judging, iteration=iteration)
-    _make_prompts(
-        context, here.evaluation_prompts, here.root / "evaluation", "heldout", judging
-    )
+    _make_prompts(context, here.evaluation_prompts, here.root / "evaluation", "heldout", judging)
     knobs = context.config.evaluate
     stage = ShardedStage(
         name="evaluate",

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from etils import epath
 
-from ste_jax import checkpoints, files, preemption, rundir
+from ste_jax import checkpoints, files, judge_card, preemption, rundir
 from ste_jax.config import to_dict
 from ste_jax.context import Context
 from ste_jax.errors import WorkError
@@ -63,7 +63,9 @@ def _write_pool(pool: Table[Instruction], rows: Iterator[Instruction]) -> None:
     for shard in range(pool.shards):
         lines = (spill / str(shard)).read_text().splitlines()
         made = [json.loads(line) for line in lines]
-        pool.write(shard, [Instruction(**{**row, "messages": tuple(row["messages"])}) for row in made])
+        pool.write(
+            shard, [Instruction(**{**row, "messages": tuple(row["messages"])}) for row in made]
+        )
     files.remove(spill)
 
 
@@ -86,6 +88,7 @@ def import_seed(context: Context) -> str:
             "parent": None,
             "source": context.config.model,
             "fingerprint": print_,
+            "judge": judge_card.to_dict(judge_card.of_config(context.config)),
         },
         barrier=context.processes.barrier,
     )

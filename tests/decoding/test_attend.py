@@ -54,7 +54,7 @@ def test_a_decoding_step_sees_its_prompt_its_past_and_itself() -> None:
     q = normal(0, batch, 1, HEADS, SIZE)
     k, v = normal(1, batch, 1, KV_HEADS, SIZE), normal(2, batch, 1, KV_HEADS, SIZE)
     cache = {
-        "prefix_k": normal(3, groups, KV_HEADS, prompt, SIZE),
+        "prefix_k": normal(3, groups, KV_HEADS, SIZE, prompt),
         "prefix_v": normal(4, groups, KV_HEADS, prompt, SIZE),
         "suffix_k": normal(5, groups, rows, KV_HEADS, past, SIZE),
         "suffix_v": normal(6, groups, rows, KV_HEADS, past, SIZE),
@@ -65,10 +65,11 @@ def test_a_decoding_step_sees_its_prompt_its_past_and_itself() -> None:
     for group in range(groups):
         for row in range(rows):
             index = group * rows + row
+            prompts = {"k": cache["prefix_k"].swapaxes(2, 3), "v": cache["prefix_v"]}
             keys, values = (
                 np.concatenate(
                     [
-                        cache[f"prefix_{name}"][group, :, : length[group]].swapaxes(0, 1),
+                        prompts[name][group, :, : length[group]].swapaxes(0, 1),
                         cache[f"suffix_{name}"][group, row, :, : filled[group, row]].swapaxes(0, 1),
                         own[index],
                     ]

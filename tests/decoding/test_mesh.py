@@ -62,4 +62,3 @@ def test_eight_devices_give_what_one_gives(
     mesh = make_mesh(MeshKnobs(data=data, fsdp=fsdp, tensor=tensor))
     assert len(jax.devices()) == mesh.size == 8
     assert_same(run(small.engine(groups=4, mesh=mesh)), one_device)
-

@@ -37,7 +37,12 @@ def test_a_stop_string_over_several_tokens_and_rounds() -> None:
     assert done is not None
     assert (done.text, done.token_ids) == ("x[[A]]", (7, 1, 2, 4))
     assert (done.finish_reason, done.logprobs) == ("stop", (-1.0, -2.0, -3.0, -4.0))
-    assert (done.request_id, done.sample, done.prompt_tokens, done.continued_ids) == ("r", 3, 2, (7,))
+    assert (done.request_id, done.sample, done.prompt_tokens, done.continued_ids) == (
+        "r",
+        3,
+        2,
+        (7,),
+    )
 
 
 def test_the_text_ends_with_the_stop_string_although_its_last_token_goes_on() -> None:

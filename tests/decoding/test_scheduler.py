@@ -1,4 +1,5 @@
-"""Does every row get a slot once, in a group of its prompt, and is no slot left idle for nothing?"""
+"""Does every row get a slot once, in a group of its prompt, and is no slot left idle for
+nothing?"""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ def test_what_is_wrong_with_a_template_is_named(tmp_path, text, told):
 
 
 def test_no_such_template():
-    with pytest.raises(RequestError, match="shipped: .*judge"):
+    with pytest.raises(RequestError, match=r"shipped: .*judge"):
         load_template("absent", "judge")
 
 

@@ -1,4 +1,5 @@
-"""A generator that says what a test wants: a stand-in for a model, for tests of the stages alone."""
+"""A generator that says what a test wants: a stand-in for a model, for tests of the stages
+alone."""
 
 from __future__ import annotations
 

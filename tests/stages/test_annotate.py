@@ -15,9 +15,7 @@ from tests.stages.scripted import Scripted
 
 
 def make_judge(start: str = "", **knobs) -> Judge:
-    template = Template(
-        name="test", user="{instruction} {answer_a} | {answer_b}", start=start
-    )
+    template = Template(name="test", user="{instruction} {answer_a} | {answer_b}", start=start)
     sampling = Sampling(max_new_tokens=64, temperature=0.7)
     role = Role(name="judge", template=template, sampling=sampling, key=7)
     return Judge(role=role, knobs=JudgeKnobs(**knobs), model="m", iteration=1)
@@ -58,7 +56,10 @@ def test_first_correct_stops_after_the_wave_that_holds_one():
     judge = make_judge()
     knobs = AnnotateKnobs(samples=6, waves=(2,), policy="first_correct")
     generator = Scripted(lambda request, sample: "[[A]]" if sample < 3 else "[[B]]")
-    drawn = {p.order: len(j) for p, j in annotate(prompts(judge, 1), generator, judge, knobs, in_flight=4)}
+    drawn = {
+        p.order: len(j)
+        for p, j in annotate(prompts(judge, 1), generator, judge, knobs, in_flight=4)
+    }
     assert drawn == {"ab": 2, "ba": 4}
 
 

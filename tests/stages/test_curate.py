@@ -35,7 +35,11 @@ def judgment(number: int, sample: int, verdict: str | None) -> Judgment:
     )
 
 
-@given(st.lists(st.tuples(st.sampled_from("AB"), st.lists(letters, min_size=1, max_size=5)), max_size=12))
+@given(
+    st.lists(
+        st.tuples(st.sampled_from("AB"), st.lists(letters, min_size=1, max_size=5)), max_size=12
+    )
+)
 def test_kept_are_correct_balanced_and_of_the_lowest_index(drawn):
     prompts = [prompt(n, label) for n, (label, _) in enumerate(drawn)]
     judgments = [

@@ -1,4 +1,5 @@
-"""Many rows over one generator: each gets its own completions, and no more than allowed are open."""
+"""Many rows over one generator: each gets its own completions, and no more than allowed are
+open."""
 
 from __future__ import annotations
 

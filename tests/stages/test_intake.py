@@ -1,4 +1,5 @@
-"""Every kind of file gives instructions; what cannot be used is set aside by file, line and reason."""
+"""Every kind of file gives instructions; what cannot be used is set aside by file, line and
+reason."""
 
 from __future__ import annotations
 
@@ -56,7 +57,9 @@ def test_no_such_file(tmp_path, name):
 
 def test_bad_rows_are_set_aside_by_line(tmp_path):
     path = tmp_path / "pool.jsonl"
-    path.write_text('{"instruction": "ok"}\n{broken\n[1]\n{"instruction": " "}\n{"else": 1}\n"bare"\n')
+    path.write_text(
+        '{"instruction": "ok"}\n{broken\n[1]\n{"instruction": " "}\n{"else": 1}\n"bare"\n'
+    )
     rows = list(read_pool(PoolKnobs(path=(str(path),))))
     assert [(row.line, row.reason.split(":")[0]) for row in rows if isinstance(row, Rejected)] == [
         (2, "not JSON"),

@@ -127,9 +127,7 @@ def test_quotas_shrink_the_big_and_take_the_small_whole():
 
 def test_splits_are_by_instruction_and_in_proportion():
     rows = [(f"alpha {n} beta {n * 3} gamma {n * 5}", "coding", None) for n in range(200)]
-    found = chosen(
-        rows, train=100, heldout=50, validation_fraction=0.2, max_category_share=1.0
-    )
+    found = chosen(rows, train=100, heldout=50, validation_fraction=0.2, max_category_share=1.0)
     counts = Counter(fate.split for fate in found.values())
     assert counts == {"heldout": 50, "validation": 20, "train": 80, None: 50}
 

@@ -1,0 +1,53 @@
+"""Are two runs identical, in the sense of DESIGN section 4?
+
+Tables byte for byte, restored arrays bit for bit (by the checksums that a checkpoint's card holds,
+and that loading verifies), provenance, metrics and loss curves. Not compared: logs, which hold
+times, and Orbax's own files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+import numpy as np
+from etils import epath
+
+from ste_jax.checkpoints import load_checkpoint, read_card
+from ste_jax.config import MeshKnobs
+from ste_jax.parameters import parameters_of
+from ste_jax.sharding import make_mesh
+
+RESULTS = ("evaluation.json", "finetune.json", "curation.json")
+
+
+def assert_identical(first: Path, second: Path) -> None:
+    """Raises `AssertionError` naming the first file or array that differs."""
+    assert_same_files(first, second, "**/*.parquet")
+    for name in RESULTS:
+        assert_same_files(first, second, f"iterations/**/{name}")
+    checkpoints = sorted(first.glob("iterations/*/checkpoint"))
+    assert checkpoints
+    for path in checkpoints:
+        other = second / path.relative_to(first)
+        assert read_card(path) == read_card(other), path
+        assert_same_files(path, other, "tokenizer/*")
+        assert_same_arrays(path, other)
+
+
+def assert_same_files(first: Path, second: Path, pattern: str) -> None:
+    """The files of a pattern are the same, and have the same bytes."""
+    names = {path.relative_to(first) for path in first.glob(pattern) if path.is_file()}
+    others = {path.relative_to(second) for path in second.glob(pattern) if path.is_file()}
+    assert names == others
+    assert names, pattern
+    for name in sorted(names):
+        assert (first / name).read_bytes() == (second / name).read_bytes(), name
+
+
+def assert_same_arrays(first: Path, second: Path) -> None:
+    """Two checkpoints restore to the same bits."""
+    mesh = make_mesh(MeshKnobs(), jax.devices()[:1])
+    one = parameters_of(load_checkpoint(epath.Path(first), mesh))
+    two = parameters_of(load_checkpoint(epath.Path(second), mesh))
+    for name, array in one.items():
+        assert np.array_equal(np.asarray(array), np.asarray(two[name])), (first, name)

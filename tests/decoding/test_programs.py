@@ -1,0 +1,52 @@
+"""Is a step's work what it must be and no more?"""
+
+from __future__ import annotations
+
+import re
+
+import jax.numpy as jnp
+import numpy as np
+
+from ste_jax.decoding.engine import empty_control
+from ste_jax.decoding.programs import NOTHING, Programs
+from tests.decoding import small
+
+GROUPS, ROWS, PROMPT, NEW = 2, 3, 16, 24
+
+
+def programs() -> Programs:
+    return Programs(small.small_model(), None, dtype=jnp.float32, chunk=8, steps=4, as_list=True)
+
+
+def test_the_caches_are_written_in_place() -> None:
+    these = programs()
+    lowered = these._decode.__wrapped__.lower(  # type: ignore[attr-defined]
+        these._weights,
+        prefix=these.prefix(GROUPS, PROMPT),
+        suffix=these.suffix(GROUPS, ROWS, NEW),
+        control=empty_control(GROUPS, ROWS),
+        eos_ids=np.array(small.EOS, np.int32),
+    )
+    text = lowered.compile().as_text()
+    suffix = rf"f32\[{GROUPS},{ROWS},2,{NEW},8\]"
+    assert len(re.findall(rf"= {suffix}\S* scatter\(", text)) == 4  # keys and values of 2 layers
+    assert not re.findall(rf"= {suffix}\S* copy\(", text)
+    assert text.count("may-alias") + text.count("must-alias") >= 4
+
+
+def test_a_round_ends_when_no_row_runs_and_leaves_the_others_alone() -> None:
+    these = programs()
+    control = empty_control(GROUPS, ROWS)
+    control.active[1, 2] = True
+    control.budget[1, 2] = 3
+    control.filled[1, 2] = 1
+    suffix = these.suffix(GROUPS, ROWS, NEW)
+    suffix, tokens, logprobs = these.decode(
+        these.prefix(GROUPS, PROMPT), suffix, control, np.array(small.EOS, np.int32)
+    )
+    drawn = np.asarray(tokens) != NOTHING
+    assert drawn.sum() == 2 and drawn[:2, 1, 2].all()
+    assert (np.asarray(logprobs) != 0).sum() == 2
+    for layer in suffix:
+        written = np.asarray(layer["suffix_k"]).any(axis=(2, 4))
+        assert np.argwhere(written).tolist() == [[1, 2, 1], [1, 2, 2]]
