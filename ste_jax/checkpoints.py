@@ -27,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from ste_jax import __version__, files
@@ -56,6 +57,14 @@ def all_processes(name: str) -> None:
     """A `Barrier` over the coordination service: with a time-out, and not inside a collective."""
     if jax.process_count() > 1:
         ocp.multihost.sync_global_processes(name, processes=set(range(jax.process_count())))
+
+
+def everywhere(good: bool) -> bool:
+    """Whether every process says yes. All call it."""
+    if jax.process_count() == 1:
+        return good
+    all_processes("everywhere")
+    return bool(np.all(multihost_utils.process_allgather(np.asarray(good))))
 
 
 def multiprocessing_options() -> ocp.options.MultiprocessingOptions:
@@ -175,7 +184,10 @@ def load_checkpoint(
         or it is of another model than `expect`; the message names the array or the field.
     """
     card = read_card(path)
-    config = ModelConfig.from_dict(card["model"])
+    try:
+        config = ModelConfig.from_dict(card["model"])
+    except RequestError as error:
+        raise RequestError(f"checkpoint {path}: {error}") from error
     if expect is not None:
         require_same_model(path, config, expect)
     stored = card["parameters"]
@@ -184,6 +196,7 @@ def load_checkpoint(
         told = "has no" if name in declared else "has a foreign"
         raise RequestError(f"checkpoint {path} {told} parameter {name}")
 
+    shared = any(device.process_index != jax.process_index() for device in mesh.devices.flat)
     values: Parameters = {}
     for name, parameter in declared.items():
         if tuple(stored[name]["shape"]) != parameter.shape:
@@ -196,12 +209,17 @@ def load_checkpoint(
             jnp.dtype(stored[name]["dtype"]),
             sharding=parameter_sharding(parameter.shape, parameter.axes, mesh),
         )
+        failure: Exception | None = None
         try:
             read = restore_arrays(epath.Path(path) / PARAMETERS, {name: wanted})[name]
         except Exception as error:  # TensorStore's errors share no type.
+            failure = error
+        # All processes sum or none does: no one waits in there for one that could not read.
+        if not (everywhere(failure is None) if shared else failure is None):
+            why = "by another process" if failure is None else f"({_brief(failure)})"
             raise RequestError(
-                f"checkpoint {path} is damaged: {name} cannot be read ({_brief(error)})"
-            ) from error
+                f"checkpoint {path} is damaged: {name} cannot be read {why}"
+            ) from failure
         if int(checksum(read)) != stored[name]["checksum"]:
             raise RequestError(
                 f"checkpoint {path} is damaged: {name} is not what was written (checksum)"

@@ -180,7 +180,7 @@ class DecodingKnobs:
 
     prompt_buckets: tuple[int, ...] = (512, 1024, 2048)
     """A prompt of n tokens takes the smallest bucket that holds it."""
-    new_buckets: tuple[int, ...] = (128, 512)
+    new_buckets: tuple[int, ...] = (128, 1024)
     """Likewise for the new tokens asked for."""
     groups: int = 8
     """Prompts decoded at once."""
@@ -464,6 +464,7 @@ def check(config: Config) -> None:
         "pool.shards": config.pool.shards,
         "annotate.samples": config.annotate.samples,
         "evaluate.votes": config.evaluate.votes,
+        "evaluate.bootstrap": config.evaluate.bootstrap,
         "finetune.batch_rows": config.finetune.batch_rows,
         "finetune.accumulate": config.finetune.accumulate,
         "finetune.validate_every": config.finetune.validate_every,
@@ -478,6 +479,14 @@ def check(config: Config) -> None:
     for key, value in positive.items():
         if value < 1:
             raise RequestError(f"{key} must be at least 1, not {value}")
+    longest = max(config.decoding.new_buckets, default=0)
+    for name in ("classify", "respond", "modify", "judge"):
+        tokens = getattr(config.roles, name).sampling.max_new_tokens
+        if not 1 <= tokens <= longest:
+            raise RequestError(
+                f"roles.{name}.sampling.max_new_tokens={tokens} must lie between 1 and the largest "
+                f"of decoding.new_buckets, {longest}"
+            )
     if not config.annotate.waves or min(config.annotate.waves) < 1:
         raise RequestError("annotate.waves must list at least one positive size")
     if config.curate.min_agreement > 0 and config.annotate.policy != "all":

@@ -41,6 +41,8 @@ def test_overrides(tmp_path):
         ("select.labels=guess", "one of generate, score"),
         ("annotate.waves=2", "annotate.waves must be a list of a whole number"),
         ("pool.shards=0", "pool.shards must be at least 1"),
+        ("roles.judge.sampling.max_new_tokens=4096", "new_buckets, 1024"),
+        ("evaluate.bootstrap=0", "at least 1"),
         ("curate.min_agreement=0.5", "annotate.policy=all"),
         ("finetune.accumulate=3", "must divide"),
         ("select.drop_categories=[nonsense]", "nonsense"),
@@ -64,7 +66,7 @@ def test_no_such_config():
 
 
 def test_every_shipped_config_is_read_and_survives_being_written():
-    for name in ("smollm2-135m",):
+    for name in ("smollm2-135m", "smollm2-135m-large"):
         found = config.load_config(name)
         text = yaml.safe_dump(config.to_dict(found))
         assert config.build(config.Config, yaml.safe_load(text), "again") == found

@@ -18,6 +18,7 @@ SMALL = {
     "select__train": 90,
     "select__heldout": 60,
     "pair__min_answer_chars": 2,
+    "finetune__batch_rows": 2,
 }
 
 

@@ -17,38 +17,13 @@ import yaml
 from safetensors.numpy import save_file
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
-WORDS = [
-    "apple",
-    "bread",
-    "chair",
-    "dance",
-    "early",
-    "flute",
-    "green",
-    "house",
-    "igloo",
-    "joker",
-    "kites",
-    "lemon",
-    "mango",
-    "night",
-    "ocean",
-    "piano",
-    "queen",
-    "river",
-    "stone",
-    "tulip",
-    "uncle",
-    "viola",
-    "water",
-    "xenon",
-    "young",
-    "zebra",
-    "amber",
-    "birch",
-    "cedar",
-    "delta",
-]
+WORDS = " ".join(
+    (
+        "apple bread chair dance early flute green house igloo joker kites lemon mango night",
+        "ocean piano queen river stone tulip uncle viola water xenon young zebra amber birch",
+        "cedar delta",
+    )
+).split(" ")
 CATEGORIES = ("coding", "writing", "reasoning", "advice", "other")
 
 _SPECIAL = ("<unk>", "<|endoftext|>", "<|im_start|>", "<|im_end|>")

@@ -109,7 +109,8 @@ def shared_prefix_attend(length: jax.Array, chunk: int) -> Attend:
     """Causal attention of each row to itself, and of all rows to the first `length` cached tokens.
 
     The layer's cache is `k`, `v` [K,S,d]; S is a multiple of `chunk`. It is read chunk by chunk,
-    only as far as `length` goes, so the result does not depend on S."""
+    only as far as `length` goes, so the result does not depend on S.
+    """
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array, cache: Any) -> jax.Array:
         batch, time, heads, size = q.shape

@@ -2,7 +2,8 @@
 
 Prompts are cut at fixed places (multiples of the chunk), and a piece is named by all tokens up to
 its end. So prompts with the same beginning share its pieces, a second wave of samples finds its
-prompt again, and a piece from the store is bit for bit the one that would have been computed."""
+prompt again, and a piece from the store is bit for bit the one that would have been computed.
+"""
 
 from __future__ import annotations
 

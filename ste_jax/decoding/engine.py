@@ -7,7 +7,8 @@ the device (`programs`), and takes the tokens (`rows`). The last token of a prom
 every row feeds it as its own first step, which yields the row's first token.
 
 A lane is run until it has nothing left; then the next one that has. No result depends on that
-order."""
+order.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +17,13 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from ste_jax import preemption
 from ste_jax.config import DecodingKnobs
 from ste_jax.decoding.lanes import Lane, NoLane, check_knobs, choose_lane
 from ste_jax.decoding.prefill import Prefiller
@@ -30,6 +33,8 @@ from ste_jax.decoding.scheduler import LaneSchedule, Placement
 from ste_jax.decoding.scoring import batches, check_score
 from ste_jax.generators.protocol import Completion, Request, Sampling, Usage
 from ste_jax.models.decoder import Decoder
+
+Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
@@ -88,14 +93,14 @@ class Engine:
 
     def submit(self, request: Request, prompt: Prompt) -> None:
         """Queues the request's samples. One that cannot be drawn is a completion that says why."""
+        # One without samples is told as a sample that there is not.
+        rows = [Row(request, sample, prompt) for sample in request.samples or (-1,)]
         self.usage.requests += 1
-        rows = [Row(request, sample, prompt) for sample in request.samples]
         self.usage.samples += len(rows)
         try:
             lane = self._check(request, prompt)
         except NoLane as error:
-            failed = rows or [Row(request, -1, prompt)]
-            self._ready.extend(row.failed(str(error)) for row in failed)
+            self._ready.extend(row.failed(str(error)) for row in rows)
             return
         if lane not in self._schedules:
             self._schedules[lane] = LaneSchedule(self._knobs.groups, self._knobs.group_size)
@@ -104,17 +109,17 @@ class Engine:
             self._schedules[lane].add(name, row)
 
     def completions(self) -> Iterator[Completion]:
-        """Yields samples as they end, in no order, until nothing is outstanding."""
+        """Yields samples as they end, in no order, until nothing is outstanding.
+
+        Raises `Preempted` between two rounds when the process was asked to stop.
+        """
         while True:
             while self._ready:
                 self._done += 1
                 yield self._ready.popleft()
-            state = self._next_lane()
-            if state is None:
+            preemption.poll()
+            if not self._turn():
                 return
-            began = time.perf_counter()
-            self._ready.extend(self._round(state))
-            self.usage.seconds += time.perf_counter() - began
 
     def release(self, id: str) -> None:
         """Nothing more will be asked of this request's prompt."""
@@ -180,16 +185,20 @@ class Engine:
             raise NoLane(why)
         return lane
 
-    def _next_lane(self) -> _LaneState | None:
-        if self._state is not None and not self._schedules[self._state.lane].idle:
-            return self._state
-        for lane, schedule in self._schedules.items():
-            if not schedule.idle:
-                if self._state is None or self._state.lane != lane:
-                    self._state = None  # frees the other lane's caches before the new ones are made
-                    self._state = _LaneState(lane, schedule, self._knobs, self._programs)
-                return self._state
-        return None
+    def _turn(self) -> bool:
+        """Runs a round of the lane in hand, or of the next that has rows; False if none has."""
+        if self._state is None or self._state.schedule.idle:
+            lanes = [lane for lane, schedule in self._schedules.items() if not schedule.idle]
+            if not lanes:
+                return False
+            if self._state is None or self._state.lane != lanes[0]:
+                self._state = None  # its caches go before the next lane's are made
+                schedule = self._schedules[lanes[0]]
+                self._state = _LaneState(lanes[0], schedule, self._knobs, self._programs)
+        began = time.perf_counter()
+        self._ready.extend(self._round(self._state))
+        self.usage.seconds += time.perf_counter() - began
+        return True
 
     def _prefill(self, prompt: Prompt, user: str) -> None:
         began = time.perf_counter()
@@ -245,6 +254,7 @@ class _LaneState:
     ) -> None:
         self.lane = lane
         self.schedule = schedule
+        schedule.forget()
         self._programs = programs
         self._prefix: Cache = programs.prefix(knobs.groups, lane.prompt)
         self._suffix: Cache = programs.suffix(knobs.groups, knobs.group_size, lane.new)
@@ -276,7 +286,7 @@ class _LaneState:
             control.row_id[at] = hash_id(row.request.id)
             control.sample[at] = row.sample
 
-    def decode(self, eos_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # type: ignore[type-arg]
+    def decode(self, eos_ids: Array) -> tuple[Array, Array]:
         """A round: tokens and log-probabilities [steps,G,N], as `Programs.decode` gives them."""
         self._suffix, tokens, logprobs = self._programs.decode(
             self._prefix, self._suffix, self._control, eos_ids

@@ -332,12 +332,12 @@ def _decode(
         # the compiler write into it: else it copies all of it at every step.
         place = jnp.where(active & finite, filled, NOWHERE).reshape(-1)
 
+        def put(into: jax.Array, new: jax.Array) -> jax.Array:
+            at = into.at[group_of, row_of, :, place]
+            return at.set(new[:, 0], mode="drop", unique_indices=True)
+
         def write(layer: Any, k: jax.Array, v: jax.Array) -> Any:
-            at = lambda x: x.at[group_of, row_of, :, place]  # noqa: E731
-            return {
-                "suffix_k": at(layer["suffix_k"]).set(k[:, 0], mode="drop", unique_indices=True),
-                "suffix_v": at(layer["suffix_v"]).set(v[:, 0], mode="drop", unique_indices=True),
-            }
+            return {"suffix_k": put(layer["suffix_k"], k), "suffix_v": put(layer["suffix_v"], v)}
 
         suffix = _by_layer(write, suffix, new_k, new_v)
         filled = filled + active

@@ -2,7 +2,8 @@
 
 A row is one sample while it is drawn: the host's side of it. The device ends a row at an
 end-of-turn token and at its last allowed token; stop strings are looked for here, between two
-rounds, in the text of the tokens."""
+rounds, in the text of the tokens.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +33,8 @@ class Prompt:
     tokens: tuple[int, ...]
     continued: tuple[int, ...] = ()
     """Those at its end that stand after the chat template: what the assistant's turn begins
-    with."""
+    with.
+    """
 
     @property
     def name(self) -> bytes:
@@ -99,7 +101,8 @@ def find_stop(
     """Where the first stop string ends, or None if `tokens` hold none.
 
     The first `known` tokens are known to hold none. Returns how many tokens it takes to complete
-    the stop string, and the text up to its end."""
+    the stop string, and the text up to its end.
+    """
     if _end_of_stop(tokenizer.decode(tokens), stop) is None:
         return None
     for length in range(known + 1, len(tokens) + 1):

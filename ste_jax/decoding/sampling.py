@@ -17,7 +17,8 @@ needed.
 A draw is Gumbel's: the largest of log-weight + noise, first among blocks of the vocabulary by their
 total weights, then within the block, so that the noise is of a few hundred numbers and not of V.
 The noise comes from the row's own key, which names the sample and the token's place in it and
-nothing of the batch."""
+nothing of the batch.
+"""
 
 from __future__ import annotations
 
@@ -34,8 +35,9 @@ def row_keys(seed: jax.Array, row_id: jax.Array, sample: jax.Array) -> jax.Array
     """The random key [B] of each sample.
 
     `seed` and `row_id` [B,2] uint32 are the halves (high, low) of two 64-bit numbers, `sample` [B]
-    is the sample's index."""
-    keys = jax.random.wrap_key_data(seed, impl="threefry2x32")
+    is the sample's index.
+    """
+    keys: jax.Array = jax.random.wrap_key_data(seed, impl="threefry2x32")
     for part in (row_id[:, 0], row_id[:, 1], sample):
         keys = jax.vmap(jax.random.fold_in)(keys, part)
     return keys
@@ -128,7 +130,8 @@ def _top_k_mass(weights: jax.Array, top_k: jax.Array) -> jax.Array:
     """Total weight [B] of the tokens that `top_k` keeps: found by halving, on the weights' bits.
 
     Floats that are not negative are ordered as their bits are. The largest threshold that at least
-    k weights reach is the k-th largest weight."""
+    k weights reach is the k-th largest weight.
+    """
     bits = jax.lax.bitcast_convert_type(weights, jnp.int32)
     wanted = jnp.minimum(top_k, weights.shape[1])
 

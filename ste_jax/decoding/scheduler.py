@@ -3,7 +3,8 @@
 Plain Python, no device. A lane has groups, each of which holds one prompt at a time, and every
 group has slots for rows of that prompt. Rows wait by prompt, in the order in which the prompts
 came. Where a row runs never changes its result, so this is about speed only: a prompt's prefix is
-copied into as few groups as possible, and no slot stands idle while a row can be put there."""
+copied into as few groups as possible, and no slot stands idle while a row can be put there.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ Row = TypeVar("Row")
 @dataclass(frozen=True)
 class Placement(Generic[Row]):
     """Rows to be started in slots of one group; `fill` if the group must first be given the
-    prompt."""
+    prompt.
+    """
 
     group: int
     prompt: Hashable
@@ -44,7 +46,8 @@ class LaneSchedule(Generic[Row]):
 
         First to groups that run their prompt already, then to groups that still hold it, then to
         the other empty groups: one for each prompt that has none, in order, and what is left for
-        the prompts with the most rows waiting."""
+        the prompts with the most rows waiting.
+        """
         placements = []
         for group in self._groups(empty=False) + self._groups(empty=True):
             prompt = self._holds[group]
@@ -60,6 +63,10 @@ class LaneSchedule(Generic[Row]):
     def finish(self, group: int, slot: int) -> None:
         """Frees a slot."""
         self._slots[group][slot] = None
+
+    def forget(self) -> None:
+        """No group holds a prompt any more; nothing may be running."""
+        self._holds = [None] * len(self._holds)
 
     def running(self) -> list[tuple[int, int, Row]]:
         """(group, slot, row) of all that run."""

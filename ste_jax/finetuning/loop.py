@@ -134,7 +134,7 @@ def finetune(
                 saved = step
             if due:
                 shown = with_parameters(abstract_decoder(model.config, **kinds), state.params)
-                _validate(ledger, shown, step, validate, save_model)
+                validate_step(ledger, shown, step, validate, save_model)
             if step == total:
                 break
 
@@ -179,7 +179,7 @@ def finetune(
     return result
 
 
-def _validate(
+def validate_step(
     ledger: Ledger, model: Decoder, step: int, validate: Validate, save_model: SaveModel
 ) -> None:
     """Measures the model after `step`, and hands it out if it is the best so far."""

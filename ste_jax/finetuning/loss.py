@@ -77,12 +77,14 @@ def _sums(
     targets: jax.Array,
     weights: jax.Array,
 ) -> LossSums:
-    logits = logits_of(hidden)
+    # As one list of targets: XLA on CPU keeps a transposed copy of logits of more dimensions.
+    logits = logits_of(hidden.reshape(-1, hidden.shape[-1]))
+    targets, weights = targets.reshape(-1), weights.reshape(-1)
     # A masked sum and not a gather: its gradient is no scatter, and it partitions over `V`.
-    is_target = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 2) == targets[..., None]
+    is_target = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1) == targets[:, None]
     target_logit = jnp.sum(jnp.where(is_target, logits, 0.0), axis=-1)
     highest = jax.lax.stop_gradient(jnp.max(logits, axis=-1))
-    log_total = highest + jnp.log(jnp.sum(jnp.exp(logits - highest[..., None]), axis=-1))
+    log_total = highest + jnp.log(jnp.sum(jnp.exp(logits - highest[:, None]), axis=-1))
     counted = weights > 0
     return LossSums(
         loss=jnp.sum(jnp.where(counted, weights * (log_total - target_logit), 0.0)),

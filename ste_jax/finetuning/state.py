@@ -19,16 +19,12 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
-from jax.experimental import multihost_utils
 
 from ste_jax import checkpoints, files
 from ste_jax.errors import WorkError
 from ste_jax.finetuning.train_step import TrainState
-from ste_jax.parameters import checksum
 
 Event = dict[str, Any]
 _ARRAYS, _CURVE = "arrays", "curve"
@@ -93,16 +89,19 @@ class StateStore:
     def restore(self, like: TrainState) -> tuple[TrainState, list[Event]] | None:
         """The newest good state and its loss curve; `like` holds shapes and shardings."""
         for step in sorted(self._manager.all_steps(), reverse=True):
-            found, reason = None, ""
             try:
-                found = self._read(step, like)
+                found, reason = self._read(step, like), ""
             except Exception as error:  # whatever is wrong with it, it is not good
-                reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-            if _everywhere(found is not None):
-                return found
+                found, reason = None, f" ({' '.join(str(error).split())[:200]})"
+            # All processes sum or none does: no one waits in there for one that could not read.
+            if checkpoints.everywhere(found is not None) and found is not None:
+                state, content = found
+                if checkpoints.describe(_flat(state)) == content["arrays"]:
+                    return state, content["curve"]
+                reason = " (its checksums differ)"
             warnings.warn(
                 f"the training state {self._directory / str(step)} is damaged and is passed over"
-                f"{': ' + reason if reason else ''}",
+                f"{reason}",
                 stacklevel=2,
             )
             self._manager.delete(step)
@@ -117,16 +116,14 @@ class StateStore:
         with contextlib.suppress(Exception):
             self._manager.close()
 
-    def _read(self, step: int, like: TrainState) -> tuple[TrainState, list[Event]]:
+    def _read(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
         place = self._directory / str(step)
-        content = json.loads((place / _CURVE / "metadata").read_text())
-        arrays = checkpoints.restore_arrays(place / _ARRAYS, _flat(like))
-        for name, written in content["arrays"].items():
-            if int(checksum(arrays[name])) != written["checksum"]:
-                raise ValueError(f"{name} is not what was written")
-        leaves = [arrays[name] for name in _flat(like)]
+        content: dict[str, Any] = json.loads((place / _CURVE / "metadata").read_text())
+        wanted = _flat(like)
+        arrays = checkpoints.restore_arrays(place / _ARRAYS, wanted)
+        leaves = [arrays[name] for name in wanted]
         state: TrainState = jax.tree.unflatten(jax.tree.structure(like), leaves)
-        return state, content["curve"]
+        return state, content
 
     def _failure(self, error: BaseException) -> WorkError:
         if jax.process_index() == 0:
@@ -200,11 +197,3 @@ def _flat(state: TrainState) -> dict[str, Any]:
     """The leaves by their path in the state, as `.params['layers.q']`."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(state)
     return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
-
-
-def _everywhere(good: bool) -> bool:
-    """Whether every process says yes."""
-    if jax.process_count() == 1:
-        return good
-    checkpoints.all_processes("training state read")
-    return bool(np.all(multihost_utils.process_allgather(jnp.asarray(good))))

@@ -4,7 +4,8 @@ Messages become tokens here, once per prompt, and the engine does the rest. What
 assistant's turn stands after the chat template: `continue_ids` as they are, then `continue_text`. A
 forced start without `continue_ids` is encoded together with the template's end, where that leaves
 the template's own tokens as they are (it does in all templates whose assistant header ends in a
-control token or a line break); else, and after `continue_ids`, it is encoded alone."""
+control token or a line break); else, and after `continue_ids`, it is encoded alone.
+"""
 
 from __future__ import annotations
 

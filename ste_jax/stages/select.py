@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from ste_jax.config import SelectKnobs
-from ste_jax.generators.protocol import Completion, Generator, Request, ScoreRequest
+from ste_jax.errors import RequestError
+from ste_jax.generators.protocol import Completion, Generator, Request, Score, ScoreRequest
 from ste_jax.prompts.parse import parse_category, parse_difficulty
 from ste_jax.records import Instruction, Label, LabelScore, Selection, hash_order
 from ste_jax.stages.asking import Role, last_user_text
@@ -42,6 +43,11 @@ def label(
 ) -> Iterator[tuple[Instruction, Label, list[LabelScore]]]:
     """A label for every instruction, as they finish; scores too where labels are scored."""
     if knobs.labels == "score":
+        if not generator.capabilities.score:
+            raise RequestError(
+                "select.labels=score needs a generator that scores given completions, and this one "
+                "cannot; set select.labels=generate"
+            )
         yield from _label_by_score(rows, generator, role, knobs, in_flight=in_flight, poll=poll)
         return
 
@@ -97,7 +103,7 @@ def _label_by_score(
     poll: Callable[[], None],
 ) -> Iterator[tuple[Instruction, Label, list[LabelScore]]]:
     """Category first; then, if a knob needs it, difficulty, in the same turn after the category."""
-    score = _Scorer(generator, role, knobs)
+    score = _Scorer(generator, role, knobs, poll)
     start = role.template.start
     categories = score.calibrate("category", knobs.categories, start)
     difficulties = None
@@ -105,7 +111,6 @@ def _label_by_score(
         neutral = _difficulty_start(start, knobs.categories[-1])
         difficulties = score.calibrate("difficulty", DIFFICULTIES, neutral)
     for batch in _batches(rows, in_flight):
-        poll()
         found = score.rows(batch, categories, [start] * len(batch))
         names = [_best(scores) for scores in found]
         rated: list[list[LabelScore]] = [[] for _ in batch]
@@ -135,6 +140,7 @@ class _Scorer:
     generator: Generator
     role: Role
     knobs: SelectKnobs
+    poll: Callable[[], None]
 
     def calibrate(self, kind: str, labels: Sequence[str], start: str) -> _Scale:
         """Mean log-probabilities under content-free instructions (arXiv 2102.09690)."""
@@ -169,8 +175,13 @@ class _Scorer:
                     scale.labels, scale.bias, score.logprobs, strict=not score.error
                 )
             ]
-            for score in self.generator.score(requests)
+            for score in self._polled(requests)
         ]
+
+    def _polled(self, requests: Sequence[ScoreRequest]) -> Iterator[Score]:
+        for score in self.generator.score(requests):
+            self.poll()
+            yield score
 
     def _request(self, id: str, text: str, labels: Sequence[str], start: str) -> ScoreRequest:
         return ScoreRequest(

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from tqdm import tqdm
 
 from ste_jax import checkpoints, files, judge_card, preemption, rundir
 from ste_jax.config import to_dict
@@ -102,21 +103,26 @@ def _train(
             barrier=context.processes.barrier,
         )
 
+    bar = tqdm(desc=f"finetune {here.index}", unit="step")
+
     def log(event: dict[str, Any]) -> None:
         context.log("train_step", iteration=here.index, **event)
+        bar.n = event["step"]
+        bar.set_postfix(loss=f"{event['loss']:.3f}", refresh=True)
 
-    result = finetune(
-        model=opened.model,
-        examples=examples,
-        knobs=knobs,
-        seed=context.config.seed,
-        mesh=opened.mesh,
-        state_dir=here.train_state,
-        validate=_validator(context, opened.tokenizer, judging, prompts),
-        save_model=save_model,
-        log=log,
-        stop_requested=preemption.requested,
-    )
+    with bar:
+        result = finetune(
+            model=opened.model,
+            examples=examples,
+            knobs=knobs,
+            seed=context.config.seed,
+            mesh=opened.mesh,
+            state_dir=here.train_state,
+            validate=_validator(context, opened.tokenizer, judging, prompts),
+            save_model=save_model,
+            log=log,
+            stop_requested=preemption.requested,
+        )
     curve = {
         "steps": result.steps,
         "validations": result.validations,

@@ -95,7 +95,7 @@ def test_ids_and_seeds_as_64_bits() -> None:
     assert hash_id("row-1") == hash_id("row-1")
     assert split64((3 << 32) + 4) == (3, 4)
     assert split64(-1) == (0xFFFFFFFF, 0xFFFFFFFF)
-    # A fixed value: it must be the same on every machine and in every version, or runs would differ.
+    # A known value: were it another on some machine or in some version, samples would differ.
     assert hash_id("a") == (1090035257, 1533428271)
 
 

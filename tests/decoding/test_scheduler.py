@@ -1,5 +1,6 @@
 """Does every row get a slot once, in a group of its prompt, and is no slot left idle for
-nothing?"""
+nothing?
+"""
 
 from __future__ import annotations
 
@@ -41,6 +42,16 @@ def test_a_second_wave_finds_its_prompt_where_it_was() -> None:
     assert schedule.idle
     schedule.add("b", 2)
     assert [(p.group, p.fill) for p in schedule.place()] == [(1, False)]
+
+
+def test_after_the_caches_are_gone_a_prompt_is_filled_again() -> None:
+    schedule: LaneSchedule[int] = LaneSchedule(groups=1, group_size=1)
+    schedule.add("a", 0)
+    schedule.place()
+    schedule.finish(0, 0)
+    schedule.forget()
+    schedule.add("a", 1)
+    assert [placement.fill for placement in schedule.place()] == [True]
 
 
 @given(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,7 @@ def test_the_schedule() -> None:
     assert rates[:5] == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0])
     assert rates[14] == pytest.approx(0.55)  # halfway down the cosine
     assert rates[24] == pytest.approx(0.1)
-    assert all(later < earlier for earlier, later in zip(rates[4:], rates[5:], strict=False))
+    assert all(later < earlier for earlier, later in itertools.pairwise(rates[4:]))
 
 
 def test_without_warmup_it_starts_at_the_peak() -> None:

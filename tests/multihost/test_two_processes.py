@@ -12,7 +12,13 @@ import pytest
 from tests import running
 from tests.comparing import assert_identical, assert_same_files
 
-SMALL = {"iterations": 1, "select__train": 90, "select__heldout": 60, "pair__min_answer_chars": 2}
+SMALL = {
+    "iterations": 1,
+    "select__train": 90,
+    "select__heldout": 60,
+    "pair__min_answer_chars": 2,
+    "finetune__batch_rows": 2,
+}
 
 
 def run_two(config: Path, run: Path, place: str = "none") -> list[int]:

@@ -26,7 +26,7 @@ class Scripted:
     reply: Callable[[Request, int], Reply]
     logprobs: Callable[[ScoreRequest, str], float] = lambda request, completion: 0.0
     last_first: bool = False
-    capabilities: Capabilities = Capabilities()
+    capabilities: Capabilities = Capabilities(score=True)
     usage: Usage = field(default_factory=Usage)
     asked: list[Request] = field(default_factory=list)
     released: list[str] = field(default_factory=list)

@@ -7,7 +7,8 @@ from collections import Counter
 import pytest
 
 from ste_jax.config import SelectKnobs
-from ste_jax.generators.protocol import Sampling
+from ste_jax.errors import RequestError
+from ste_jax.generators.protocol import Capabilities, Sampling
 from ste_jax.prompts.render import Template
 from ste_jax.records import Instruction, Label, instruction_id
 from ste_jax.stages.asking import Role
@@ -139,3 +140,9 @@ def test_the_choice_does_not_depend_on_the_order_of_reading(order):
     assert {t: f.fate for t, f in chosen(rows[::order]).items()} == {
         t: f.fate for t, f in chosen(rows).items()
     }
+
+
+def test_scores_are_not_asked_of_a_generator_that_has_none():
+    generator = Scripted(lambda r, s: "", capabilities=Capabilities())
+    with pytest.raises(RequestError, match=r"select\.labels=generate"):
+        list(label([instruction("x")], generator, role(), knobs(labels="score"), in_flight=1))
