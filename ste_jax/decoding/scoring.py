@@ -16,9 +16,9 @@ import numpy as np
 from ste_jax.config import DecodingKnobs
 from ste_jax.decoding.lanes import NoLane, choose_lane
 
-ROWS = 8
+ROWS = 16
 """Rows of a scoring batch."""
-NARROWEST = 8
+NARROWEST = 4
 """Tokens of the narrowest batch; each wider one is 4 times as wide."""
 
 

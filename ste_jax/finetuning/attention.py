@@ -17,7 +17,9 @@ import jax.numpy as jnp
 from ste_jax.models.attention import Attend
 
 BLOCK = 128
-"""`Q`: the fastest of 128, 256 and 512 on CPU for rows of 1,024."""
+"""The smallest `Q`; on CPU the fastest of 128, 256 and 512 for rows of 1,024."""
+MOST_BLOCKS = 8
+"""Longer rows have longer blocks: a program of many blocks takes long to compile."""
 
 
 def packed_causal(segment_ids: jax.Array, positions: jax.Array) -> Attend:
@@ -37,9 +39,10 @@ def packed_causal(segment_ids: jax.Array, positions: jax.Array) -> Attend:
         q = jnp.moveaxis(q.reshape(batch, time, kv_heads, groups, head_dim), 1, 3)
         k, v = jnp.moveaxis(k, 1, 2), jnp.moveaxis(v, 1, 2)
 
+        size = max(BLOCK, -(-time // MOST_BLOCKS))
         mixed = []
-        for start in range(0, time, BLOCK):
-            stop = min(start + BLOCK, time)
+        for start in range(0, time, size):
+            stop = min(start + size, time)
             same = segment_ids[:, start:stop, None] == segment_ids[:, None, :stop]
             earlier = positions[:, start:stop, None] >= positions[:, None, :stop]
             mask = jnp.tile(same & earlier, (1, groups, 1))[:, None]

@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from ste_jax.config import DecodingKnobs
 from ste_jax.decoding.engine import Engine
@@ -18,7 +17,8 @@ from ste_jax.decoding.rows import Prompt
 from ste_jax.generators.protocol import Completion, Request, Sampling
 from ste_jax.models.attention import causal
 from ste_jax.models.config import ModelConfig
-from ste_jax.models.decoder import Decoder
+from ste_jax.models.decoder import Decoder, abstract_decoder
+from ste_jax.parameters import with_parameters
 
 EOS = (1, 2)
 LETTERS = "\0\0\0abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRST"
@@ -54,8 +54,8 @@ class Letters:
 
 
 @functools.cache
-def small_model(seed: int = 0, scale: float = 1.0) -> Decoder:
-    """`scale` multiplies the logits: the larger, the surer the model."""
+def small_model() -> Decoder:
+    """Random weights of about the size that a fresh model's have."""
     config = ModelConfig(
         vocab_size=len(LETTERS),
         hidden_size=24,
@@ -66,9 +66,12 @@ def small_model(seed: int = 0, scale: float = 1.0) -> Decoder:
         head_dim=8,
         max_position=64,
     )
-    model = Decoder(config, rngs=nnx.Rngs(seed))
-    model.unembed.set_value(model.unembed.get_value() * scale)
-    return model
+    draw = np.random.default_rng(0)
+    values = {
+        path: jnp.asarray(one.mean + one.std * draw.normal(size=one.shape), jnp.float32)
+        for path, one in config.parameters().items()
+    }
+    return with_parameters(abstract_decoder(config), values)
 
 
 def engine(model: Decoder | None = None, mesh: Any = None, **knobs: Any) -> Engine:
@@ -116,7 +119,9 @@ def full_logits(model: Decoder, tokens: Sequence[int], width: int = 64) -> np.nd
 
 def full_logprobs(model: Decoder, tokens: Sequence[int]) -> np.ndarray[Any, Any]:
     """Log-probabilities [T,V] of the next token after each."""
-    return np.asarray(jax.nn.log_softmax(full_logits(model, tokens), axis=-1))
+    logits = full_logits(model, tokens).astype(np.float64)
+    highest = logits.max(-1, keepdims=True)
+    return np.asarray(logits - highest - np.log(np.exp(logits - highest).sum(-1, keepdims=True)))
 
 
 def naive_greedy(model: Decoder, tokens: Sequence[int], new: int, eos: bool) -> list[int]:

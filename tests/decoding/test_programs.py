@@ -11,7 +11,7 @@ from ste_jax.decoding.engine import empty_control
 from ste_jax.decoding.programs import NOTHING, Programs
 from tests.decoding import small
 
-GROUPS, ROWS, PROMPT, NEW = 2, 3, 16, 24
+GROUPS, ROWS, PROMPT, NEW = 2, 3, 32, 24
 
 
 def programs() -> Programs:

@@ -18,9 +18,12 @@ Q = RNG.normal(size=(2, T, 6, 8)).astype(np.float32)
 K, V = (RNG.normal(size=(2, T, 2, 8)).astype(np.float32) for _ in range(2))
 
 
-@pytest.mark.parametrize("block", [4, 8, 128])
-def test_it_is_the_models_causal_attention(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "BLOCK", block)
+@pytest.mark.parametrize(("smallest", "most"), [(4, 8), (4, 2), (128, 8)])
+def test_it_is_the_models_causal_attention(
+    smallest: int, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "BLOCK", smallest)
+    monkeypatch.setattr(attention, "MOST_BLOCKS", most)
     real = (SEGMENTS > 0)[:, :, None, None]
 
     def value(attend: attention.Attend) -> tuple[np.ndarray, ...]:

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from jax.extend.core import jaxprs_in_params
 
 from ste_jax.finetuning import loss
 from ste_jax.finetuning.loss import completion_loss
@@ -64,8 +63,10 @@ def shapes(jaxpr: Any) -> set[tuple[int, ...]]:
     found = set()
     for equation in jaxpr.eqns:
         found |= {tuple(var.aval.shape) for var in equation.outvars}
-        for inner in jaxprs_in_params(equation.params):
-            found |= shapes(inner)
+        for value in jax.tree.leaves(equation.params, is_leaf=lambda v: hasattr(v, "eqns")):
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                found |= shapes(inner)
     return found
 
 

@@ -176,10 +176,9 @@ def test_a_model_kept_in_another_type_is_run_in_the_knobs_type(
 ) -> None:
     model = load_weights(directory, mesh)
     knobs = dataclasses.replace(KNOBS, dtype="bfloat16")
-    one = Sampling(max_new_tokens=1)
-    request = Request(id="x", messages=CHATS[2], sampling=one)
-    (coarse,) = ask(LocalGenerator(model, tokenizer, knobs, mesh), request).values()
-    (fine,) = ask(generator, request).values()
-    assert coarse.token_ids == fine.token_ids
-    assert 1e-5 < abs(coarse.logprobs[0] - fine.logprobs[0]) < 0.05
+    asked = [ScoreRequest(id="x", messages=CHATS[2], completions=[" coding", " advice"])]
+    (coarse,) = LocalGenerator(model, tokenizer, knobs, mesh).score(asked)
+    (fine,) = generator.score(asked)
+    difference = np.abs(np.array(coarse.logprobs) - np.array(fine.logprobs))
+    assert 1e-5 < difference.max() < 0.1
     assert model.dtype == jnp.float32

@@ -14,6 +14,7 @@ from tests.comparing import assert_identical, assert_same_files
 
 SMALL = {
     "iterations": 1,
+    "pool__limit": 560,
     "select__train": 90,
     "select__heldout": 60,
     "pair__min_answer_chars": 2,
