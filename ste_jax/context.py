@@ -18,13 +18,14 @@ import yaml
 from etils import epath
 
 from ste_jax import __version__, files
-from ste_jax.config import Config, DecodingKnobs, to_dict
+from ste_jax.config import Config, DecodingKnobs
 from ste_jax.distributed import Processes
 from ste_jax.errors import RequestError
 from ste_jax.generators.local import LocalGenerator
 from ste_jax.generators.protocol import Usage
 from ste_jax.opening import open_generator
 from ste_jax.rundir import MetricsLog, RunDir
+from ste_jax.strict import to_dict
 
 
 @dataclass

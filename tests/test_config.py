@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import yaml
 
-from ste_jax import config
+from ste_jax import config, strict
 from ste_jax.errors import RequestError
 
 
@@ -43,6 +43,7 @@ def test_overrides(tmp_path):
         ("pool.shards=0", "pool.shards must be at least 1"),
         ("roles.judge.sampling.max_new_tokens=4096", "new_buckets, 1024"),
         ("evaluate.bootstrap=0", "at least 1"),
+        ("decoding.prompt_buckets=[500]", "multiple of decoding.prefill_chunk"),
         ("curate.min_agreement=0.5", "annotate.policy=all"),
         ("finetune.accumulate=3", "must divide"),
         ("select.drop_categories=[nonsense]", "nonsense"),
@@ -68,8 +69,8 @@ def test_no_such_config():
 def test_every_shipped_config_is_read_and_survives_being_written():
     for name in ("smollm2-135m", "smollm2-135m-large"):
         found = config.load_config(name)
-        text = yaml.safe_dump(config.to_dict(found))
-        assert config.build(config.Config, yaml.safe_load(text), "again") == found
+        text = yaml.safe_dump(strict.to_dict(found))
+        assert strict.build(config.Config, yaml.safe_load(text), "again") == found
 
 
 def test_every_knob_has_a_meaning_or_a_name_that_says_it():

@@ -45,7 +45,8 @@ ENGINE_KNOBS = {"DecodingKnobs", "FinetuneKnobs", "MeshKnobs", "SamplingKnobs"}
 PLAIN = {
     "errors": (),
     "generators.protocol": (),
-    "config": ("errors",),
+    "strict": ("errors",),
+    "config": ("strict", "errors"),
     "records": ("errors", "generators.protocol"),
     "prompts": ("prompts", "errors", "generators.protocol"),
     "stages": ("stages", "prompts", "records", "config", "errors", "generators.protocol"),

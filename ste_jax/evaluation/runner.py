@@ -15,7 +15,7 @@ from typing import Any
 from etils import epath
 
 from ste_jax import checkpoints, files, judge_card, preemption
-from ste_jax.config import DecodingKnobs, to_dict
+from ste_jax.config import DecodingKnobs
 from ste_jax.distributed import Processes
 from ste_jax.errors import RequestError
 from ste_jax.evaluation.metrics import measure
@@ -30,6 +30,7 @@ from ste_jax.records import Instruction, Judgment, Pair, Prompt, instruction_id,
 from ste_jax.rundir import Table, fingerprint
 from ste_jax.stages import judge
 from ste_jax.stages.asking import Role, role_fingerprint, sample_key
+from ste_jax.strict import to_dict
 from ste_jax.workplan import ShardedStage, run_sharded
 
 SHARDS = 8

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import Counter
 
 from ste_jax import files, rundir
-from ste_jax.config import to_dict
 from ste_jax.context import Context
 from ste_jax.errors import WorkError
 from ste_jax.rundir import IterationDir, fingerprint
 from ste_jax.stages import curate as curation
+from ste_jax.strict import to_dict
 
 
 def curate(context: Context, iteration: int) -> None:

@@ -14,7 +14,6 @@ import jax
 from tqdm import tqdm
 
 from ste_jax import checkpoints, files, judge_card, preemption, rundir
-from ste_jax.config import to_dict
 from ste_jax.context import Context
 from ste_jax.finetuning.loop import finetune
 from ste_jax.finetuning.packing import Example
@@ -27,6 +26,7 @@ from ste_jax.sharding import make_mesh
 from ste_jax.stages import judge
 from ste_jax.steps.judging import judge_fingerprint, make_judge, validation_prompts
 from ste_jax.steps.pool import model_of
+from ste_jax.strict import to_dict
 from ste_jax.tokenizers import Tokenizer
 
 VERSION = 1

@@ -10,7 +10,6 @@ from typing import Any
 from etils import epath
 
 from ste_jax import files, preemption
-from ste_jax.config import to_dict
 from ste_jax.context import Context
 from ste_jax.errors import WorkError
 from ste_jax.evaluation.metrics import measure
@@ -22,6 +21,7 @@ from ste_jax.stages import judge
 from ste_jax.stages.asking import make_role, role_fingerprint, sample_key
 from ste_jax.steps.asking import ask
 from ste_jax.steps.pool import model_of
+from ste_jax.strict import to_dict
 from ste_jax.workplan import ShardedStage, run_sharded
 
 

@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from etils import epath
 
 from ste_jax import checkpoints, files, judge_card, preemption, rundir
-from ste_jax.config import to_dict
 from ste_jax.context import Context
 from ste_jax.errors import WorkError
 from ste_jax.opening import locate, open_model, source_fingerprint
 from ste_jax.records import Instruction, shard_of
 from ste_jax.rundir import IterationDir, Table, fingerprint
 from ste_jax.stages import intake
+from ste_jax.strict import to_dict
 
 
 def take_in(context: Context) -> None:

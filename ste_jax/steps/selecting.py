@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from ste_jax import files, preemption, rundir
-from ste_jax.config import to_dict
 from ste_jax.context import Context
 from ste_jax.errors import WorkError
 from ste_jax.generators.protocol import Generator
@@ -17,6 +16,7 @@ from ste_jax.stages import select
 from ste_jax.stages.asking import make_role, role_fingerprint
 from ste_jax.steps.asking import ask
 from ste_jax.steps.pool import model_of
+from ste_jax.strict import to_dict
 from ste_jax.workplan import ShardedStage
 
 
