@@ -31,7 +31,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from ste_jax import __version__, files
-from ste_jax.errors import RequestError, WorkError
+from ste_jax.errors import RequestError, SteError, WorkError
 from ste_jax.models.config import ModelConfig
 from ste_jax.models.decoder import Decoder, abstract_decoder
 from ste_jax.parameters import Parameters, checksum, parameters_of, with_parameters
@@ -156,7 +156,7 @@ def save_checkpoint(
     except Exception as error:  # Orbax and TensorStore raise types of many kinds for a full disk.
         if first:
             _remove_tree(building)
-        if isinstance(error, WorkError):
+        if isinstance(error, SteError):
             raise
         raise WorkError(
             f"could not write the checkpoint {final}: {write_failure(error)}; make room or choose "

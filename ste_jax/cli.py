@@ -22,7 +22,12 @@ Command = Callable[[argparse.Namespace], int]
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit status: 0 done, 1 the work failed, 2 the request was wrong,
     75 stopped in good order and to be run again."""
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    arguments, left = parser.parse_known_args(argv)
+    if left and hasattr(arguments, "overrides") and not any(word[0] == "-" for word in left):
+        arguments.overrides += left  # key=value words behind an option
+    elif left:
+        parser.error(f"unrecognized arguments: {' '.join(left)}")
     try:
         return int(arguments.command(arguments))
     except SteError as error:
@@ -70,6 +75,14 @@ def _new(commands: Any, name: str, command: Command, help: str, epilog: str = ""
     return parser
 
 
+def _positive(text: str) -> int:
+    """A whole number from 1 on, for argparse."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 1 on")
+    return value
+
+
 def _add_processes(parser: Any) -> None:
     group = parser.add_argument_group("several processes (one per host)")
     group.add_argument(
@@ -84,14 +97,15 @@ def _processes(arguments: argparse.Namespace) -> Any:
     from ste_jax import distributed, preemption
     from ste_jax.compilation_cache import enable
 
-    preemption.install()
     enable()
-    return distributed.initialize(
+    processes = distributed.initialize(
         arguments.coordinator,
         arguments.processes,
         arguments.process_id,
         automatic=arguments.distributed,
     )
+    preemption.install()  # after JAX, whose own handler of the signal would take its place
+    return processes
 
 
 # ---------------------------------------------------------------------------------------------
@@ -204,8 +218,8 @@ def _add_decoding(parser: Any, *, max_new_tokens: int | None, temperature: float
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16"), default="float32", help="default %(default)s"
     )
-    parser.add_argument("--groups", type=int, default=8, help="prompts decoded at once")
-    parser.add_argument("--group-size", type=int, default=2, help="samples of each at once")
+    parser.add_argument("--groups", type=_positive, default=8, help="prompts decoded at once")
+    parser.add_argument("--group-size", type=_positive, default=2, help="samples of each at once")
 
 
 def _add_judging(parser: Any) -> None:
@@ -216,7 +230,9 @@ def _add_judging(parser: Any) -> None:
         action=argparse.BooleanOptionalAction,
         help=f"make a judgment that ends without a verdict choose, counted apart; {remembered}",
     )
-    parser.add_argument("--votes", type=int, default=1, metavar="K", help="judgments per order")
+    parser.add_argument(
+        "--votes", type=_positive, default=1, metavar="K", help="judgments per order"
+    )
 
 
 def _judge_options(arguments: argparse.Namespace) -> Any:
@@ -258,7 +274,7 @@ def _add_generate(commands: Any) -> None:
     parser.add_argument("model", metavar="MODEL")
     parser.add_argument("--prompts", required=True, metavar="FILE.jsonl")
     parser.add_argument("--out", required=True, metavar="FILE.jsonl")
-    parser.add_argument("--samples", type=int, default=1, metavar="N")
+    parser.add_argument("--samples", type=_positive, default=1, metavar="N")
     parser.add_argument("--ignore-eos", action="store_true", help="always sample T tokens")
     parser.add_argument(
         "--stop", action="append", default=[], metavar="TEXT", help="may be repeated"

@@ -217,8 +217,6 @@ class FinetuneKnobs:
     weight_decay: float = 0.1
     clip_norm: float = 0.0
     """Global-norm clipping; 0 switches it off."""
-    verdict_weight: float = 1.0
-    """Weight of the loss at the tokens of the verdict mark."""
     remat: Literal["none", "layer"] = "layer"
     param_dtype: Literal["float32", "bfloat16"] = "float32"
     dtype: Literal["float32", "bfloat16"] = "bfloat16"

@@ -141,7 +141,8 @@ def _manifest(config: Config, run: RunDir, new_shapes: bool) -> dict[str, Any]:
         "python": platform.python_version(),
     }
     if not run.manifest.exists():
-        if run.root.exists() and any(run.root.iterdir()):
+        # what a killed first write leaves under a partial name is not somebody's work
+        if run.root.exists() and any(".partial-" not in each.name for each in run.root.iterdir()):
             raise RequestError(
                 f"{run.root} holds something else than a run; name another directory"
             )

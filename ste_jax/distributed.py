@@ -12,17 +12,17 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 
 from ste_jax import preemption
-from ste_jax.errors import RequestError, WorkError
+from ste_jax.errors import Preempted, RequestError, SteError, WorkError
 
 MEETING_TIMEOUT_S = 24 * 3600.0
 """How long a process waits for the others; a dead one is noticed by its heartbeat long before."""
 _POLL_MS = 2000
-_STOP_KEY = "ste/stop"
+_LEFT_KEY = "ste/left"
 
 
 @dataclass
@@ -63,7 +63,8 @@ class Processes:
                 if text is not None:
                     found[index] = json.loads(text)
                     continue
-                self._look_for_stop(client)
+                preemption.poll()
+                _look_for_leavers(client)
                 if time.monotonic() > deadline:
                     missing = self._missing(client, prefix)
                     raise WorkError(
@@ -89,29 +90,19 @@ class Processes:
                 outcome = {"value": make()}
             except Exception as error:  # told to the others, then raised here
                 failure = error
-                outcome = {"error": str(error), "wrong": isinstance(error, RequestError)}
+                outcome = {"error": str(error), "kind": type(error).__name__}
         told = self.gather(name, outcome)[0]
         if failure is not None:
             raise failure
         if "error" in told:
-            raise (RequestError if told["wrong"] else WorkError)(f"process 0: {told['error']}")
+            _raise(told["kind"], f"process 0: {told['error']}")
         return told["value"]
 
-    def announce_stop(self) -> None:
-        """Tell the others that this process was asked to stop."""
+    def leave(self, error: SteError) -> None:
+        """Tell the others why this process goes, so that they do not wait for it in vain."""
         if self.count > 1:
-            _client().key_value_set(_STOP_KEY, str(self.index), allow_overwrite=True)
-
-    def stop_agreed(self) -> bool:
-        """Whether any process has been asked to stop: one answer for all, a collective meeting."""
-        return any(self.gather("stop", preemption.requested()))
-
-    def _look_for_stop(self, client: Any) -> None:
-        if preemption.requested():
-            self.announce_stop()
-        if _get(client, _STOP_KEY, wait_ms=1) is not None:
-            preemption.request()
-        preemption.poll()
+            told = {"process": self.index, "kind": type(error).__name__, "error": str(error)}
+            _client().key_value_set(_LEFT_KEY, json.dumps(told), allow_overwrite=True)
 
     def _missing(self, client: Any, prefix: str) -> str:
         absent = [i for i in range(self.count) if _get(client, f"{prefix}/{i}", 1) is None]
@@ -144,6 +135,19 @@ def initialize(
         reason = " ".join(str(error).split())[:300]
         raise WorkError(f"the processes could not meet at {coordinator}: {reason}") from error
     return Processes(index=jax.process_index(), count=jax.process_count())
+
+
+def _look_for_leavers(client: Any) -> None:
+    """Raises what another process left for."""
+    text = _get(client, _LEFT_KEY, wait_ms=50)
+    if text is not None:
+        told = json.loads(text)
+        _raise(told["kind"], f"process {told['process']} stopped: {told['error']}")
+
+
+def _raise(kind: str, message: str) -> NoReturn:
+    kinds: dict[str, type[SteError]] = {"RequestError": RequestError, "Preempted": Preempted}
+    raise kinds.get(kind, WorkError)(message)
 
 
 def _client() -> Any:

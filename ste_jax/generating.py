@@ -9,6 +9,7 @@ from ste_jax.config import DecodingKnobs
 from ste_jax.generators.batch import generate_file, read_prompts
 from ste_jax.generators.protocol import Sampling
 from ste_jax.opening import locate, open_generator, source_fingerprint
+from ste_jax.records import content_id
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +57,7 @@ def generate(options: GenerateOptions) -> str:
     )
     settings = {
         "model": source_fingerprint(found),
+        "prompts": content_id("prompts", prompts),
         "seed": options.seed,
         "dtype": options.dtype,
         "shapes": [options.groups, options.group_size],

@@ -14,7 +14,7 @@ from etils import epath
 from ste_jax.config import Config, load_config
 from ste_jax.context import Context, open_run
 from ste_jax.distributed import Processes
-from ste_jax.errors import RequestError
+from ste_jax.errors import RequestError, SteError
 from ste_jax.reporting.html import write_report
 from ste_jax.rundir import RunDir, Table
 from ste_jax.steps.curating import curate
@@ -35,17 +35,25 @@ def run(
       Preempted: asked to stop; finished work is kept.
     """
     context = open_run(config, root, processes, new_shapes=new_shapes)
+    try:
+        _recipe(context, config.iterations)
+    except SteError as error:
+        processes.leave(error)
+        raise
+    return context.run
+
+
+def _recipe(context: Context, iterations: int) -> None:
     begin(context)
     select(context)
     make_pairs(context)
     evaluate(context, 0)
-    for iteration in range(1, config.iterations + 1):
+    for iteration in range(1, iterations + 1):
         annotate(context, iteration)
         curate(context, iteration)
         finetune_iteration(context, iteration)
         evaluate(context, iteration)
     report(context)
-    return context.run
 
 
 def begin(context: Context) -> None:

@@ -4,8 +4,8 @@ PLACE is one of
 
     write:PART:N    in the Nth whole-or-nothing write of a file whose path holds PART: the bytes are
                     on disk under the partial name, the file is not there yet
-    step:N          in the Nth train step, after it was handed to the device orbax:PART      while
-    Orbax writes below a path that holds PART: its temporary directory is there
+    step:N          in the Nth train step, after it was handed to the device
+    orbax:PART      while Orbax writes below a path that holds PART, in a temporary directory
 
 The kill is real: SIGKILL from inside, so no handler, no `finally` and no flush runs.
 """
@@ -62,10 +62,12 @@ def in_step(number: int) -> None:
 
 
 def in_orbax(part: str, root: Path) -> None:
+    before = set(root.rglob("*orbax-checkpoint-tmp*"))  # left by a kill before this one
+
     def watch() -> None:
         while True:
             for path in root.rglob("*orbax-checkpoint-tmp*"):
-                if part in str(path):
+                if part in str(path) and path not in before:
                     kill()
             time.sleep(0.0005)
 

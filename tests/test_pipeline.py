@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 
+import datasets
+
 from ste_jax.reporting.funnel import check_sums, funnel
 
 
@@ -43,3 +45,14 @@ def test_both_letters_and_every_reason_are_met(finished):
 def test_every_number_of_the_funnel_adds_up(finished):
     run, _ = finished
     assert check_sums(funnel(run)) == []
+
+
+def test_every_table_is_read_by_datasets(finished, tmp_path):
+    run, _ = finished
+    places = {path.parent for path in run.root.rglob("*.parquet")}
+    assert len(places) >= 14
+    for place in places:
+        rows = datasets.load_dataset(
+            "parquet", data_dir=str(place), split="train", cache_dir=str(tmp_path)
+        )
+        assert "id" in rows.column_names

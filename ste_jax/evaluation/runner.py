@@ -171,7 +171,13 @@ def evaluate_benchmark(
         by_shard[shard_of(pair.instruction_id, SHARDS)] += made
     for shard, rows in by_shard.items():
         prompts.write(shard, rows)
-    asked = [options.votes, judge.VERSION, role_fingerprint(judging.role), to_dict(judging.knobs)]
+    asked = [
+        options.votes,
+        options.dtype,
+        judge.VERSION,
+        role_fingerprint(judging.role),
+        to_dict(judging.knobs),
+    ]
     stage = ShardedStage(
         name="evaluate",
         print_=fingerprint("evaluate", 1, asked, model=judging.model),

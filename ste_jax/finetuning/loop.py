@@ -125,6 +125,7 @@ def finetune(
         else:
             for array in params.values():
                 array.delete()  # else they lie beside the restored ones to the end
+        blank = abstract_decoder(model.config, **kinds)
         saved = len(curve)
         while True:
             step = len(curve)
@@ -133,8 +134,9 @@ def finetune(
                 store.save(step, state, curve)
                 saved = step
             if due:
-                shown = with_parameters(abstract_decoder(model.config, **kinds), state.params)
-                validate_step(ledger, shown, step, validate, save_model)
+                validate_step(
+                    ledger, with_parameters(blank, state.params), step, validate, save_model
+                )
             if step == total:
                 break
 

@@ -25,7 +25,7 @@ from ste_jax.finetuning.loss import LossSums, completion_loss
 from ste_jax.finetuning.optimizer import learning_rate, make_optimizer
 from ste_jax.finetuning.packing import Rows
 from ste_jax.models.config import ModelConfig
-from ste_jax.models.decoder import Decoder, abstract_decoder
+from ste_jax.models.decoder import abstract_decoder
 from ste_jax.parameters import Parameters, with_parameters
 from ste_jax.sharding import RULES, parameter_sharding
 
@@ -128,9 +128,10 @@ def make_train_step(
     optimizer = make_optimizer(knobs, total_steps)
     abstract = abstract_state(config, knobs, total_steps, mesh, param_dtype=param_dtype)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    blank = abstract_decoder(config, dtype=dtype, param_dtype=param_dtype)
 
     def sums(params: Parameters, micro: Batch) -> LossSums:
-        model = _model(config, params, dtype)
+        model = with_parameters(blank, params)
         hidden, _ = model(
             micro["tokens"],
             micro["positions"],
@@ -221,10 +222,6 @@ def step_flops(config: ModelConfig, rows: Rows) -> int:
 
 def _wide(params: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
     return {path: jax.ShapeDtypeStruct(leaf.shape, jnp.float32) for path, leaf in params.items()}
-
-
-def _model(config: ModelConfig, params: Parameters, dtype: Any) -> Decoder:
-    return with_parameters(abstract_decoder(config, dtype=dtype), params)
 
 
 def _accumulated(

@@ -31,7 +31,7 @@ def read_prompts(path: str) -> list[tuple[str, tuple[Message, ...]]]:
     found: list[tuple[str, tuple[Message, ...]]] = []
     seen: set[str] = set()
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise RequestError(f"prompts file {path} cannot be read: {error}") from error
     for number, line in enumerate(lines, start=1):

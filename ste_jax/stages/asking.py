@@ -36,7 +36,7 @@ class Role:
         )
 
 
-def make_role(name: str, knobs: RoleKnobs, *, seed: int, iteration: int = 0) -> Role:
+def make_role(name: str, knobs: RoleKnobs, *, seed: int) -> Role:
     """The role as a config describes it.
 
     Raises:
@@ -46,7 +46,7 @@ def make_role(name: str, knobs: RoleKnobs, *, seed: int, iteration: int = 0) -> 
         name=name,
         template=load_template(knobs.template, name),
         sampling=to_sampling(knobs),
-        key=sample_key(seed, name, iteration),
+        key=sample_key(seed, name, 0),
     )
 
 

@@ -81,7 +81,9 @@ def drive(
     fill()
     yield from _drained(finished)
     while open_:
+        stuck = True
         for completion in generator.completions():
+            stuck = False
             poll()
             entry = open_[completion.request_id]
             entry.got[completion.request_id].append(completion)
@@ -91,6 +93,8 @@ def drive(
                 advance(entry, entry.completions())
                 fill()
             yield from _drained(finished)
+        if stuck:
+            raise AssertionError(f"the generator left {len(open_)} requests unanswered")
 
 
 def _drained(finished: deque[Any]) -> Iterator[Any]:

@@ -128,10 +128,13 @@ def _mapping(name: str, number: int, values: Any) -> _Raw:
 
 def _read_csv(path: Path, name: str) -> Iterator[_Raw]:
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
             for values in reader:
-                yield _Raw(name, reader.line_num, values)
+                if None in values:
+                    yield _Raw(name, reader.line_num, None, "more fields than the header names")
+                else:
+                    yield _Raw(name, reader.line_num, values)
     except (UnicodeDecodeError, csv.Error) as error:
         raise RequestError(f"instructions file {name} is not readable CSV: {error}") from error
 
@@ -209,20 +212,21 @@ def _instruction(raw: _Raw, knobs: PoolKnobs) -> Instruction | Rejected | None:
         return reject(f"field {path} is empty")
     if sum(len(turn["content"]) for turn in messages) > knobs.max_chars:
         return reject(f"field {path} is longer than pool.max_chars={knobs.max_chars}")
-    try:
-        for turn in messages:
-            turn["content"].encode("utf-8")
-    except UnicodeEncodeError:
-        return reject(f"field {path} holds half of a surrogate pair")
     top = re.split(r"[.\[]", path, maxsplit=1)[0]
     rest = {key: item for key, item in raw.values.items() if key != top}
     if knobs.id_field:
         rest["source_id"] = at_path(raw.values, knobs.id_field)
+    extra = json.dumps(rest, ensure_ascii=False, sort_keys=True, default=str) if rest else ""
+    try:
+        for text in (extra, *(turn["role"] + turn["content"] for turn in messages)):
+            text.encode("utf-8")
+    except UnicodeEncodeError:
+        return reject("a text holds half of a surrogate pair")
     return Instruction(
         id=instruction_id(messages),
         messages=messages,
         source=f"{raw.file}:{raw.line}",
-        extra=json.dumps(rest, ensure_ascii=False, sort_keys=True, default=str) if rest else "",
+        extra=extra,
     )
 
 

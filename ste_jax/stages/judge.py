@@ -77,8 +77,10 @@ def judge_samples(
         if forces:
             answers = yield [force for force, _ in forces]
             for done, (force, kept), (answer,) in zip(lacking, forces, answers, strict=True):
+                if answer.finish_reason == "error":
+                    continue  # no room for a verdict: the judgment stays as the judge ended it
                 judgments[done.sample] = _forced_judgment(
-                    judgments[done.sample], kept + force.continue_text, answer
+                    judgments[done.sample], force, kept, answer
                 )
     return [judgments[sample] for sample in samples]
 
@@ -132,8 +134,8 @@ def _force(
     return force, (start + kept if ids else "")
 
 
-def _forced_judgment(free: Judgment, before: str, answer: Completion) -> Judgment:
-    text = before + answer.text
+def _forced_judgment(free: Judgment, force: Request, kept: str, answer: Completion) -> Judgment:
+    text = kept + force.continue_text + answer.text
     parsed = parse_verdict(text, answer.finish_reason)
     return dataclasses.replace(
         free,
@@ -142,6 +144,7 @@ def _forced_judgment(free: Judgment, before: str, answer: Completion) -> Judgmen
         token_ids=answer.continued_ids + answer.token_ids,
         verdict=parsed.verdict,
         forced=True,
+        free_tokens=len(force.continue_ids),
     )
 
 

@@ -17,6 +17,8 @@ import numpy.typing as npt
 
 HASHES = 64
 BANDS = 16
+PAIRS_PER_BUCKET = 20_000
+"""About how many pairs one bucket may give; more than 140 texts that agree in a band reach it."""
 _PRIME = (1 << 61) - 1
 _WORD = re.compile(r"\w+")
 
@@ -79,9 +81,11 @@ def _candidates(texts: Iterable[tuple[str, str]]) -> set[tuple[str, str]]:
     pairs: set[tuple[str, str]] = set()
     for ids in buckets.values():
         ids.sort()
-        # the first of a bucket stands for it: n alike texts give n - 1 pairs, not n squared
+        # all pairs, but in a bucket that a common opening has filled only with near neighbours
+        reach = max(1, PAIRS_PER_BUCKET // len(ids))
+        for distance in range(1, min(reach, len(ids) - 1) + 1):
+            pairs.update(zip(ids, ids[distance:], strict=False))
         pairs.update((ids[0], other) for other in ids[1:])
-        pairs.update(itertools.pairwise(ids))
     return {pair for pair in pairs if pair[0] != pair[1]}
 
 

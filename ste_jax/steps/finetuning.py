@@ -40,7 +40,7 @@ def finetune_iteration(context: Context, iteration: int) -> None:
     prompts = validation_prompts(context, judging)
     data = rundir.row_ids([here.training])
     knobs = to_dict(config.finetune)
-    del knobs["mesh"]  # where it ran is not what it is
+    del knobs["mesh"], knobs["save_every"]  # where it ran and what it kept is not what it is
     print_ = fingerprint(
         "finetune",
         VERSION,

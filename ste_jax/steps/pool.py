@@ -27,9 +27,10 @@ def _take_in(context: Context) -> None:
     print_ = fingerprint(
         "intake", intake.VERSION, to_dict(knobs), inputs=intake.source_identity(knobs)
     )
-    mark = run.pool.directory / "intake.json"
+    mark = run.root / "instructions" / "intake.json"
     if rundir.marked(mark) == print_ and run.pool.complete():
         return
+    files.remove(mark)
     run.pool.remove()
     counts: dict[str, int] = {}
     set_aside: list[intake.Rejected] = []

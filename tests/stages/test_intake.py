@@ -112,3 +112,15 @@ def test_field_paths():
     values = {"a": [{"b": "x"}], "c": 1}
     assert at_path(values, "a[0].b") == "x"
     assert at_path(values, "a[1].b") is at_path(values, "c.d") is at_path(values, "z") is None
+
+
+def test_a_row_with_too_many_fields_and_half_a_surrogate_are_set_aside(tmp_path):
+    table = tmp_path / "pool.csv"
+    table.write_text("\ufeffinstruction,n\none,1\ntwo,2,3\n", encoding="utf-8")
+    first, second = read_pool(PoolKnobs(path=(str(table),)))
+    assert isinstance(first, Instruction)
+    assert isinstance(second, Rejected) and second.line == 3
+    lines = tmp_path / "pool.jsonl"
+    lines.write_text('{"instruction": "ok", "other": "\\ud800"}\n')
+    (row,) = read_pool(PoolKnobs(path=(str(lines),)))
+    assert isinstance(row, Rejected) and "surrogate" in row.reason
