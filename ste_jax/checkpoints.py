@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -136,6 +137,7 @@ def save_checkpoint(
         "parameters": describe(params),
         "provenance": dict(provenance),
     }
+    complete = False
     try:
         if first:
             (building / CARD).unlink(missing_ok=True)
@@ -152,10 +154,11 @@ def save_checkpoint(
             files.write_json(building / CARD, card)
             if not remote:
                 _publish(Path(os.fspath(building)), Path(os.fspath(final)))
+        complete = True
         barrier(f"checkpoint complete: {final}")
     except Exception as error:  # Orbax and TensorStore raise types of many kinds for a full disk.
-        if first:
-            _remove_tree(building)
+        if first and not complete:
+            discard(building)
         if isinstance(error, SteError):
             raise
         raise WorkError(
@@ -281,6 +284,16 @@ def write_failure(error: BaseException) -> str:
     if found:
         return os.strerror(int(rest.partition("'")[0]))
     return _brief(error)
+
+
+def discard(directory: epath.Path) -> None:
+    """Removes what a failed save has left."""
+    for _ in range(20):
+        _remove_tree(directory)
+        # Orbax gives up at the first failure; its other writes may still make files again.
+        time.sleep(0.05)
+        if not directory.exists():
+            return
 
 
 def _brief(error: BaseException) -> str:

@@ -21,6 +21,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 
+_ORBAX = "*orbax-checkpoint-tmp*"
+"""The names of the directories that Orbax writes in until a save is complete."""
+
+
 def kill() -> NoReturn:
     os.kill(os.getpid(), signal.SIGKILL)
     raise AssertionError("still alive")
@@ -62,14 +66,12 @@ def in_step(number: int) -> None:
 
 
 def in_orbax(part: str, root: Path) -> None:
-    before = set(root.rglob("*orbax-checkpoint-tmp*"))  # left by a kill before this one
+    assert not list(root.rglob(_ORBAX)), "an earlier kill left what this one waits for"
 
     def watch() -> None:
-        while True:
-            for path in root.rglob("*orbax-checkpoint-tmp*"):
-                if part in str(path) and path not in before:
-                    kill()
+        while not any(part in str(path) for path in root.rglob(_ORBAX)):
             time.sleep(0.0005)
+        kill()
 
     threading.Thread(target=watch, daemon=True).start()
 

@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 
 from ste_jax.checkpoints import is_checkpoint, load_checkpoint, read_card, save_checkpoint
 from ste_jax.config import MeshKnobs
-from ste_jax.errors import RequestError, WorkError
+from ste_jax.errors import Preempted, RequestError, WorkError
 from ste_jax.models.decoder import Decoder
 from ste_jax.parameters import checksum, parameters_of
 from ste_jax.sharding import make_mesh
@@ -223,6 +223,24 @@ def test_a_tokenizer_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> No
     with pytest.raises(WorkError, match="Permission denied"):
         save_checkpoint(tmp_path / "checkpoint", small_model(), tokenizer=Broken(), provenance={})
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("place", "kept"), [("begun", 1), ("complete", 2)])
+def test_preempted_at_a_barrier_it_is_the_old_or_the_new(
+    place: str, kept: int, tmp_path: Path
+) -> None:
+    def barrier(name: str) -> None:
+        if place in name:
+            raise Preempted("asked to stop")
+
+    path = tmp_path / "checkpoint"
+    save(path, small_model(seed=1))
+    with pytest.raises(Preempted):
+        save_checkpoint(
+            path, small_model(seed=2), tokenizer=Words(), provenance={}, barrier=barrier
+        )
+    assert [found.name for found in tmp_path.iterdir()] == ["checkpoint"]
+    assert same(load_checkpoint(path, ONE), arrays_of(small_model(seed=kept)))
 
 
 KILLED = """

@@ -15,11 +15,12 @@ from tests.comparing import assert_identical
 
 SMALL = {
     "iterations": 1,
-    "pool__limit": 560,
+    "pool__limit": 800,
     "select__train": 90,
     "select__heldout": 60,
     "pair__min_answer_chars": 2,
     "finetune__batch_rows": 2,
+    "finetune__epochs": 6.0,
 }
 
 
@@ -48,17 +49,17 @@ PLACES = {
             and len(list(run.glob("iterations/1/judgments/0*.parquet"))) == 1
         ),
     ),
-    "train step": (
-        "step:3",
-        lambda run: (
-            (run / "iterations/1/train_state").exists()
-            and not (run / "iterations/1/finetune.json").exists()
-        ),
-    ),
     "orbax save": (
         "orbax:train_state",
         lambda run: (
             list(run.rglob("*orbax-checkpoint-tmp*")) != []
+            and not (run / "iterations/1/finetune.json").exists()
+        ),
+    ),
+    "train step": (
+        "step:3",
+        lambda run: (
+            (run / "iterations/1/train_state").exists()
             and not (run / "iterations/1/finetune.json").exists()
         ),
     ),
@@ -133,7 +134,7 @@ def test_a_changed_knob_redoes_only_what_it_touches(undisturbed, tmp_path):
     config, expected = undisturbed
     run = tmp_path / "run"
     shutil.copytree(expected, run)
-    words = ["run", str(config), "curate.balance=false", "--dir", str(run)]
+    words = ["run", str(config), "finetune.learning_rate=0.002", "--dir", str(run)]
     assert running.run(words) == 0
     done = read_metrics_of(run)[len(read_metrics_of(expected)) :]
     stages = {each["stage"] for each in done if each["event"] == "work"}

@@ -196,7 +196,7 @@ def _begin(state_dir: epath.Path, home: epath.Path) -> bool:
     checkpoints.all_processes("finetune: looked for the result")
     if jax.process_index() == 0:
         home.mkdir(parents=True, exist_ok=True)
-        for other in state_dir.iterdir():
+        for other in state_dir.iterdir() if state_dir.exists() else ():
             if other.name != home.name:
                 files.remove(other)  # of another model, other examples or other knobs
         if done:

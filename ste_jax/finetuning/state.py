@@ -29,6 +29,8 @@ from ste_jax.finetuning.train_step import TrainState
 Event = dict[str, Any]
 _ARRAYS, _CURVE = "arrays", "curve"
 _KEEP = 2
+_TIMEOUT_S = 2 * 3600
+"""How long a state may take to be written."""
 
 
 class StateStore:
@@ -43,6 +45,7 @@ class StateStore:
                     max_to_keep=_KEEP,
                     create=jax.process_count() == 1,
                     cleanup_tmp_directories=True,
+                    async_options=ocp.AsyncOptions(timeout_secs=_TIMEOUT_S),
                     multiprocessing_options=checkpoints.multiprocessing_options(),
                 ),
             )
@@ -128,7 +131,7 @@ class StateStore:
     def _failure(self, error: BaseException) -> WorkError:
         if jax.process_index() == 0:
             for partial in self._directory.glob("*.orbax-checkpoint-tmp*"):
-                files.remove(partial)
+                checkpoints.discard(partial)
         return WorkError(
             f"could not save the training state in {self._directory}: "
             f"{checkpoints.write_failure(error)}; make room and run again"
@@ -157,7 +160,8 @@ class Ledger:
     def validation(self, step: int, measure: Callable[[], Event]) -> Event:
         """What the validation after `step` gave; it is measured only if it never was."""
         if step not in self._validations:
-            self._validations[step] = {"step": step, **measure()}
+            # As it will be read back: a resumed run must not tell a tuple from a list.
+            self._validations[step] = json.loads(json.dumps({"step": step, **measure()}))
             self._write()
         return self._validations[step]
 

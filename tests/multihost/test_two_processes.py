@@ -14,11 +14,12 @@ from tests.comparing import assert_identical, assert_same_files
 
 SMALL = {
     "iterations": 1,
-    "pool__limit": 560,
+    "pool__limit": 800,
     "select__train": 90,
     "select__heldout": 60,
     "pair__min_answer_chars": 2,
     "finetune__batch_rows": 2,
+    "finetune__epochs": 6.0,
 }
 
 
