@@ -20,7 +20,6 @@ import time
 from pathlib import Path
 from typing import Any, NoReturn
 
-
 _ORBAX = "*orbax-checkpoint-tmp*"
 """The names of the directories that Orbax writes in until a save is complete."""
 
