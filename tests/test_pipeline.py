@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import datasets
 
@@ -49,7 +50,7 @@ def test_every_number_of_the_funnel_adds_up(finished):
 
 def test_every_table_is_read_by_datasets(finished, tmp_path):
     run, _ = finished
-    places = {path.parent for path in run.root.rglob("*.parquet")}
+    places = {path.parent for path in Path(run.root).rglob("*.parquet")}
     assert len(places) >= 14
     for place in places:
         rows = datasets.load_dataset(
