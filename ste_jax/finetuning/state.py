@@ -64,7 +64,8 @@ class StateStore:
           WorkError: this save, or the one before it, cannot be written.
         """
         arrays = _flat(state)
-        content = {"curve": curve, "arrays": checkpoints.describe(arrays)}
+        # A copy: it is written while training goes on and the curve grows.
+        content = {"curve": list(curve), "arrays": checkpoints.describe(arrays)}
         try:
             begun = self._manager.save(
                 step,
@@ -122,6 +123,8 @@ class StateStore:
     def _read(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
         place = self._directory / str(step)
         content: dict[str, Any] = json.loads((place / _CURVE / "metadata").read_text())
+        if len(content["curve"]) != step:
+            raise ValueError(f"its curve has {len(content['curve'])} steps")
         wanted = _flat(like)
         arrays = checkpoints.restore_arrays(place / _ARRAYS, wanted)
         leaves = [arrays[name] for name in wanted]
