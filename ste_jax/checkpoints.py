@@ -124,7 +124,7 @@ def save_checkpoint(
       WorkError: it cannot be written (a full disk, no permission). What lay there is untouched and
         nothing half-written is left.
     """
-    final = epath.Path(path)
+    final = files.absolute(path)
     remote = files.is_remote(final)
     # The name is one that `files.sweep_partials` knows, and the same on every process.
     building = final if remote else final.with_name(f"{final.name}.partial-checkpoint")
@@ -261,7 +261,7 @@ def restore_arrays(
     # The handler and not a `Checkpointer`: the latter ends in a barrier, at which the processes
     # that could read would wait for one that could not.
     restored: dict[str, jax.Array] = ocp.PyTreeCheckpointHandler().restore(
-        directory,
+        files.absolute(directory),
         args=ocp.args.PyTreeRestore(
             item=dict(wanted),
             restore_args=ocp.checkpoint_utils.construct_restore_args(dict(wanted)),

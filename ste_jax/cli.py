@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ste_jax import __version__
-from ste_jax.errors import SteError
+from ste_jax.errors import SteError, unexpected
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -40,11 +40,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             "ste: interrupted; finished work is kept: run the same command again", file=sys.stderr
         )
         return 130
-    except OSError as error:
+    except Exception as error:
         if arguments.debug:
             traceback.print_exc()
-        where = f" {error.filename}" if error.filename else ""
-        print(f"ste: the system refused:{where} {error.strerror or error}", file=sys.stderr)
+        print(f"ste: {unexpected(error)}", file=sys.stderr)
         return 1
 
 
@@ -75,12 +74,25 @@ def _new(commands: Any, name: str, command: Command, help: str, epilog: str = ""
     return parser
 
 
-def _positive(text: str) -> int:
-    """A whole number from 1 on, for argparse."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 1 on")
-    return value
+def _number(kind: Callable[[str], Any], good: Callable[[Any], bool], what: str) -> Any:
+    """A type for argparse: a number that is as it must be."""
+
+    def parse(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not good(value):
+            raise argparse.ArgumentTypeError(f"{text} is not {what}")
+        return value
+
+    return parse
+
+
+_positive = _number(int, lambda value: value >= 1, "a whole number from 1 on")
+_natural = _number(int, lambda value: value >= 0, "a whole number from 0 on")
+_temperature = _number(float, lambda value: value >= 0, "a number from 0 on")
+_share = _number(float, lambda value: 0 < value <= 1, "a number above 0 and at most 1")
 
 
 def _add_processes(parser: Any) -> None:
@@ -204,16 +216,23 @@ def _report(arguments: argparse.Namespace) -> int:
 # A model by itself
 
 
-def _add_decoding(parser: Any, *, max_new_tokens: int | None, temperature: float) -> None:
-    default = "default %(default)s" if max_new_tokens else "default: as the checkpoint remembers"
-    parser.add_argument(
-        "--max-new-tokens", type=int, default=max_new_tokens, metavar="T", help=default
-    )
-    parser.add_argument(
-        "--temperature", type=float, default=temperature, help="0 is greedy; default %(default)s"
-    )
-    parser.add_argument("--top-p", type=float, default=0.9, help="default %(default)s")
-    parser.add_argument("--top-k", type=int, default=0, help="0: off")
+_REMEMBERED = "default: as the checkpoint remembers"
+
+
+def _add_decoding(parser: Any, **defaults: Any) -> None:
+    """Options of sampling; those without a default are as the checkpoint remembers."""
+
+    def add(name: str, type: Callable[[str], Any], help: str, **more: Any) -> None:
+        default = defaults.get(name)
+        told = _REMEMBERED if default is None else f"default {default}"
+        flag = "--" + name.replace("_", "-")
+        parser.add_argument(flag, type=type, default=default, help=f"{help}{told}", **more)
+
+    add("max_new_tokens", _positive, "", metavar="T")
+    greedy = "" if "temperature" in defaults else "of a single vote 0, else "
+    add("temperature", _temperature, f"0 is greedy; {greedy}")
+    add("top_p", _share, "")
+    add("top_k", _natural, "0: off; ")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16"), default="float32", help="default %(default)s"
@@ -223,12 +242,11 @@ def _add_decoding(parser: Any, *, max_new_tokens: int | None, temperature: float
 
 
 def _add_judging(parser: Any) -> None:
-    remembered = "default: as the checkpoint remembers"
-    parser.add_argument("--template", help=f"judge template: a name or a YAML file; {remembered}")
+    parser.add_argument("--template", help=f"judge template: a name or a YAML file; {_REMEMBERED}")
     parser.add_argument(
         "--force-verdict",
         action=argparse.BooleanOptionalAction,
-        help=f"make a judgment that ends without a verdict choose, counted apart; {remembered}",
+        help=f"make a judgment that ends without a verdict choose, counted apart; {_REMEMBERED}",
     )
     parser.add_argument(
         "--votes", type=_positive, default=1, metavar="K", help="judgments per order"
@@ -251,7 +269,7 @@ def _add_judge(commands: Any) -> None:
     parser.add_argument("--a", required=True, metavar="TEXT", help="answer A")
     parser.add_argument("--b", required=True, metavar="TEXT", help="answer B")
     _add_judging(parser)
-    _add_decoding(parser, max_new_tokens=None, temperature=0.0)
+    _add_decoding(parser)
 
 
 def _judge(arguments: argparse.Namespace) -> int:
@@ -279,7 +297,7 @@ def _add_generate(commands: Any) -> None:
     parser.add_argument(
         "--stop", action="append", default=[], metavar="TEXT", help="may be repeated"
     )
-    _add_decoding(parser, max_new_tokens=256, temperature=0.7)
+    _add_decoding(parser, max_new_tokens=256, temperature=0.7, top_p=0.9, top_k=0)
 
 
 def _generate(arguments: argparse.Namespace) -> int:
@@ -298,7 +316,7 @@ def _add_evaluate(commands: Any) -> None:
     parser.add_argument("--data", required=True, metavar="PATH")
     parser.add_argument("--out", required=True, metavar="DIR", help="judgments and evaluation.json")
     _add_judging(parser)
-    _add_decoding(parser, max_new_tokens=None, temperature=0.0)
+    _add_decoding(parser)
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:

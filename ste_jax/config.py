@@ -104,7 +104,8 @@ class SelectKnobs:
     validation_fraction: float = 0.1
     """Share of `train` set aside, by instruction, to choose the checkpoint by."""
     max_category_share: float = 0.5
-    """No category takes more than this share of the kept instructions."""
+    """No category takes more than this share of the instructions asked for (`train` and
+    `heldout` together)."""
     near_duplicate_threshold: float = 0.7
     """Jaccard similarity of word shingles from which two instructions are one; 1 switches it
     off."""
@@ -184,6 +185,9 @@ class DecodingKnobs:
     """Prompts decoded at once."""
     group_size: int = 2
     """Samples of each prompt decoded at once."""
+    singles: int = 0
+    """Prompts decoded at once where each has one sample only (answers, forced verdicts); 0: as many
+    as `groups`."""
     prefill_chunk: int = 128
     """Prompts are prefilled in pieces of so many tokens; shared beginnings are computed once."""
     steps_per_round: int = 8
@@ -363,12 +367,32 @@ def check(config: Config) -> None:
             raise RequestError(f"{key} must be at least 1, not {value}")
     longest = max(config.decoding.new_buckets, default=0)
     for name in ("classify", "respond", "modify", "judge"):
-        tokens = getattr(config.roles, name).sampling.max_new_tokens
+        sampling = getattr(config.roles, name).sampling
+        for key, good, wanted in (
+            ("temperature", sampling.temperature >= 0, "at least 0"),
+            ("top_p", 0 < sampling.top_p <= 1, "above 0 and at most 1"),
+            ("top_k", sampling.top_k >= 0, "at least 0 (0 switches it off)"),
+        ):
+            if not good:
+                raise RequestError(
+                    f"roles.{name}.sampling.{key} must be {wanted}, not {getattr(sampling, key)}"
+                )
+        tokens = sampling.max_new_tokens
         if not 1 <= tokens <= longest:
             raise RequestError(
                 f"roles.{name}.sampling.max_new_tokens={tokens} must lie between 1 and the largest "
                 f"of decoding.new_buckets, {longest}"
             )
+    if config.roles.judge.sampling.temperature == 0:
+        for key, value in (
+            ("annotate.samples", config.annotate.samples),
+            ("evaluate.votes", config.evaluate.votes),
+        ):
+            if value > 1:
+                raise RequestError(
+                    f"{key}={value} at roles.judge.sampling.temperature=0 would be one and the "
+                    f"same text {value} times; raise the temperature or set {key}=1"
+                )
     for bucket in config.decoding.prompt_buckets:
         if bucket % config.decoding.prefill_chunk:
             raise RequestError(

@@ -18,7 +18,7 @@ import yaml
 from etils import epath
 
 from ste_jax import __version__, files
-from ste_jax.config import Config, DecodingKnobs
+from ste_jax.config import Config
 from ste_jax.distributed import Processes
 from ste_jax.errors import RequestError
 from ste_jax.generators.local import LocalGenerator
@@ -36,7 +36,6 @@ class Context:
     run: RunDir
     processes: Processes
     log: MetricsLog
-    decoding: DecodingKnobs
     _asked: tuple[str, LocalGenerator] | None = field(default=None, init=False)
 
     def generator(self, checkpoint: epath.Path) -> LocalGenerator:
@@ -46,7 +45,7 @@ class Context:
         """
         if self._asked is None or self._asked[0] != str(checkpoint):
             self.forget_model()
-            self._asked = (str(checkpoint), open_generator(str(checkpoint), self.decoding))
+            self._asked = (str(checkpoint), open_generator(str(checkpoint), self.config.decoding))
         return self._asked[1]
 
     def forget_model(self) -> None:
@@ -56,7 +55,8 @@ class Context:
     @property
     def in_flight(self) -> int:
         """Rows open at once: enough that a free slot always finds work."""
-        return 4 * self.decoding.groups
+        knobs = self.config.decoding
+        return 4 * max(knobs.groups, knobs.singles)
 
     def meter(self, stage: str, iteration: int, generator: LocalGenerator) -> Callable[[int], None]:
         """A function to call after each piece of work, with its rows: logs what the piece cost."""
@@ -90,49 +90,38 @@ def open_run(
 ) -> Context:
     """Begin a run, or take one up where it was left.
 
-    What is fixed at the beginning (the number of shards, the shapes of the decoding programs) is
-    taken from the run's manifest where there is one.
+    What is fixed at the beginning (the number of shards, the shapes of the decoding programs)
+    lies in the run's manifest.
 
     Raises:
-      RequestError: the directory holds something that is not a run, or another number of shards.
+      RequestError: the directory holds something that is not a run, or a run of another number of
+        shards or, without `new_shapes`, of other shapes.
     """
     run = RunDir(root)
 
-    def begin() -> dict[str, Any]:
+    def begin() -> None:
         manifest = _manifest(config, run, new_shapes)
         files.sweep_partials(root)
         files.write_json(run.manifest, manifest)
         text = yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
         files.write_whole(run.config, text.encode())
-        return manifest
 
-    manifest = processes.from_first("open", begin)
-    decoding = DecodingKnobs(
-        **{
-            **to_dict(config.decoding),
-            **{key: _frozen(value) for key, value in manifest["shapes"].items()},
-            "mesh": config.decoding.mesh,
-        }
-    )
+    processes.from_first("open", begin)
     name = "metrics.jsonl" if processes.first else f"metrics-{processes.index:05d}.jsonl"
     return Context(
         config=config,
         run=run,
         processes=processes,
         log=MetricsLog(root / name),
-        decoding=decoding,
     )
-
-
-def _frozen(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
 
 
 def _manifest(config: Config, run: RunDir, new_shapes: bool) -> dict[str, Any]:
     shapes = to_dict(config.decoding)
-    del shapes["mesh"]
+    del shapes["mesh"], shapes["dtype"]  # where it ran, and what fingerprints tell
     fresh = {
         "name": config.name,
+        "iterations": config.iterations,
         "shards": config.pool.shards,
         "shapes": shapes,
         "ste_jax": __version__,
@@ -153,7 +142,12 @@ def _manifest(config: Config, run: RunDir, new_shapes: bool) -> dict[str, Any]:
             f"{run.root} was begun with pool.shards={old['shards']}, which is fixed; "
             f"set it back or begin a new run"
         )
-    kept = {**fresh, **old}
-    if new_shapes:
-        kept["shapes"] = shapes
-    return kept
+    changed = [key for key, value in shapes.items() if old["shapes"].get(key) != value]
+    if changed and not new_shapes:
+        key, began = changed[0], old["shapes"].get(changed[0])
+        raise RequestError(
+            f"{run.root} was begun with decoding.{key}={began}, not {shapes[key]}: other shapes "
+            f"round otherwise. Set it back, or let what is still to do take the new ones with "
+            f"--new-shapes"
+        )
+    return {**fresh, **old, "shapes": shapes, "iterations": config.iterations}

@@ -98,7 +98,7 @@ class Processes:
             _raise(told["kind"], f"process 0: {told['error']}")
         return told["value"]
 
-    def leave(self, error: SteError) -> None:
+    def leave(self, error: Exception) -> None:
         """Tell the others why this process goes, so that they do not wait for it in vain."""
         if self.count > 1:
             told = {"process": self.index, "kind": type(error).__name__, "error": str(error)}

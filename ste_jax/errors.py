@@ -29,3 +29,17 @@ class Preempted(SteError):
     """Asked to stop; the work in hand is saved. Run the same command again. Exit status 75."""
 
     exit_status = 75
+
+
+def unexpected(error: Exception) -> str:
+    """One sentence for a failure that nothing above foresaw."""
+    told = " ".join(str(error).split())[:300] or type(error).__name__
+    if "RESOURCE_EXHAUSTED" in told or isinstance(error, MemoryError):
+        return (
+            f"out of memory ({told}); lower decoding.groups, decoding.group_size or the buckets, "
+            f"or in fine-tuning finetune.sequence_length, or raise finetune.accumulate"
+        )
+    if isinstance(error, OSError):
+        where = f" {error.filename}" if error.filename else ""
+        return f"the system refused:{where} {error.strerror or told}"
+    return f"{type(error).__name__}: {told} (not foreseen; --debug shows where)"

@@ -25,6 +25,12 @@ def is_remote(path: epath.Path) -> bool:
     return "://" in os.fspath(path)
 
 
+def absolute(path: epath.PathLike) -> epath.Path:
+    """The same place by its full name: Orbax takes no relative one."""
+    place = epath.Path(path)
+    return place if is_remote(place) else place.absolute()
+
+
 def write_whole(path: epath.Path, data: bytes) -> None:
     """Write `data` to `path`, whole or not at all.
 

@@ -53,6 +53,7 @@ def generate(options: GenerateOptions) -> str:
         new_buckets=(options.max_new_tokens,),
         groups=options.groups,
         group_size=options.group_size,
+        singles=options.groups * options.group_size,
         dtype=options.dtype,  # type: ignore[arg-type]  # the parser allows no other
     )
     settings = {
@@ -64,7 +65,7 @@ def generate(options: GenerateOptions) -> str:
         **{key: list(v) if isinstance(v, tuple) else v for key, v in vars(sampling).items()},
     }
     generator = open_generator(str(found.path), knobs)
-    drawn = generate_file(
+    drawn, failed = generate_file(
         generator,
         prompts,
         options.out,
@@ -75,7 +76,8 @@ def generate(options: GenerateOptions) -> str:
     )
     usage = dataclasses.asdict(generator.usage)
     speed = usage["new_tokens"] / usage["seconds"] if usage["seconds"] else 0.0
+    errors = f", {failed} could not be answered (see their `error`)" if failed else ""
     return (
         f"{options.out}: {drawn} samples drawn now, {usage['new_tokens']} new tokens, "
-        f"{speed:.0f} tokens/s"
+        f"{speed:.0f} tokens/s{errors}"
     )

@@ -1,6 +1,6 @@
 """What must a judge's checkpoint remember, so that it is asked as it was trained?
 
-Its prompt, how much it may write, and whether a verdict is forced. The whole template is kept, not
+Its prompt, how its text is drawn, and whether a verdict is forced. The whole template is kept, not
 its name: the file it came from may change or be gone."""
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ste_jax.config import Config, JudgeKnobs
+from ste_jax.config import Config, JudgeKnobs, SamplingKnobs
 from ste_jax.prompts.render import Template, load_template
 
 
@@ -19,7 +19,7 @@ class JudgeCard:
     """How a judge is asked."""
 
     template: Template
-    max_new_tokens: int
+    sampling: SamplingKnobs
     knobs: JudgeKnobs
 
 
@@ -28,7 +28,7 @@ def of_config(config: Config) -> JudgeCard:
     role = config.roles.judge
     return JudgeCard(
         template=load_template(role.template, "judge"),
-        max_new_tokens=role.sampling.max_new_tokens,
+        sampling=role.sampling,
         knobs=config.judge,
     )
 
@@ -36,7 +36,7 @@ def of_config(config: Config) -> JudgeCard:
 def default() -> JudgeCard:
     """The card of a model that remembers nothing: the shipped judge prompt, no force."""
     return JudgeCard(
-        template=load_template("judge", "judge"), max_new_tokens=512, knobs=JudgeKnobs()
+        template=load_template("judge", "judge"), sampling=SamplingKnobs(), knobs=JudgeKnobs()
     )
 
 
@@ -51,8 +51,9 @@ def from_provenance(provenance: Mapping[str, Any]) -> JudgeCard:
     if not values:
         return default()
     template = {**values["template"], "examples": tuple(values["template"]["examples"])}
+    sampling = {**values["sampling"], "stop": tuple(values["sampling"]["stop"])}
     return JudgeCard(
         template=Template(**template),
-        max_new_tokens=values["max_new_tokens"],
+        sampling=SamplingKnobs(**sampling),
         knobs=JudgeKnobs(**values["knobs"]),
     )

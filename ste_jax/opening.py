@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from ste_jax.models.decoder import Decoder
 from ste_jax.models.load import load_weights
 from ste_jax.models.sources import Source, resolve
 from ste_jax.parameters import parameters_of, with_parameters
+from ste_jax.rundir import RunDir
 from ste_jax.sharding import make_mesh, parameter_sharding
 from ste_jax.tokenizers import Tokenizer, load_tokenizer
 
@@ -54,13 +56,12 @@ def best_checkpoint(root: epath.Path) -> epath.Path:
     A run without validation pairs gives its latest iteration. The held-out pairs have no say.
     """
     best: tuple[float, int, epath.Path] | None = None
-    for directory in (root / "iterations").iterdir():
-        path = directory / "checkpoint"
-        if not directory.name.isdigit() or not checkpoints.is_checkpoint(path):
+    for each in RunDir(root).iterations():
+        if not checkpoints.is_checkpoint(each.checkpoint):
             continue
-        curve = directory / "finetune.json"
+        curve = each.loss_curve
         accuracy = files.read_json(curve).get("best_accuracy") if curve.exists() else None
-        candidate = (-1.0 if accuracy is None else float(accuracy), int(directory.name), path)
+        candidate = (-1.0 if accuracy is None else float(accuracy), each.index, each.checkpoint)
         best = candidate if best is None else max(best, candidate)
     if best is None:
         raise RequestError(f"{root} holds no finished checkpoint yet; run `ste run` again")
@@ -120,20 +121,24 @@ def on_mesh(model: Decoder, mesh: Mesh, dtype: str) -> Decoder:
 def source_fingerprint(source: Source) -> str:
     """A hash that tells one model's files from another's, without reading all of them.
 
-    Names, sizes, and the first and last 64 KiB of each file: those hold the headers, the configs
-    and the tokenizer."""
+    A checkpoint of ours has its arrays' checksums in its card. Of other files: names, sizes, and
+    64 KiB at both ends and every 16 MiB between, which finds any change of a whole matrix."""
+    digest = hashlib.blake2b(digest_size=16)
+    if source.kind == "checkpoint":
+        card = checkpoints.read_card(source.path)
+        digest.update(json.dumps([card["model"], card["parameters"]], sort_keys=True).encode())
+        return digest.hexdigest()
     root = Path(os.fspath(source.path))
     paths = [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.is_file())
-    digest = hashlib.blake2b(digest_size=16)
     for path in paths:
         size = path.stat().st_size
         name = path.name if path == root else str(path.relative_to(root))
         digest.update(f"{name}\0{size}\0".encode())
         with path.open("rb") as file:
-            digest.update(file.read(_EDGE))
-            file.seek(max(0, size - _EDGE))
-            digest.update(file.read(_EDGE))
+            for place in (*range(0, size, _STRIDE), max(0, size - _PIECE)):
+                file.seek(place)
+                digest.update(file.read(_PIECE))
     return digest.hexdigest()
 
 
-_EDGE = 1 << 16
+_PIECE, _STRIDE = 1 << 16, 1 << 24

@@ -7,6 +7,8 @@ running again is resuming, and a changed knob redoes what it touches.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from etils import epath
@@ -14,7 +16,7 @@ from etils import epath
 from ste_jax.config import Config, load_config
 from ste_jax.context import Context, open_run
 from ste_jax.distributed import Processes
-from ste_jax.errors import RequestError, SteError
+from ste_jax.errors import RequestError
 from ste_jax.reporting.html import write_report
 from ste_jax.rundir import RunDir, Table
 from ste_jax.steps.curating import curate
@@ -34,13 +36,22 @@ def run(
       WorkError: a stage left nothing to go on with; names the stage and why.
       Preempted: asked to stop; finished work is kept.
     """
-    context = open_run(config, root, processes, new_shapes=new_shapes)
-    try:
+    with _held(root, processes):
+        context = open_run(config, root, processes, new_shapes=new_shapes)
         _recipe(context, config.iterations)
-    except SteError as error:
-        processes.leave(error)
-        raise
     return context.run
+
+
+@contextmanager
+def _held(root: epath.Path, processes: Processes) -> Iterator[None]:
+    """Work on a run: nobody else may meanwhile, and the other processes learn why this one goes."""
+    with ExitStack() as stack:
+        try:
+            processes.from_first("lock", lambda: stack.enter_context(RunDir(root).locked()))
+            yield
+        except Exception as error:
+            processes.leave(error)
+            raise
 
 
 def _recipe(context: Context, iterations: int) -> None:
@@ -76,7 +87,12 @@ def run_stage(stage: str, root: epath.Path, iteration: int, processes: Processes
     """
     if not RunDir(root).config.exists():
         raise RequestError(f"{root} is not a run: begin one with `ste run`")
-    context = open_run(load_config(str(root / "config.yaml")), root, processes)
+    with _held(root, processes):
+        context = open_run(load_config(str(root / "config.yaml")), root, processes)
+        _stage(context, stage, iteration)
+
+
+def _stage(context: Context, stage: str, iteration: int) -> None:
     begin(context)
     if stage == "select":
         select(context)

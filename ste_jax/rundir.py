@@ -8,10 +8,13 @@ fingerprint; where the fingerprint differs from today's, what it made is removed
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
+import os
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Generic
@@ -192,12 +195,40 @@ class RunDir:
         return IterationDir(self.root / "iterations" / str(index), index, self.shards)
 
     def iterations(self) -> list[IterationDir]:
-        """The iterations that have begun, in order."""
+        """The iterations that have begun, in order.
+
+        What lies there beyond the run's number of iterations is of an earlier, longer config.
+        """
         directory = self.root / "iterations"
         if not directory.exists():
             return []
+        last = int(files.read_json(self.manifest)["iterations"])
         numbers = sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit())
-        return [self.iteration(number) for number in numbers]
+        return [self.iteration(number) for number in numbers if number <= last]
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run: two commands must not work on one at once. A kill lets go of it.
+
+        Raises:
+          RequestError: somebody else holds it.
+        """
+        if files.is_remote(self.root):
+            yield
+            return
+        self.root.mkdir(parents=True, exist_ok=True)
+        handle = os.open(self.root, os.O_RDONLY)
+        try:
+            with suppress(OSError):  # some network file systems lock no directories
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError as error:
+                    raise RequestError(
+                        f"another `ste` command is at work on {self.root}; wait for it or stop it"
+                    ) from error
+            yield
+        finally:
+            os.close(handle)
 
 
 def fingerprint(stage: str, version: int, knobs: Any, model: str = "", inputs: Any = None) -> str:

@@ -31,5 +31,6 @@ def finished(tmp_path_factory):
     root = tmp_path_factory.mktemp("tiny")
     path = root / "tiny.yaml"
     path.write_text(yaml.safe_dump(tiny.config(root)))
-    assert main(["run", str(path), "--dir", str(root / "run")]) == 0
+    # by a relative name, as most people would give it
+    assert main(["run", str(path), "--dir", os.path.relpath(root / "run")]) == 0
     return RunDir(epath.Path(root / "run")), path

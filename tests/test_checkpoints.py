@@ -77,6 +77,12 @@ def test_it_comes_back_on_another_mesh_bit_for_bit(
     assert gate.addressable_shards[0].data.size * np.prod(sizes) == gate.size
 
 
+def test_a_relative_name_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    save(Path("here"), step=1)
+    assert same(load_checkpoint(Path("here"), ONE), arrays_of(small_model()))
+
+
 def test_the_card_tells_what_it_is(saved: Path) -> None:
     card = read_card(saved)
     assert card["model"] == json.loads(json.dumps(CONFIG.to_dict()))

@@ -57,6 +57,9 @@ def test_every_command_has_help():
         ("model=absent-model", "absent-model"),
         ("roles.judge.template=absent.yaml", "absent.yaml"),
         ("finetune.mesh.tensor=3", "tensor=3"),
+        ("roles.judge.sampling.top_p=0", "top_p must be above 0"),
+        ("roles.judge.sampling.temperature=-1", "temperature must be at least 0"),
+        ("roles.judge.sampling.temperature=0", "annotate.samples=4"),
     ],
 )
 def test_wrong_requests(config, tmp_path, capsys, override, says):

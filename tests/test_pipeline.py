@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
 
 import datasets
+import pytest
+import yaml
+from etils import epath
 
+from ste_jax.checkpoints import read_card
+from ste_jax.cli import main
 from ste_jax.reporting.funnel import check_sums, funnel
+from ste_jax.rundir import RunDir
+from tests import tiny
+
+
+@pytest.fixture(scope="module")
+def small_way(tmp_path_factory) -> RunDir:
+    """A finished run the other way through the stages."""
+    root = tmp_path_factory.mktemp("small_way")
+    path = root / "run.yaml"
+    path.write_text(yaml.safe_dump(tiny.config_of_small_models(root)))
+    assert main(["run", str(path), "--dir", str(root / "run")]) == 0
+    return RunDir(epath.Path(root / "run"))
 
 
 def test_every_table_is_filled(finished):
@@ -43,9 +61,40 @@ def test_both_letters_and_every_reason_are_met(finished):
     assert letters["A"] == letters["B"] >= 10
 
 
-def test_every_number_of_the_funnel_adds_up(finished):
-    run, _ = finished
-    assert check_sums(funnel(run)) == []
+def test_the_way_of_small_models_fills_its_tables_too(small_way):
+    run = small_way
+    tables = [run.labels, run.label_scores, run.selection, run.selected, run.pairs]
+    tables += [run.dropped_pairs]
+    for iteration in (1, 2):
+        here = run.iteration(iteration)
+        tables += [here.prompts, here.judgments, here.training, here.evaluation_judgments]
+    for table in tables:
+        assert len(list(table.rows())) >= 20, table.directory
+    assert {row.kind for row in run.label_scores.rows()} == {"category", "difficulty"}
+    assert {row.fate for row in run.selection.rows()} >= {"kept", "too_easy", "category_dropped"}
+    assert not any(row.forced for row in run.iteration(1).judgments.rows())
+    drawn = Counter(row.prompt_id for row in run.iteration(1).judgments.rows())
+    assert set(drawn.values()) == {4}
+    curation = json.loads(run.iteration(1).curation.read_text())
+    assert set(curation["dropped"]) >= {"no_correct", "low_agreement"}
+    parents = [read_card(run.iteration(k).checkpoint)["provenance"] for k in (1, 2)]
+    assert parents[1]["parent"] == parents[0]["fingerprint"]
+
+
+def test_between_them_every_reason_to_drop_a_pair_is_met(finished, small_way):
+    runs = [finished[0], small_way]
+    met = {row.reason for run in runs for row in run.dropped_pairs.rows()}
+    answers = {f"{which}_{why}" for which in ("answer", "rejected") for why in ("empty", "cut_off")}
+    modified = {"cut_off", "repeated_mark", "wrong_order", "empty_instruction", "empty_response"}
+    modified |= {"no_instruction_mark", "no_response_mark"}
+    likeness = {"modified_is_same", "modified_copies_example", "same_answers"}
+    errors = {"answer_error"}
+    assert met >= answers | {f"modify_{why}" for why in modified} | likeness | errors
+
+
+def test_every_number_of_the_funnel_adds_up(finished, small_way):
+    for run in (finished[0], small_way):
+        assert check_sums(funnel(run)) == []
 
 
 def test_every_table_is_read_by_datasets(finished, tmp_path):

@@ -56,8 +56,8 @@ def vocabulary() -> list[str]:
     return names
 
 
-def write_model(directory: Path, *, seed: int = 0, layers: int = 2) -> Path:
-    """Write the model as a Hugging Face directory; returns it."""
+def write_model(directory: Path, *, seed: int = 0, layers: int = 2, **bias: float) -> Path:
+    """Write the model as a Hugging Face directory; returns it. `bias` makes tokens likelier."""
     directory.mkdir(parents=True, exist_ok=True)
     names = vocabulary()
     hidden, heads, kv_heads, head_dim, inner = 24, 4, 2, 8, 40
@@ -90,7 +90,7 @@ def write_model(directory: Path, *, seed: int = 0, layers: int = 2) -> Path:
     embed[:, 0] = 2.0  # the constant: nothing below writes to this place
     head = normal(len(names), hidden, scale=0.15)
     # the rest of the stream has about twice that size, and the final norm leaves about 1 of it
-    head[:, 0] = [_BIAS.get(name, 0.0) for name in names]
+    head[:, 0] = [{**_BIAS, **bias}.get(name, 0.0) for name in names]
     tensors = {
         "model.embed_tokens.weight": embed,
         "model.norm.weight": np.ones(hidden, np.float32),
@@ -231,4 +231,43 @@ def config(root: Path, **changes: Any) -> dict[str, Any]:
         for parent in parents:
             place = place.setdefault(parent, {})
         place[last] = value
+    return values
+
+
+def config_of_small_models(root: Path) -> dict[str, Any]:
+    """The other way through the stages, as small models need it: labels by calibrated score, the
+    modified instruction asked for alone and without a forced start, every sample drawn; and some
+    instructions that only the classifier has room for."""
+    values = config(
+        root,
+        name="tiny-small",
+        select__labels="score",
+        select__min_difficulty=2,
+        select__train=200,
+        select__max_category_share=1.0,
+        pair__rejected_from="respond",
+        pair__max_similarity=0.2,
+        annotate__policy="all",
+        curate__min_agreement=0.6,
+        judge__force_verdict=False,
+        finetune__start_from="previous",
+    )
+    write_model(root / "model", **{"\n[Modified Instruction]\n": 2.0})
+    draw = random.Random(1)
+    with (root / "pool.jsonl").open("a") as pool:
+        for _ in range(60):
+            text = " ".join(draw.choices(WORDS, k=38))
+            pool.write(json.dumps({"instruction": f" {text}"}) + "\n")
+    templates = {
+        "respond": {"system": " ".join(WORDS[:18]), "user": "{instruction}"},
+        "modify": {
+            "system": " ".join(WORDS[:20]),
+            "user": " {instruction}",
+            "examples": [
+                {"instruction": " apple bread", "reply": "\n[Modified Instruction]\n amber birch"}
+            ],
+        },
+    }
+    for name, text in templates.items():
+        (root / "templates" / f"{name}.yaml").write_text(yaml.safe_dump(text, allow_unicode=True))
     return values

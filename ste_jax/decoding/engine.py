@@ -103,7 +103,7 @@ class Engine:
             self._ready.extend(row.failed(str(error)) for row in rows)
             return
         if lane not in self._schedules:
-            self._schedules[lane] = LaneSchedule(self._knobs.groups, self._knobs.group_size)
+            self._schedules[lane] = LaneSchedule(lane.groups, lane.rows)
         name = prompt.name
         for row in rows:
             self._schedules[lane].add(name, row)
@@ -172,7 +172,9 @@ class Engine:
 
     def _check(self, request: Request, prompt: Prompt) -> Lane:
         sampling = request.sampling
-        lane = choose_lane(self._knobs, len(prompt.tokens), sampling.max_new_tokens)
+        lane = choose_lane(
+            self._knobs, len(prompt.tokens), sampling.max_new_tokens, alone=request.alone
+        )
         if len(prompt.tokens) + sampling.max_new_tokens > self._max_position:
             raise NoLane(
                 f"{len(prompt.tokens)} prompt tokens and {sampling.max_new_tokens} new ones are "
@@ -194,7 +196,7 @@ class Engine:
             if self._state is None or self._state.lane != lanes[0]:
                 self._state = None  # its caches go before the next lane's are made
                 schedule = self._schedules[lanes[0]]
-                self._state = _LaneState(lanes[0], schedule, self._knobs, self._programs)
+                self._state = _LaneState(lanes[0], schedule, self._programs)
         began = time.perf_counter()
         self._ready.extend(self._round(self._state))
         self.usage.seconds += time.perf_counter() - began
@@ -249,16 +251,14 @@ class Engine:
 class _LaneState:
     """The caches of a lane on the device, and what the host knows of its slots."""
 
-    def __init__(
-        self, lane: Lane, schedule: LaneSchedule[Row], knobs: DecodingKnobs, programs: Programs
-    ) -> None:
+    def __init__(self, lane: Lane, schedule: LaneSchedule[Row], programs: Programs) -> None:
         self.lane = lane
         self.schedule = schedule
         schedule.forget()
         self._programs = programs
-        self._prefix: Cache = programs.prefix(knobs.groups, lane.prompt)
-        self._suffix: Cache = programs.suffix(knobs.groups, knobs.group_size, lane.new)
-        self._control = empty_control(knobs.groups, knobs.group_size)
+        self._prefix: Cache = programs.prefix(lane.groups, lane.prompt)
+        self._suffix: Cache = programs.suffix(lane.groups, lane.rows, lane.new)
+        self._control = empty_control(lane.groups, lane.rows)
 
     def start(self, placement: Placement[Row], buffer: Cache) -> None:
         """Gives the group its prompt, which `buffer` holds, if it needs it, and starts the rows."""

@@ -1,8 +1,8 @@
 """Which compiled shape does a row run in?
 
-A lane is a pair of sizes, for the prompt and for the new tokens; its caches and programs have these
-sizes and no other. A row's lane depends on the row alone, never on what else is waiting: so do its
-shapes, and with them every bit of its result.
+A lane is sizes, for the prompt and for the new tokens, and numbers, of prompts and of rows for
+each; its caches and programs have these and no other. A row's lane depends on the row alone, never
+on what else is waiting: so do its shapes, and with them every bit of its result.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ from ste_jax.errors import RequestError
 
 
 class Lane(NamedTuple):
-    """Sizes in tokens."""
+    """Sizes in tokens, and how many prompts and rows of each run at once."""
 
     prompt: int
     new: int
+    groups: int
+    rows: int
 
 
 class NoLane(ValueError):
@@ -35,6 +37,8 @@ def check_knobs(knobs: DecodingKnobs) -> None:
     for name in ("groups", "group_size", "prefill_chunk", "steps_per_round"):
         if getattr(knobs, name) < 1:
             raise RequestError(f"decoding.{name}={getattr(knobs, name)}: at least 1 is needed")
+    if knobs.singles < 0:
+        raise RequestError(f"decoding.singles={knobs.singles}: at least 0 is needed")
     for bucket in knobs.prompt_buckets:
         if bucket % knobs.prefill_chunk:
             raise RequestError(
@@ -43,8 +47,11 @@ def check_knobs(knobs: DecodingKnobs) -> None:
             )
 
 
-def choose_lane(knobs: DecodingKnobs, prompt_tokens: int, new_tokens: int) -> Lane:
-    """The smallest buckets that hold a prompt of so many tokens and so many new ones.
+def choose_lane(
+    knobs: DecodingKnobs, prompt_tokens: int, new_tokens: int, *, alone: bool = False
+) -> Lane:
+    """The smallest buckets that hold a prompt of so many tokens and so many new ones; `alone`: the
+    row is the only one of its prompt.
 
     Raises `NoLane` where there are none.
     """
@@ -55,6 +62,8 @@ def choose_lane(knobs: DecodingKnobs, prompt_tokens: int, new_tokens: int) -> La
     return Lane(
         _bucket(knobs.prompt_buckets, prompt_tokens, "the prompt has", "prompt_buckets"),
         _bucket(knobs.new_buckets, new_tokens, "max_new_tokens is", "new_buckets"),
+        groups=(knobs.singles or knobs.groups) if alone else knobs.groups,
+        rows=1 if alone else knobs.group_size,
     )
 
 

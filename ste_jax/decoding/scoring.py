@@ -18,8 +18,8 @@ from ste_jax.decoding.lanes import NoLane, choose_lane
 
 ROWS = 16
 """Rows of a scoring batch."""
-NARROWEST = 4
-"""Tokens of the narrowest batch; each wider one is 4 times as wide."""
+WIDER = 4
+"""Batches are 1, 4, 16 .. tokens wide: labels are mostly of one token."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,9 @@ class Batch:
 
 def width(length: int, largest: int) -> int:
     """The width of a batch for a completion of `length` tokens."""
-    size = NARROWEST
+    size = 1
     while size < length:
-        size *= 4
+        size *= WIDER
     return max(min(size, largest), length)
 
 

@@ -21,7 +21,7 @@ from ste_jax.errors import RequestError
 from ste_jax.evaluation.metrics import measure
 from ste_jax.evaluation.readers import read_pairs
 from ste_jax.generators.local import LocalGenerator
-from ste_jax.generators.protocol import Message, Sampling
+from ste_jax.generators.protocol import Message
 from ste_jax.judge_card import JudgeCard
 from ste_jax.models.sources import Source
 from ste_jax.opening import locate, open_generator, source_fingerprint
@@ -29,26 +29,28 @@ from ste_jax.prompts.render import load_template
 from ste_jax.records import Instruction, Judgment, Pair, Prompt, instruction_id, make_pair, shard_of
 from ste_jax.rundir import Table, fingerprint
 from ste_jax.stages import judge
-from ste_jax.stages.asking import Role, role_fingerprint, sample_key
+from ste_jax.stages.asking import Role, role_fingerprint, sample_key, to_sampling
 from ste_jax.strict import to_dict
 from ste_jax.workplan import ShardedStage, run_sharded
 
 SHARDS = 8
+_OURS = "benchmark.json"
 PROMPT_BUCKETS = (512, 1024, 2048, 4096)
 
 
 @dataclass(frozen=True, kw_only=True)
 class JudgeOptions:
-    """What the command line says of a judge; None: as its checkpoint remembers, else the
-    default."""
+    """What the command line says of a judge; None: as its checkpoint remembers, else the default.
+
+    A single vote is greedy where no temperature is given."""
 
     model: str
     template: str | None = None
     force_verdict: bool | None = None
     max_new_tokens: int | None = None
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
     seed: int = 0
     dtype: str = "float32"
     groups: int = 8
@@ -64,8 +66,19 @@ def card_of(found: Source, options: JudgeOptions) -> JudgeCard:
     card = judge_card.from_provenance(provenance)
     if options.template is not None:
         card = dataclasses.replace(card, template=load_template(options.template, "judge"))
-    if options.max_new_tokens is not None:
-        card = dataclasses.replace(card, max_new_tokens=options.max_new_tokens)
+    given = {
+        key: getattr(options, key)
+        for key in ("max_new_tokens", "temperature", "top_p", "top_k")
+        if getattr(options, key) is not None
+    }
+    if options.votes == 1:
+        given.setdefault("temperature", 0.0)
+    card = dataclasses.replace(card, sampling=dataclasses.replace(card.sampling, **given))
+    if options.votes > 1 and card.sampling.temperature == 0:
+        raise RequestError(
+            f"{options.votes} votes at temperature 0 are one and the same text; give a "
+            f"--temperature above 0 or --votes 1"
+        )
     if options.force_verdict is not None:
         knobs = dataclasses.replace(card.knobs, force_verdict=options.force_verdict)
         card = dataclasses.replace(card, knobs=knobs)
@@ -75,16 +88,10 @@ def card_of(found: Source, options: JudgeOptions) -> JudgeCard:
 def make_judge(found: Source, options: JudgeOptions) -> judge.Judge:
     """The judge that the options describe."""
     card = card_of(found, options)
-    sampling = Sampling(
-        max_new_tokens=card.max_new_tokens,
-        temperature=options.temperature,
-        top_p=options.top_p,
-        top_k=options.top_k,
-    )
     role = Role(
         name="judge",
         template=card.template,
-        sampling=sampling,
+        sampling=to_sampling(card.sampling),
         key=sample_key(options.seed, "evaluate", 0),
     )
     if found.kind == "checkpoint":
@@ -96,12 +103,13 @@ def make_judge(found: Source, options: JudgeOptions) -> judge.Judge:
 
 def open_judge(found: Source, options: JudgeOptions) -> LocalGenerator:
     """The judge's model, with decoding shapes that fit the options."""
-    tokens = card_of(found, options).max_new_tokens
+    tokens = card_of(found, options).sampling.max_new_tokens
     knobs = DecodingKnobs(
         prompt_buckets=PROMPT_BUCKETS,
         new_buckets=(tokens,) if tokens <= judge.FORCED_TOKENS else (judge.FORCED_TOKENS, tokens),
         groups=options.groups,
         group_size=options.group_size,
+        singles=options.groups * options.group_size,
         dtype=options.dtype,  # type: ignore[arg-type]  # the parser allows no other
     )
     return open_generator(str(found.path), knobs)
@@ -157,10 +165,16 @@ def evaluate_benchmark(
 ) -> dict[str, Any]:
     """Measure a judge on labelled pairs; judgments and `evaluation.json` lie in `out`.
 
-    Run again to resume. Raises `RequestError` for bad data.
+    Run again to resume.
+
+    Raises:
+      RequestError: bad data, or `out` holds something else.
     """
     root = epath.Path(out)
     pairs = list(read_pairs(benchmark, data))
+    if root.exists() and not (root / _OURS).exists() and any(True for _ in root.iterdir()):
+        raise RequestError(f"{out} holds something else; name another --out")
+    files.write_json(root / _OURS, {"benchmark": benchmark, "data": data, "model": options.model})
     found = locate(options.model)
     judging = make_judge(found, options)
     prompts = Table(root / "prompts", Prompt, SHARDS)
@@ -194,7 +208,7 @@ def evaluate_benchmark(
             generator,
             judging,
             options.votes,
-            in_flight=4 * options.groups,
+            in_flight=4 * options.groups * options.group_size,
             poll=preemption.poll,
         ):
             yield row, (made,)
@@ -210,8 +224,8 @@ def score_again(out: str) -> dict[str, Any]:
       RequestError: nothing is stored there.
     """
     root = epath.Path(out)
-    if not (root / "evaluation.json").exists():
-        raise RequestError(f"{out} holds no evaluation.json; run `ste evaluate --out {out}` first")
+    if not (root / _OURS).exists() or not (root / "evaluation.json").exists():
+        raise RequestError(f"{out} holds no evaluation; run `ste evaluate --out {out}` first")
     old = files.read_json(root / "evaluation.json")
     return _write_evaluation(root, old["benchmark"], old["model"], old["judge"])
 

@@ -37,10 +37,10 @@ class StateStore:
     """The training states in one directory. All processes call its methods together."""
 
     def __init__(self, directory: epath.Path) -> None:
-        self._directory = directory
+        self._directory = files.absolute(directory)
         try:
             self._manager = ocp.CheckpointManager(
-                directory,
+                self._directory,
                 options=ocp.CheckpointManagerOptions(
                     max_to_keep=_KEEP,
                     create=jax.process_count() == 1,

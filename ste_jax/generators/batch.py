@@ -76,8 +76,9 @@ def generate_file(
     samples: int,
     seed: int,
     settings: dict[str, Any],
-) -> int:
-    """Answer the prompts into `out`; returns how many samples were drawn now.
+) -> tuple[int, int]:
+    """Answer the prompts into `out`; returns how many samples were drawn now, and how many of all
+    ended in an error.
 
     `settings` is what decides the answers: a work file made under others is refused.
 
@@ -101,7 +102,14 @@ def generate_file(
         for id, messages, lacking in wanted:
             if lacking:
                 generator.submit(
-                    Request(id=id, messages=messages, sampling=sampling, samples=lacking, key=seed)
+                    Request(
+                        id=id,
+                        messages=messages,
+                        sampling=sampling,
+                        samples=lacking,
+                        key=seed,
+                        alone=samples == 1,
+                    )
                 )
         for completion in tqdm(
             _polled(generator), total=total, desc="generate", unit="sample", disable=not total
@@ -113,7 +121,7 @@ def generate_file(
     text = "".join(json.dumps(done[key], ensure_ascii=False) + "\n" for key in order)
     files.write_whole(epath.Path(out), text.encode())
     work.unlink()
-    return total
+    return total, sum("error" in row for row in done.values())
 
 
 def _polled(generator: Generator) -> Iterator[Completion]:

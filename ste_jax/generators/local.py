@@ -90,8 +90,9 @@ class LocalGenerator:
         """No more samples of this row will be asked for."""
         self._engine.release(id)
 
-    def prefix_ids(self, completion: Completion, chars: int) -> tuple[int, ...]:
-        """The longest beginning of a completion's tokens whose text has at most `chars` characters.
+    def prefix(self, completion: Completion, chars: int) -> tuple[tuple[int, ...], str]:
+        """The longest beginning of a completion's tokens whose text has at most `chars` characters,
+        and that text.
 
         The end-of-turn token is not part of it. A beginning's text only grows, so this bisects.
         """
@@ -105,7 +106,7 @@ class LocalGenerator:
                 low = middle
             else:
                 high = middle - 1
-        return ids[:low]
+        return ids[:low], self._tokenizer.decode(ids[:low])
 
     def score(self, requests: Sequence[ScoreRequest]) -> Iterator[Score]:
         """One `Score` per request, in order.

@@ -49,6 +49,9 @@ class Request:
     `continue_ids`, then `continue_text`, begin the assistant's turn: ids that were sampled before
     and are to be continued, and text that the caller forces. The prompt's ids are those of the chat
     template, then `continue_ids`, then `continue_text` encoded by itself.
+
+    `alone` promises that no other sample of this prompt will ever be asked for, so that no place
+    need be kept for one.
     """
 
     id: str
@@ -58,6 +61,7 @@ class Request:
     key: int = 0
     continue_ids: tuple[int, ...] = ()
     continue_text: str = ""
+    alone: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,9 +152,10 @@ class Generator(Protocol):
     def release(self, id: str) -> None:
         """No more samples of this row will be asked for: what is kept for its prompt may go."""
 
-    def prefix_ids(self, completion: Completion, chars: int) -> tuple[int, ...]:
+    def prefix(self, completion: Completion, chars: int) -> tuple[tuple[int, ...], str]:
         """The longest beginning of a completion's `token_ids`, without the end-of-turn token, whose
-        text has at most `chars` characters; empty where the generator has no token ids."""
+        text has at most `chars` characters, and that text; both empty where the generator has no
+        token ids."""
 
     def score(self, requests: Sequence[ScoreRequest]) -> Iterator[Score]:
         """Log-probabilities of given completions, one `Score` per request, in order."""

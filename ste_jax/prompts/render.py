@@ -42,15 +42,21 @@ class Template:
     examples: tuple[Mapping[str, str], ...] = ()
     start: str = ""
 
-    def messages(self, **values: str) -> tuple[Message, ...]:
-        """The turns of the chat: system, few-shot examples, and the row's own user turn."""
+    def messages(self, history: Sequence[Message] = (), **values: str) -> tuple[Message, ...]:
+        """The turns of the chat: system, few-shot examples, `history` (what was said before in the
+        row's own conversation; its system turn joins the template's), and the row's user turn."""
         turns: list[Message] = []
+        said = [turn for turn in history if turn["role"] != "system"]
+        systems = [turn["content"] for turn in history if turn["role"] == "system"]
         if self.system:
-            turns.append(Message(role="system", content=fill(self.system, values)))
+            systems.insert(0, fill(self.system, values))
+        if systems:
+            turns.append(Message(role="system", content="\n\n".join(systems)))
         for example in self.examples:
             shown = {**values, **example}
             turns.append(Message(role="user", content=fill(self.user, shown)))
             turns.append(Message(role="assistant", content=self.start + example["reply"]))
+        turns += said
         turns.append(Message(role="user", content=fill(self.user, values)))
         return tuple(turns)
 

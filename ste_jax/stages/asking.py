@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ste_jax.config import RoleKnobs
+from ste_jax.config import RoleKnobs, SamplingKnobs
 from ste_jax.generators.protocol import Message, Request, Sampling
 from ste_jax.prompts.render import Template, load_template
 
@@ -23,16 +23,17 @@ class Role:
     key: int
 
     def request(
-        self, row_id: str, values: Mapping[str, str], samples: tuple[int, ...] = (0,)
+        self, row_id: str, values: Mapping[str, str], history: Sequence[Message] = ()
     ) -> Request:
-        """Samples of this role for a row, the template's places filled with `values`."""
+        """A sample of this role for a row, the template's places filled with `values`, after what
+        was said before in the row's conversation."""
         return Request(
             id=f"{row_id}/{self.name}",
-            messages=self.template.messages(**values),
+            messages=self.template.messages(history, **values),
             sampling=self.sampling,
-            samples=samples,
             key=self.key,
             continue_text=self.template.start,
+            alone=True,
         )
 
 
@@ -45,14 +46,13 @@ def make_role(name: str, knobs: RoleKnobs, *, seed: int) -> Role:
     return Role(
         name=name,
         template=load_template(knobs.template, name),
-        sampling=to_sampling(knobs),
+        sampling=to_sampling(knobs.sampling),
         key=sample_key(seed, name, 0),
     )
 
 
-def to_sampling(knobs: RoleKnobs) -> Sampling:
-    """The role's sampling knobs as a generator takes them."""
-    sampling = knobs.sampling
+def to_sampling(sampling: SamplingKnobs) -> Sampling:
+    """Sampling knobs as a generator takes them."""
     return Sampling(
         max_new_tokens=sampling.max_new_tokens,
         temperature=sampling.temperature,
@@ -81,6 +81,15 @@ def role_fingerprint(role: Role) -> list[Any]:
     return [role.name, role.template.fingerprint(), knobs, role.key]
 
 
-def last_user_text(messages: tuple[Message, ...]) -> str:
+def last_user_text(messages: Sequence[Message]) -> str:
     """The text of the last user turn."""
-    return next(turn["content"] for turn in reversed(messages) if turn["role"] == "user")
+    return str(messages[_last_user_turn(messages)]["content"])
+
+
+def history_of(messages: Sequence[Message]) -> tuple[Message, ...]:
+    """What was said before the last user turn."""
+    return tuple(messages[: _last_user_turn(messages)])
+
+
+def _last_user_turn(messages: Sequence[Message]) -> int:
+    return max(place for place, turn in enumerate(messages) if turn["role"] == "user")

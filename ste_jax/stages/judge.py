@@ -68,6 +68,7 @@ def judge_samples(
         samples=samples,
         key=role.key,
         continue_text=role.template.start,
+        alone=len(samples) == 1,
     )
     (free,) = yield (request,)
     judgments = {done.sample: _judgment(prompt, judge, done) for done in free}
@@ -114,11 +115,12 @@ def _force(
 ) -> tuple[Request, str]:
     """The request that continues a judgment up to a verdict, and the text that it keeps.
 
-    What was cut off ends with its last full sentence; white space at its end goes.
+    What was cut off ends with its last full sentence; white space at its end goes. Where a token
+    holds more than that, it goes as a whole: the text kept is the text of the tokens kept.
     """
     cut = last_full_sentence(done.text) if done.finish_reason == "length" else 0
     kept = (done.text[:cut] if cut else done.text).rstrip()
-    ids = generator.prefix_ids(done, len(kept))
+    ids, text_of_ids = generator.prefix(done, len(kept))
     start = judge.role.template.start
     text = judge.knobs.force_text
     force = Request(
@@ -130,8 +132,9 @@ def _force(
         key=request.key,
         continue_ids=done.continued_ids + ids if ids else (),
         continue_text=text if ids else start + kept + text,
+        alone=True,
     )
-    return force, (start + kept if ids else "")
+    return force, (start + text_of_ids if ids else "")
 
 
 def _forced_judgment(free: Judgment, force: Request, kept: str, answer: Completion) -> Judgment:

@@ -13,7 +13,7 @@ from ste_jax.generators.protocol import Completion, Generator
 from ste_jax.prompts.parse import INSTRUCTION_MARK, Modified, parse_modified
 from ste_jax.prompts.sentences import last_full_sentence
 from ste_jax.records import DroppedPair, Instruction, Pair, make_pair
-from ste_jax.stages.asking import Role, last_user_text
+from ste_jax.stages.asking import Role, history_of, last_user_text
 from ste_jax.stages.drive import Story, drive
 from ste_jax.stages.near_duplicates import jaccard, words
 
@@ -49,14 +49,15 @@ def _pair(
     def drop(reason: str, text: str = "") -> DroppedPair:
         return DroppedPair(id=row.id, reason=reason, text=text)
 
-    instruction = last_user_text(row.messages)
-    ((answer,),) = yield (respond.request(row.id, {"instruction": instruction}),)
+    instruction, history = last_user_text(row.messages), history_of(row.messages)
+    ((answer,),) = yield (respond.request(row.id, {"instruction": instruction}, history),)
     chosen = _answer_text(answer)
     failure = _answer_failure(answer, knobs)
     if failure:
         return drop(f"answer_{failure}", answer.error or answer.text)
 
-    ((reply,),) = yield (modify.request(row.id, {"instruction": instruction, "answer": chosen}),)
+    values = {"instruction": instruction, "answer": chosen}
+    ((reply,),) = yield (modify.request(row.id, values, history),)
     if reply.finish_reason == "error":
         return drop("modify_error", reply.error)
     together = knobs.rejected_from == "modify"
@@ -74,9 +75,11 @@ def _pair(
 
     if together:
         rejected = modified.response or ""
+        if _too_short(rejected, knobs):
+            return drop("rejected_empty", reply.text)
     else:
         ((other,),) = yield (
-            respond.request(f"{row.id}/modified", {"instruction": modified.instruction}),
+            respond.request(f"{row.id}/modified", {"instruction": modified.instruction}, history),
         )
         failure = _answer_failure(other, knobs)
         if failure:
@@ -108,11 +111,15 @@ def _answer_text(answer: Completion) -> str:
 def _answer_failure(answer: Completion, knobs: PairKnobs) -> str:
     if answer.finish_reason == "error":
         return "error"
-    if len(answer.text.strip()) < max(1, knobs.min_answer_chars):
+    if _too_short(answer.text, knobs):
         return "empty"
     if answer.finish_reason == "length" and knobs.drop_cut_off:
         return "cut_off"
     return ""
+
+
+def _too_short(answer: str, knobs: PairKnobs) -> bool:
+    return len(answer.strip()) < max(1, knobs.min_answer_chars)
 
 
 def _likeness(instruction: str, modified: Modified, modify: Role, knobs: PairKnobs) -> str:

@@ -186,7 +186,7 @@ class _Scorer:
     def _request(self, id: str, text: str, labels: Sequence[str], start: str) -> ScoreRequest:
         return ScoreRequest(
             id=id,
-            messages=self.role.template.messages(**_places(text, self.knobs)),
+            messages=self.role.template.messages((), **_places(text, self.knobs)),
             completions=tuple(f" {label}" for label in labels),
             continue_text=start,
         )

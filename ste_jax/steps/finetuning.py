@@ -25,7 +25,7 @@ from ste_jax.rundir import IterationDir, fingerprint
 from ste_jax.sharding import make_mesh
 from ste_jax.stages import judge
 from ste_jax.steps.judging import judge_fingerprint, make_judge, validation_prompts
-from ste_jax.steps.pool import model_of
+from ste_jax.steps.pool import answers_of, is_there, model_of
 from ste_jax.strict import to_dict
 from ste_jax.tokenizers import Tokenizer
 
@@ -45,18 +45,19 @@ def finetune_iteration(context: Context, iteration: int) -> None:
         "finetune",
         VERSION,
         [knobs, judge_fingerprint(judging), [prompt.id for prompt in prompts]],
-        model=model_of(parent),
+        model=answers_of(context, parent),
         inputs=data,
     )
     mark = here.root / "finetune.mark.json"
 
     def stale() -> bool:
-        done = rundir.marked(mark) == print_
-        if not done:
+        begun = rundir.marked(mark) == print_
+        lost = here.loss_curve.exists() and not is_there(here)
+        if not begun or lost:
             for path in (here.loss_curve, here.checkpoint, here.train_state):
                 files.remove(path)
             rundir.mark(mark, print_)
-        return not (done and here.loss_curve.exists())
+        return not here.loss_curve.exists()
 
     if not context.processes.from_first("begin finetune", stale):
         return
@@ -181,7 +182,7 @@ def _validator(
 
 def _local_generator(model: Decoder, tokenizer: Tokenizer, context: Context) -> LocalGenerator:
     """The weights in training, on this process's own devices in the decoding type."""
-    knobs = context.decoding
+    knobs = context.config.decoding
     mesh = make_mesh(knobs.mesh, jax.local_devices())
     local = on_mesh(model, mesh, knobs.dtype)
     return LocalGenerator(local, tokenizer, knobs, mesh)

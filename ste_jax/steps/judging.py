@@ -20,7 +20,7 @@ from ste_jax.stages import annotate as annotation
 from ste_jax.stages import judge
 from ste_jax.stages.asking import make_role, role_fingerprint, sample_key
 from ste_jax.steps.asking import ask
-from ste_jax.steps.pool import model_of
+from ste_jax.steps.pool import answers_of, model_of
 from ste_jax.strict import to_dict
 from ste_jax.workplan import ShardedStage, run_sharded
 
@@ -50,7 +50,7 @@ def annotate(context: Context, iteration: int) -> None:
             "annotate",
             annotation.VERSION,
             [to_dict(knobs), judge_fingerprint(judging)],
-            model=judging.model,
+            model=answers_of(context, asked),
         ),
         home=here.root,
         inputs=here.prompts.read,
@@ -77,7 +77,10 @@ def evaluate(context: Context, iteration: int) -> None:
     stage = ShardedStage(
         name="evaluate",
         print_=fingerprint(
-            "evaluate", 1, [knobs.votes, judge_fingerprint(judging)], model=judging.model
+            "evaluate",
+            1,
+            [knobs.votes, judge_fingerprint(judging)],
+            model=answers_of(context, here),
         ),
         home=here.root / "evaluation",
         inputs=here.evaluation_prompts.read,

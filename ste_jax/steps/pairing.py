@@ -15,7 +15,7 @@ from ste_jax.rundir import RunDir, fingerprint
 from ste_jax.stages import pair as pairing
 from ste_jax.stages.asking import make_role, role_fingerprint
 from ste_jax.steps.asking import ask
-from ste_jax.steps.pool import model_of
+from ste_jax.steps.pool import answers_of
 from ste_jax.strict import to_dict
 from ste_jax.workplan import ShardedStage
 
@@ -28,7 +28,7 @@ def make_pairs(context: Context) -> None:
     asked = [to_dict(config.pair), role_fingerprint(respond), role_fingerprint(modify)]
     stage = ShardedStage(
         name="pair",
-        print_=fingerprint("pair", pairing.VERSION, asked, model=model_of(seed)),
+        print_=fingerprint("pair", pairing.VERSION, asked, model=answers_of(context, seed)),
         home=run.root / "pairs",
         inputs=run.selected.read,
         outputs=(run.dropped_pairs, run.pairs),

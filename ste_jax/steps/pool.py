@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator
 
 from etils import epath
 
 from ste_jax import checkpoints, files, judge_card, preemption, rundir
 from ste_jax.context import Context
-from ste_jax.errors import WorkError
+from ste_jax.errors import SteError, WorkError
 from ste_jax.opening import locate, open_model, source_fingerprint
 from ste_jax.records import Instruction, shard_of
 from ste_jax.rundir import IterationDir, Table, fingerprint
@@ -70,30 +71,50 @@ def _write_pool(pool: Table[Instruction], rows: Iterator[Instruction]) -> None:
     files.remove(spill)
 
 
-def import_seed(context: Context) -> str:
-    """The seed as iteration 0's checkpoint; returns its fingerprint."""
-    seed = context.run.iteration(0)
-    found = locate(context.config.model)
-    knobs = context.config.finetune
-    print_ = fingerprint("seed", 1, knobs.param_dtype, model=source_fingerprint(found))
-    if checkpoints.is_checkpoint(seed.checkpoint) and model_of(seed) == print_:
-        return print_
+def import_seed(context: Context) -> None:
+    """The seed as iteration 0's checkpoint.
+
+    A source that is gone since is no loss: the checkpoint holds all of it.
+    """
+    config, seed = context.config, context.run.iteration(0)
+    there = checkpoints.read_card(seed.checkpoint) if is_there(seed) else None
+    try:
+        found = locate(config.model)
+    except SteError as error:
+        if there is None or there["provenance"]["source"] != config.model:
+            raise
+        warnings.warn(f"going on with the seed in {seed.checkpoint}: {error}", stacklevel=2)
+        return
+    knobs = config.finetune
+    provenance = {
+        "run": config.name,
+        "iteration": 0,
+        "parent": None,
+        "source": config.model,
+        "fingerprint": fingerprint("seed", 1, knobs.param_dtype, model=source_fingerprint(found)),
+        "judge": judge_card.to_dict(judge_card.of_config(config)),
+    }
+    if there is not None and there["provenance"] == json.loads(json.dumps(provenance)):
+        return
     opened = open_model(found, knobs.mesh, dtype=knobs.dtype, param_dtype=knobs.param_dtype)
     checkpoints.save_checkpoint(
         seed.checkpoint,
         opened.model,
         tokenizer=opened.tokenizer,
-        provenance={
-            "run": context.config.name,
-            "iteration": 0,
-            "parent": None,
-            "source": context.config.model,
-            "fingerprint": print_,
-            "judge": judge_card.to_dict(judge_card.of_config(context.config)),
-        },
+        provenance=provenance,
         barrier=context.processes.barrier,
     )
-    return print_
+
+
+def is_there(iteration: IterationDir) -> bool:
+    """Whether the iteration's judge has its checkpoint."""
+    return checkpoints.is_checkpoint(iteration.checkpoint)
+
+
+def answers_of(context: Context, iteration: IterationDir) -> str:
+    """What decides an iteration's judge's answers besides the question: its parameters and the type
+    that it is asked in."""
+    return f"{model_of(iteration)}/{context.config.decoding.dtype}"
 
 
 def model_of(iteration: IterationDir) -> str:

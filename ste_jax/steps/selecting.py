@@ -15,7 +15,7 @@ from ste_jax.rundir import fingerprint
 from ste_jax.stages import select
 from ste_jax.stages.asking import make_role, role_fingerprint
 from ste_jax.steps.asking import ask
-from ste_jax.steps.pool import model_of
+from ste_jax.steps.pool import answers_of
 from ste_jax.strict import to_dict
 from ste_jax.workplan import ShardedStage
 
@@ -28,7 +28,10 @@ def label(context: Context) -> None:
     stage = ShardedStage(
         name="label",
         print_=fingerprint(
-            "label", select.VERSION, [asked, role_fingerprint(role)], model=model_of(seed)
+            "label",
+            select.VERSION,
+            [asked, role_fingerprint(role)],
+            model=answers_of(context, seed),
         ),
         home=run.root / "instructions",
         inputs=run.pool.read,

