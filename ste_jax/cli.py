@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SteError as error:
         if arguments.debug:
             traceback.print_exc()
-        print(f"ste: {error}", file=sys.stderr)
+        print(f"ste: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_status
     except KeyboardInterrupt:
         print(

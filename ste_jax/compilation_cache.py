@@ -17,4 +17,5 @@ def enable() -> None:
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         home = Path(os.environ.get("STE_CACHE") or Path.home() / ".cache" / "ste_jax").expanduser()
         jax.config.update("jax_compilation_cache_dir", str(home / "compiled"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    if not os.environ.get("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

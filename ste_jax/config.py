@@ -399,6 +399,12 @@ def check(config: Config) -> None:
                 f"decoding.prompt_buckets holds {bucket}, not a multiple of "
                 f"decoding.prefill_chunk={config.decoding.prefill_chunk}"
             )
+    if config.finetune.epochs <= 0 or config.finetune.max_steps < 0:
+        raise RequestError("finetune.epochs must be above 0 and finetune.max_steps at least 0")
+    if not 0 <= config.curate.min_agreement <= 1:
+        raise RequestError("curate.min_agreement must be at least 0 and at most 1")
+    if config.pool.limit < 0:
+        raise RequestError("pool.limit must be at least 0 (0: no limit)")
     if not config.annotate.waves or min(config.annotate.waves) < 1:
         raise RequestError("annotate.waves must list at least one positive size")
     if config.curate.min_agreement > 0 and config.annotate.policy != "all":

@@ -19,12 +19,16 @@ from etils import epath
 
 from ste_jax import __version__, files
 from ste_jax.config import Config
+from ste_jax.decoding.lanes import check_knobs
 from ste_jax.distributed import Processes
 from ste_jax.errors import RequestError
+from ste_jax.finetuning.train_step import check_batch
 from ste_jax.generators.local import LocalGenerator
 from ste_jax.generators.protocol import Usage
 from ste_jax.opening import open_generator
-from ste_jax.rundir import MetricsLog, RunDir
+from ste_jax.prompts.render import load_template
+from ste_jax.rundir import MetricsLog, RunDir, fingerprint
+from ste_jax.sharding import make_mesh
 from ste_jax.strict import to_dict
 
 
@@ -81,8 +85,10 @@ class Context:
 
 def _difference(now: Usage, before: Usage) -> dict[str, Any]:
     """What was done between two looks at a generator's counters, without their own clock."""
-    kept = ("prompt_tokens", "cached_prompt_tokens", "new_tokens", "samples", "flops")
-    return {name: getattr(now, name) - getattr(before, name) for name in kept}
+    kept = ["prompt_tokens", "cached_prompt_tokens", "new_tokens", "samples", "flops"]
+    kept += ["slot_steps", "busy_slot_steps"]
+    found = {name: getattr(now, name) - getattr(before, name) for name in kept}
+    return {**found, "prefill_seconds": round(now.prefill_seconds - before.prefill_seconds, 3)}
 
 
 def open_run(
@@ -98,6 +104,8 @@ def open_run(
         shards or, without `new_shapes`, of other shapes.
     """
     run = RunDir(root)
+    _check_early(config)
+    _agree(config, processes)
 
     def begin() -> None:
         manifest = _manifest(config, run, new_shapes)
@@ -114,6 +122,35 @@ def open_run(
         processes=processes,
         log=MetricsLog(root / name),
     )
+
+
+def _check_early(config: Config) -> None:
+    """Refuse now what a step would refuse only after hours of others.
+
+    Raises:
+      RequestError: shapes that cannot be run, a batch that cannot be divided over the mesh, or a
+        template that cannot be read.
+    """
+    check_knobs(config.decoding)
+    check_batch(config.finetune, make_mesh(config.finetune.mesh))
+    _templates(config)
+
+
+def _templates(config: Config) -> list[Any]:
+    roles = ("classify", "respond", "modify", "judge")
+    names = {role: getattr(config.roles, role).template for role in roles}
+    return [load_template(name, role).fingerprint() for role, name in names.items()]
+
+
+def _agree(config: Config, processes: Processes) -> None:
+    """All processes must work under the same config: their shards are one table."""
+    asked = fingerprint("config", 1, to_dict(config), inputs=_templates(config))
+    told = processes.gather("config", asked)
+    if len(set(told)) > 1:
+        other = next(index for index, each in enumerate(told) if each != told[0])
+        raise RequestError(
+            f"process {other} was started with another config or other templates than process 0"
+        )
 
 
 def _manifest(config: Config, run: RunDir, new_shapes: bool) -> dict[str, Any]:

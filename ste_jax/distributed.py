@@ -7,6 +7,7 @@ may take hours to do. A meeting that somebody misses ends with an error that nam
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -102,7 +103,8 @@ class Processes:
         """Tell the others why this process goes, so that they do not wait for it in vain."""
         if self.count > 1:
             told = {"process": self.index, "kind": type(error).__name__, "error": str(error)}
-            _client().key_value_set(_LEFT_KEY, json.dumps(told), allow_overwrite=True)
+            with contextlib.suppress(Exception):  # the others may be gone: the error is what counts
+                _client().key_value_set(_LEFT_KEY, json.dumps(told), allow_overwrite=True)
 
     def _missing(self, client: Any, prefix: str) -> str:
         absent = [i for i in range(self.count) if _get(client, f"{prefix}/{i}", 1) is None]
@@ -127,6 +129,8 @@ def initialize(
         return Processes()
     if any(given) and not all(given):
         raise RequestError("--coordinator, --processes and --process-id belong together")
+    if count is not None and index is not None and not 0 <= index < count:
+        raise RequestError(f"--process-id {index} is not one of --processes {count} (from 0)")
     if os.environ.get("JAX_PLATFORMS") == "cpu":
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:

@@ -6,7 +6,8 @@ import dataclasses
 from dataclasses import dataclass
 
 from ste_jax.config import DecodingKnobs
-from ste_jax.generators.batch import generate_file, read_prompts
+from ste_jax.errors import WorkError
+from ste_jax.generators.batch import check_place, generate_file, read_prompts
 from ste_jax.generators.protocol import Sampling
 from ste_jax.opening import locate, open_generator, source_fingerprint
 from ste_jax.records import content_id
@@ -37,7 +38,9 @@ def generate(options: GenerateOptions) -> str:
 
     Raises:
       RequestError: the model, the prompts or the place of the output will not do.
+      WorkError: not one sample could be drawn; the output says why of each.
     """
+    check_place(options.out)
     prompts = read_prompts(options.prompts)
     found = locate(options.model)
     sampling = Sampling(
@@ -76,6 +79,8 @@ def generate(options: GenerateOptions) -> str:
     )
     usage = dataclasses.asdict(generator.usage)
     speed = usage["new_tokens"] / usage["seconds"] if usage["seconds"] else 0.0
+    if failed == len(prompts) * options.samples:
+        raise WorkError(f"{options.out}: no sample could be drawn; see the `error` of its rows")
     errors = f", {failed} could not be answered (see their `error`)" if failed else ""
     return (
         f"{options.out}: {drawn} samples drawn now, {usage['new_tokens']} new tokens, "

@@ -25,7 +25,11 @@ def import_model(source: str, checkpoint: str, dtype: str) -> str:
         place,
         opened.model,
         tokenizer=opened.tokenizer,
-        provenance={"source": source, "iteration": 0, "fingerprint": source_fingerprint(found)},
+        provenance={
+            "source": source,
+            "iteration": 0,
+            "fingerprint": f"{source_fingerprint(found)}-{dtype}",
+        },
     )
     count = opened.model.config.parameter_count()
     return f"{checkpoint}: {count:,} parameters in {dtype}, from {found.name}"

@@ -57,9 +57,9 @@ def best_checkpoint(root: epath.Path) -> epath.Path:
     """
     best: tuple[float, int, epath.Path] | None = None
     for each in RunDir(root).iterations():
-        if not checkpoints.is_checkpoint(each.checkpoint):
-            continue
         curve = each.loss_curve
+        if not checkpoints.is_checkpoint(each.checkpoint) or (each.index and not curve.exists()):
+            continue  # nothing yet, or the best so far of a training in hand
         accuracy = files.read_json(curve).get("best_accuracy") if curve.exists() else None
         candidate = (-1.0 if accuracy is None else float(accuracy), each.index, each.checkpoint)
         best = candidate if best is None else max(best, candidate)
@@ -119,14 +119,17 @@ def on_mesh(model: Decoder, mesh: Mesh, dtype: str) -> Decoder:
 
 
 def source_fingerprint(source: Source) -> str:
-    """A hash that tells one model's files from another's, without reading all of them.
+    """A hash that tells one model's files from another's.
 
-    A checkpoint of ours has its arrays' checksums in its card. Of other files: names, sizes, and
-    64 KiB at both ends and every 16 MiB between, which finds any change of a whole matrix."""
+    A checkpoint of ours has its arrays' checksums in its card. Other files are read whole up to
+    1 GiB; of larger ones, to be quick, 64 KiB at both ends and every 16 MiB between, so a change of
+    less than 16 MiB in a row may stay unseen."""
     digest = hashlib.blake2b(digest_size=16)
     if source.kind == "checkpoint":
         card = checkpoints.read_card(source.path)
         digest.update(json.dumps([card["model"], card["parameters"]], sort_keys=True).encode())
+        for path in sorted((source.path / checkpoints.TOKENIZER).iterdir()):
+            digest.update(f"{path.name}\0".encode() + path.read_bytes())
         return digest.hexdigest()
     root = Path(os.fspath(source.path))
     paths = [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.is_file())
@@ -135,10 +138,11 @@ def source_fingerprint(source: Source) -> str:
         name = path.name if path == root else str(path.relative_to(root))
         digest.update(f"{name}\0{size}\0".encode())
         with path.open("rb") as file:
-            for place in (*range(0, size, _STRIDE), max(0, size - _PIECE)):
+            stride = _PIECE if size <= _WHOLE else _STRIDE
+            for place in (*range(0, size, stride), max(0, size - _PIECE)):
                 file.seek(place)
                 digest.update(file.read(_PIECE))
     return digest.hexdigest()
 
 
-_PIECE, _STRIDE = 1 << 16, 1 << 24
+_PIECE, _STRIDE, _WHOLE = 1 << 16, 1 << 24, 1 << 30

@@ -109,7 +109,8 @@ def _stage(context: Context, stage: str, iteration: int) -> None:
         annotate(context, iteration)
         curate(context, iteration)
     else:
-        _need(here.training, f"annotate --iteration {iteration}")
+        _need(here.judgments, f"annotate --iteration {iteration}")
+        curate(context, iteration)
         finetune_iteration(context, iteration)
 
 

@@ -114,6 +114,11 @@ class IterationDir:
         return self.root / "curation.json"
 
     @property
+    def curate_mark(self) -> epath.Path:
+        """What the training set was made of."""
+        return self.root / "curate.json"
+
+    @property
     def loss_curve(self) -> epath.Path:
         """One entry per optimizer step, and the validations (JSON), without times."""
         return self.root / "finetune.json"
@@ -216,6 +221,8 @@ class RunDir:
         if files.is_remote(self.root):
             yield
             return
+        if self.root.exists() and not self.root.is_dir():
+            raise RequestError(f"{self.root} is a file; a run is a directory")
         self.root.mkdir(parents=True, exist_ok=True)
         handle = os.open(self.root, os.O_RDONLY)
         try:

@@ -24,6 +24,9 @@ from ste_jax.errors import RequestError
 from ste_jax.generators.protocol import Message
 from ste_jax.gguf_tokenizer import read_gguf_tokenizer
 
+# `transformers` tells everybody at import that PyTorch is not there; it need not be.
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+
 _CHAT_TEMPLATE = "chat_template.jinja"
 _TEXTS = (".jinja", ".json", ".model", ".txt")
 """Endings of the files that may say something about a tokenizer; weights and code have others."""

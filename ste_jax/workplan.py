@@ -8,6 +8,7 @@ last row is done. Running again is therefore resuming, and an instruction more i
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -17,6 +18,7 @@ from tqdm import tqdm
 
 from ste_jax import files, preemption, rundir
 from ste_jax.distributed import Processes
+from ste_jax.errors import WorkError
 from ste_jax.rundir import Table
 
 In = TypeVar("In")
@@ -29,7 +31,8 @@ class ShardedStage:
 
     `inputs(shard)` gives the rows to work on; `outputs` are the tables it writes, the last one the
     sign that a shard is done; `input_of(table index, row)` names the input row (its id) that an
-    output row came from. Every input must give at least one row in some table.
+    output row came from. Every input must give at least one row in some table. `derived` was made
+    of the outputs, and goes when they are to change.
     """
 
     name: str
@@ -38,6 +41,7 @@ class ShardedStage:
     inputs: Callable[[int], list[Any]]
     outputs: Sequence[Table[Any]]
     input_of: Callable[[int, Any], str]
+    derived: Sequence[epath.Path] = ()
 
     @property
     def mark(self) -> epath.Path:
@@ -57,12 +61,16 @@ def run_sharded(
     work: Callable[[Iterator[Any]], Iterable[tuple[Any, Outputs]]],
     processes: Processes,
     on_shard: Callable[[int, int], None] = lambda shard, rows: None,
+    status: Callable[[], str] = lambda: "",
 ) -> bool:
     """Do what is missing of a stage; True if anything was.
 
     `work` takes the stream of input rows and yields (input row, rows for each output table) in any
-    order. `on_shard(shard, rows worked on)` is called after a shard is written. All processes have
-    finished their shards when this returns.
+    order. `on_shard(shard, rows worked on)` is called after a shard is written; `status()` is shown
+    on the progress bar. All processes have finished their shards when this returns.
+
+    Raises:
+      WorkError: after all have finished, a shard is not there for process 0 to see.
     """
     plan = processes.from_first(f"plan {stage.name}", lambda: _plan(stage))
     mine = [(shard, todo) for shard, todo in plan if shard % processes.count == processes.index]
@@ -107,13 +115,32 @@ def run_sharded(
             for rows, new in zip(shard.rows, outputs, strict=True):
                 rows.extend(new)
             shard.waiting.discard(row.id)
+            bar.set_postfix_str(status(), refresh=False)
             bar.update()
             if not shard.waiting:
                 write(open_.pop(shard.number), counts[shard.number])
             preemption.poll()
     assert not open_, f"{stage.name} ended with shards {sorted(open_)} unfinished"
     processes.barrier(f"end {stage.name}")
+    processes.from_first(f"seen {stage.name}", lambda: _see_all(stage))
     return bool(plan)
+
+
+def _see_all(stage: ShardedStage) -> None:
+    """A network file system may show a file late; a directory that is not shared never does."""
+    deadline = time.monotonic() + _SEEN_WITHIN_S
+    for table in stage.outputs:
+        for shard in range(table.shards):
+            while not table.done(shard):
+                if time.monotonic() > deadline:
+                    raise WorkError(
+                        f"{stage.name}: {table.path(shard)} was written by no process that shares "
+                        f"this directory; give all processes the same one"
+                    )
+                time.sleep(0.5)
+
+
+_SEEN_WITHIN_S = 60.0
 
 
 def _exhausted(rows: Iterator[Any]) -> Iterator[tuple[Any, Outputs]]:
@@ -126,6 +153,7 @@ def _exhausted(rows: Iterator[Any]) -> Iterator[tuple[Any, Outputs]]:
 def _plan(stage: ShardedStage) -> list[tuple[int, int]]:
     """(shard, rows to do) of every shard that is not as it should be. Process 0 only."""
     if rundir.marked(stage.mark) != stage.print_:
+        _forget_derived(stage)
         for table in stage.outputs:
             table.remove()
         rundir.mark(stage.mark, stage.print_)
@@ -139,7 +167,14 @@ def _plan(stage: ShardedStage) -> list[tuple[int, int]]:
         }
         if done != wanted or not stage.outputs[-1].done(number):
             plan.append((number, len(wanted - done)))
+    if plan:
+        _forget_derived(stage)
     return plan
+
+
+def _forget_derived(stage: ShardedStage) -> None:
+    for path in stage.derived:
+        files.remove(path)
 
 
 def _finished(stage: ShardedStage, number: int) -> list[list[Any]]:

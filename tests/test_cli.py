@@ -20,8 +20,10 @@ def told(capsys, *words) -> tuple[int, str]:
 
 
 def one_sentence(text: str) -> bool:
-    lines = [line for line in text.splitlines() if line.startswith("ste: ")]
-    return len(lines) == 1 and "Traceback" not in text
+    """The error is one line and the last; what stands before is progress."""
+    lines = text.strip().splitlines()
+    told = [line for line in lines if line.startswith("ste: ")]
+    return told == lines[-1:] and "Traceback" not in text
 
 
 @pytest.fixture
@@ -60,6 +62,10 @@ def test_every_command_has_help():
         ("roles.judge.sampling.top_p=0", "top_p must be above 0"),
         ("roles.judge.sampling.temperature=-1", "temperature must be at least 0"),
         ("roles.judge.sampling.temperature=0", "annotate.samples=4"),
+        ("finetune.epochs=0", "finetune.epochs"),
+        ("finetune.batch_rows=3", "finetune.batch_rows"),
+        ("decoding.new_buckets=[24, 4]", "rising"),
+        ("roles.modify.template=absent.yaml", "absent.yaml"),
     ],
 )
 def test_wrong_requests(config, tmp_path, capsys, override, says):
@@ -122,6 +128,9 @@ def test_generate_writes_a_row_per_sample_and_refuses_to_overwrite(tmp_path, cap
         ("{", "in.jsonl:1"),
         ('{"id": 1}', "neither"),
         ('{"messages": [1]}', "role"),
+        ('{"messages": []}', "in.jsonl:1"),
+        ('{"messages": [{"role": "user", "content": null}]}', "text as `role`"),
+        ('{"prompt": "\\ud800"}', "surrogate"),
         ("", "no prompt"),
     ],
 )

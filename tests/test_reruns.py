@@ -12,6 +12,7 @@ from etils import epath
 
 from ste_jax.checkpoints import read_card
 from ste_jax.cli import main
+from ste_jax.errors import Preempted
 from ste_jax.opening import best_checkpoint
 from ste_jax.rundir import RunDir
 from tests.comparing import assert_same_arrays
@@ -74,6 +75,33 @@ def test_the_seed_may_be_gone_once_it_was_read(copy, tmp_path, recwarn):
     assert any("going on with the seed" in str(each.message) for each in recwarn)
 
 
+def test_the_instructions_may_be_gone_once_they_were_taken_in(copy, tmp_path, capsys, recwarn):
+    run, config, where = copy
+    values = yaml.safe_load(config.read_text())
+    pool = shutil.copy(values["pool"]["path"][0], tmp_path / "pool.jsonl")
+    words = ["run", str(config), f"pool.path=[{pool}]", *where]
+    assert main(words) == 0
+    kept = {path: path.read_bytes() for path in Path(run.pool.directory).iterdir()}
+    Path(pool).unlink()
+    assert main(words) == 0
+    assert any("pool that was taken in" in str(each.message) for each in recwarn)
+    status, error = told(capsys, "run", str(config), "pool.path=[typo.jsonl]", *where)
+    assert status == 2 and "typo.jsonl" in error
+    assert {path: path.read_bytes() for path in Path(run.pool.directory).iterdir()} == kept
+
+
+def test_nothing_old_is_shown_of_a_judge_that_is_made_anew(copy, monkeypatch):
+    run, config, where = copy
+
+    def stop(*_: object, **__: object) -> None:
+        raise Preempted("stopped")
+
+    monkeypatch.setattr("ste_jax.steps.finetuning.finetune", stop)
+    assert main(["run", str(config), "finetune.learning_rate=0.002", *where]) == 75
+    assert run.iteration(0).evaluation.exists()
+    assert not run.iteration(1).evaluation.exists()
+
+
 def test_a_changed_judge_prompt_reaches_the_seed_s_card(copy, tmp_path):
     run, config, where = copy
     values = yaml.safe_load(config.read_text())
@@ -104,6 +132,10 @@ def test_an_evaluation_never_lands_in_somebody_s_directory(copy, tmp_path, capsy
     status, error = told(capsys, *words, "--out", str(out))
     assert status == 2 and "holds something else" in error
     assert sorted(path.name for path in out.iterdir()) == before
+    words[1] = str(tmp_path / "no-model")
+    status, error = told(capsys, *words, "--out", str(tmp_path / "new"))
+    assert status == 2 and "no-model" in error
+    assert not (tmp_path / "new").exists()
 
 
 def test_votes_without_chance_are_refused(copy, capsys):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 from etils import epath
 
+from ste_jax import workplan
 from ste_jax.distributed import Processes
+from ste_jax.errors import WorkError
 from ste_jax.records import DroppedPair, Label, shard_of
 from ste_jax.rundir import Table
 from ste_jax.workplan import ShardedStage, run_sharded
@@ -130,7 +132,7 @@ def test_a_shard_without_its_last_table_is_not_there(bench):
     assert bench.ids() == sorted(r.id for r in bench.inputs)
 
 
-def test_shards_are_divided_over_processes(bench, tmp_path):
+def test_shards_are_divided_over_processes(bench, monkeypatch):
     class Alone(Processes):
         """One of two processes whose meetings are let pass."""
 
@@ -140,7 +142,9 @@ def test_shards_are_divided_over_processes(bench, tmp_path):
         def from_first(self, name, make):
             return make()
 
-    Bench.run(bench, Alone(index=1, count=2))
+    monkeypatch.setattr(workplan, "_SEEN_WITHIN_S", 0.0)
+    with pytest.raises(WorkError, match=r"00000-of-00004\.parquet was written by no process"):
+        Bench.run(bench, Alone(index=1, count=2))
     assert [shard for shard in range(SHARDS) if bench.last.done(shard)] == [1, 3]
     Bench.run(bench, Alone(index=0, count=2))
     assert bench.ids() == sorted(r.id for r in bench.inputs)

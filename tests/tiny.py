@@ -243,19 +243,23 @@ def config_of_small_models(root: Path) -> dict[str, Any]:
         name="tiny-small",
         select__labels="score",
         select__min_difficulty=2,
-        select__train=200,
+        select__train=290,
+        select__heldout=70,
         select__max_category_share=1.0,
+        roles__respond__sampling__max_new_tokens=24,
+        pair__min_answer_chars=1,
         pair__rejected_from="respond",
-        pair__max_similarity=0.2,
+        pair__max_similarity=0.08,
         annotate__policy="all",
-        curate__min_agreement=0.6,
+        curate__min_agreement=0.5,
         judge__force_verdict=False,
         finetune__start_from="previous",
     )
     write_model(root / "model", **{"\n[Modified Instruction]\n": 2.0})
+    write_pool(root / "pool.jsonl", rows=1000)
     draw = random.Random(1)
     with (root / "pool.jsonl").open("a") as pool:
-        for _ in range(60):
+        for _ in range(30):
             text = " ".join(draw.choices(WORDS, k=38))
             pool.write(json.dumps({"instruction": f" {text}"}) + "\n")
     templates = {

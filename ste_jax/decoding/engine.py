@@ -93,20 +93,27 @@ class Engine:
 
     def submit(self, request: Request, prompt: Prompt) -> None:
         """Queues the request's samples. One that cannot be drawn is a completion that says why."""
-        # One without samples is told as a sample that there is not.
-        rows = [Row(request, sample, prompt) for sample in request.samples or (-1,)]
-        self.usage.requests += 1
-        self.usage.samples += len(rows)
         try:
             lane = self._check(request, prompt)
         except NoLane as error:
-            self._ready.extend(row.failed(str(error)) for row in rows)
+            self.refuse(request, str(error), prompt)
             return
+        rows = [Row(request, sample, prompt) for sample in request.samples]
+        self.usage.requests += 1
+        self.usage.samples += len(rows)
         if lane not in self._schedules:
             self._schedules[lane] = LaneSchedule(lane.groups, lane.rows)
         name = prompt.name
         for row in rows:
             self._schedules[lane].add(name, row)
+
+    def refuse(self, request: Request, why: str, prompt: Prompt | None = None) -> None:
+        """Answers the request's samples with completions that say why there are none."""
+        # One without samples is told as a sample that there is not.
+        rows = [Row(request, sample, prompt or Prompt(())) for sample in request.samples or (-1,)]
+        self.usage.requests += 1
+        self.usage.samples += len(rows)
+        self._ready.extend(row.failed(why) for row in rows)
 
     def completions(self) -> Iterator[Completion]:
         """Yields samples as they end, in no order, until nothing is outstanding.

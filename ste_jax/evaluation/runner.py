@@ -117,6 +117,11 @@ def open_judge(found: Source, options: JudgeOptions) -> LocalGenerator:
 
 def judge_two(options: JudgeOptions, instruction: str, a: str, b: str) -> str:
     """Judge two answers to an instruction in both orders; returns what to print."""
+    for name, text in (("--instruction", instruction), ("--a", a), ("--b", b)):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise RequestError(f"{name} is not a text in UTF-8") from error
     if a == b:
         raise RequestError("--a and --b are the same text; there is nothing to judge")
     found = locate(options.model)
@@ -172,11 +177,14 @@ def evaluate_benchmark(
     """
     root = epath.Path(out)
     pairs = list(read_pairs(benchmark, data))
-    if root.exists() and not (root / _OURS).exists() and any(True for _ in root.iterdir()):
-        raise RequestError(f"{out} holds something else; name another --out")
-    files.write_json(root / _OURS, {"benchmark": benchmark, "data": data, "model": options.model})
     found = locate(options.model)
     judging = make_judge(found, options)
+    if root.exists() and not root.is_dir():
+        raise RequestError(f"{out} is a file; --out names a directory")
+    if root.exists() and not (root / _OURS).exists() and any(True for _ in root.iterdir()):
+        raise RequestError(f"{out} holds something else; name another --out")
+    files.sweep_partials(root)
+    files.write_json(root / _OURS, {"benchmark": benchmark, "data": data, "model": options.model})
     prompts = Table(root / "prompts", Prompt, SHARDS)
     judgments = Table(root / "judgments", Judgment, SHARDS)
     by_shard: dict[int, list[Prompt]] = {shard: [] for shard in range(SHARDS)}
@@ -188,6 +196,7 @@ def evaluate_benchmark(
     asked = [
         options.votes,
         options.dtype,
+        [options.groups, options.group_size],
         judge.VERSION,
         role_fingerprint(judging.role),
         to_dict(judging.knobs),
@@ -199,6 +208,7 @@ def evaluate_benchmark(
         inputs=prompts.read,
         outputs=(judgments,),
         input_of=lambda table, row: row.prompt_id,
+        derived=(root / "evaluation.json",),
     )
 
     def work(rows: Iterator[Prompt]) -> Iterator[Any]:

@@ -104,6 +104,17 @@ def initial_state(
     return TrainState(step, jax.device_put(params, shardings.params), moments)
 
 
+def check_batch(knobs: FinetuneKnobs, mesh: Mesh) -> None:
+    """Raises `RequestError` where a micro-batch's rows cannot be divided over the mesh."""
+    rows = knobs.batch_rows // knobs.accumulate
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    if rows % ways:
+        raise RequestError(
+            f"finetune.batch_rows / finetune.accumulate = {rows} rows cannot be divided over "
+            f"finetune.mesh data x fsdp = {ways}; make it a multiple"
+        )
+
+
 def make_train_step(
     config: ModelConfig,
     knobs: FinetuneKnobs,
@@ -118,13 +129,7 @@ def make_train_step(
     Raises:
       RequestError: a micro-batch's rows cannot be divided over the mesh.
     """
-    rows = knobs.batch_rows // knobs.accumulate
-    ways = mesh.shape["data"] * mesh.shape["fsdp"]
-    if rows % ways:
-        raise RequestError(
-            f"finetune.batch_rows / finetune.accumulate = {rows} rows cannot be divided over "
-            f"finetune.mesh data x fsdp = {ways}; make it a multiple"
-        )
+    check_batch(knobs, mesh)
     optimizer = make_optimizer(knobs, total_steps)
     abstract = abstract_state(config, knobs, total_steps, mesh, param_dtype=param_dtype)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)

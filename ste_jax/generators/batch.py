@@ -16,7 +16,7 @@ from etils import epath
 from tqdm import tqdm
 
 from ste_jax import files, preemption
-from ste_jax.errors import RequestError
+from ste_jax.errors import RequestError, WorkError
 from ste_jax.generators.protocol import Completion, Generator, Message, Request, Sampling
 
 _FIELDS = ("id", "sample", "text", "n_tokens", "logprob", "finish_reason")
@@ -58,13 +58,39 @@ def _prompt(line: str, where: str, number: int) -> tuple[str, tuple[Message, ...
         if not isinstance(row.get("prompt"), str):
             raise RequestError(f"{where}: neither `prompt` (a text) nor `messages` (turns)")
         messages = [{"role": "user", "content": row["prompt"]}]
+    return str(row.get("id", number)), _turns(messages, where)
+
+
+def _turns(messages: Any, where: str) -> tuple[Message, ...]:
+    turns = messages if isinstance(messages, list) else []
+    good = [turn for turn in turns if isinstance(turn, dict)]
+    found = [text for turn in good for text in (turn.get("role"), turn.get("content"))]
+    texts = [text for text in found if isinstance(text, str)]
+    if not turns or len(texts) < 2 * len(turns):
+        raise RequestError(f"{where}: `messages` must be turns with a text as `role` and `content`")
     try:
-        turns = tuple(Message(role=str(t["role"]), content=str(t["content"])) for t in messages)
-    except (TypeError, KeyError) as error:
-        raise RequestError(
-            f"{where}: `messages` must be turns with `role` and `content`"
-        ) from error
-    return str(row.get("id", number)), turns
+        "".join(texts).encode()
+    except UnicodeEncodeError as error:
+        raise RequestError(f"{where}: a text holds half of a surrogate pair") from error
+    return tuple(Message(role=turn["role"], content=turn["content"]) for turn in good)
+
+
+def check_place(out: str) -> None:
+    """Refuse an output that cannot be made, before anything is loaded.
+
+    Raises:
+      RequestError: it is there already, or its directory is not.
+    """
+    place = Path(out)
+    if place.exists() and not _work_file(place).exists():
+        raise RequestError(f"{out} is there already; remove it or name another --out")
+    if not place.parent.is_dir():
+        raise RequestError(f"{out} cannot be written: {place.parent} is not a directory")
+
+
+def _work_file(place: Path) -> Path:
+    """Where finished samples wait until the output is whole."""
+    return place.with_name(place.name + ".work")
 
 
 def generate_file(
@@ -84,11 +110,10 @@ def generate_file(
 
     Raises:
       RequestError: the output is there already, or a work file of other settings is.
+      WorkError: the work file cannot be written.
     """
-    place = Path(out)
-    if place.exists():
-        raise RequestError(f"{out} is there already; remove it or name another --out")
-    work = place.with_name(place.name + ".work")
+    check_place(out)
+    work = _work_file(Path(out))
     done = _read_work(work, settings)
     fresh = not work.exists()
     wanted = [
@@ -145,9 +170,14 @@ def _row(completion: Completion) -> dict[str, Any]:
 
 
 def _append(file: Any, row: dict[str, Any]) -> None:
-    file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    file.flush()
-    os.fsync(file.fileno())
+    try:
+        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    except OSError as error:
+        raise WorkError(
+            f"could not append to {file.name}: {error.strerror}; make room and run again"
+        ) from error
 
 
 def _read_work(work: Path, settings: dict[str, Any]) -> dict[tuple[str, int], dict[str, Any]]:

@@ -19,6 +19,7 @@ from ste_jax.config import DecodingKnobs
 from ste_jax.decoding.engine import Engine, Progress
 from ste_jax.decoding.lanes import NoLane
 from ste_jax.decoding.rows import Prompt, TextDecoder
+from ste_jax.errors import SteError
 from ste_jax.generators.protocol import (
     Capabilities,
     Completion,
@@ -78,9 +79,12 @@ class LocalGenerator:
         continued = list(request.continue_ids)
         if continued and continued[-1] in self._tokenizer.eos_ids:
             continued.pop()
-        self._engine.submit(
-            request, self._prompt(request.messages, continued, request.continue_text)
-        )
+        try:
+            prompt = self._prompt(request.messages, continued, request.continue_text)
+        except SteError as error:  # this chat cannot be asked; the others can
+            self._engine.refuse(request, str(error))
+            return
+        self._engine.submit(request, prompt)
 
     def completions(self) -> Iterator[Completion]:
         """Yields samples as they end, in no order, until nothing is outstanding."""
@@ -115,12 +119,13 @@ class LocalGenerator:
         end-of-turn token is added; an empty one has no log-probabilities.
         """
         for request in requests:
-            prompt = self._prompt(request.messages, [], request.continue_text)
-            tokens = [self._tokenizer.encode(text, continues=True) for text in request.completions]
+            encode = self._tokenizer.encode
             try:
+                prompt = self._prompt(request.messages, [], request.continue_text)
+                tokens = [encode(text, continues=True) for text in request.completions]
                 logprobs = tuple(self._engine.score(request.id, prompt, tokens))
                 yield Score(request_id=request.id, logprobs=logprobs)
-            except NoLane as error:
+            except (NoLane, SteError) as error:
                 yield Score(request_id=request.id, logprobs=(), error=str(error))
 
     def _prompt(self, messages: Sequence[Message], continued: list[int], text: str) -> Prompt:

@@ -31,6 +31,14 @@ PLACES = {
 }
 """The places that each role's template may use."""
 
+NEEDED = {
+    "classify": frozenset({"instruction"}),
+    "respond": frozenset({"instruction"}),
+    "modify": frozenset({"instruction"}),
+    "judge": frozenset({"instruction", "answer_a", "answer_b"}),
+}
+"""The places without which a role's `user` text would not ask what it is to ask."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Template:
@@ -99,10 +107,18 @@ def _checked(values: Any, name: str, role: str) -> Template:
         raise RequestError(
             f"template {name} must hold `user` and may hold {sorted(known)}, no more"
         )
+    for key in ("system", "user", "start"):
+        if not isinstance(values.get(key) or "", str):
+            raise RequestError(f"template {name}: {key} is {values[key]!r}, not a text: quote it")
     used = {place for key in ("system", "user") for place in _PLACE.findall(values.get(key) or "")}
     if used - PLACES[role]:
         unknown, places = sorted(used - PLACES[role])[0], sorted(PLACES[role])
         raise RequestError(f"template {name} has a place {{{unknown}}}; {role} has {places}")
+    lacking = NEEDED[role] - set(_PLACE.findall(values["user"]))
+    if lacking:
+        raise RequestError(
+            f"template {name}: the user text of {role} has no place {{{sorted(lacking)[0]}}}"
+        )
     examples = tuple(values.get("examples") or ())
     needed = {place for place in _PLACE.findall(values["user"]) if place != "categories"}
     for number, example in enumerate(examples):
@@ -111,6 +127,11 @@ def _checked(values: Any, name: str, role: str) -> Template:
                 (needed | {"reply"}) - set(example if isinstance(example, dict) else ())
             )
             raise RequestError(f"template {name}: example {number} lacks {', '.join(missing)}")
+        for key, value in example.items():
+            if not isinstance(value, str):
+                raise RequestError(
+                    f"template {name}: example {number}: {key} is {value!r}, not a text: quote it"
+                )
     return Template(
         name=name,
         user=values["user"].rstrip("\n"),

@@ -295,8 +295,9 @@ def _tables(run: RunDir, counts: dict[str, Any]) -> Safe:
         parts.append(_across(iterations))
     if stages:
         parts += [tag("h3", "By stage"), table(*cells(stages))]
-        parts.append(note("Work that was spent, attempts that were killed among it; seconds are "
-                          "summed over processes, FLOPs are the model's."))  # fmt: skip
+        parts.append(note("Work whose results were written, also where a changed knob threw "
+                          "them away later; seconds are summed over processes, FLOPs are the "
+                          "model's."))  # fmt: skip
     return section(title, *(parts or [note(_NOT_YET)]))
 
 

@@ -2,7 +2,9 @@
 
 Counts come from the run's tables (see `funnel`), measures from each iteration's `evaluation.json`,
 and the work done (tokens, seconds, FLOPs) from the events of `metrics.jsonl`. Seconds are summed
-over processes.
+over processes. All work whose results were written counts, also what a changed knob threw away
+later; what a kill took before it was written does not, and a training step counts once, as it was
+done last.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ def iteration_table(run: RunDir, counts: dict[str, Any] | None = None) -> list[d
     """One row per judge, from the seed's iteration 0; what is not there (yet) is null.
 
     `counts` is the run's funnel where the caller has it at hand. A measure stands beside its
-    interval, `<name>_ci95`. `tokens_drawn` were generated (`drawn_per_second` of decoding),
+    interval, `<name>_ci95`. `tokens_drawn` were generated (`drawn_per_second` of the stages that
+    draw any, prompts included),
     `tokens_trained` went through training steps; `flops` and `seconds` are of both. The work of
     iteration 0 is the selection, the pairs and the seed's evaluation.
     """
@@ -41,6 +44,7 @@ def _row(
 ) -> dict[str, Any]:
     mine = [event for event in events if event.get("iteration") == iteration.index]
     drawn, trained = _sum(_work(mine)), _sum(_steps(mine))
+    drawing = _sum([event for event in _work(mine) if event.get("new_tokens")])
     split = counts["selection"]["kept"].get("train", {})
     evaluation = files.read_json(iteration.evaluation) if iteration.evaluation.exists() else {}
     row: dict[str, Any] = {
@@ -51,7 +55,7 @@ def _row(
         "kept_A": annotated["kept"]["A"] if annotated else None,
         "kept_B": annotated["kept"]["B"] if annotated else None,
         "tokens_drawn": drawn.get("new_tokens"),
-        "drawn_per_second": _rate(drawn.get("new_tokens"), drawn.get("seconds")),
+        "drawn_per_second": _rate(drawn.get("new_tokens"), drawing.get("seconds")),
         "tokens_trained": trained.get("tokens"),
         "flops": _add(drawn.get("flops"), trained.get("flops")),
         "seconds": _add(drawn.get("seconds"), trained.get("seconds")),

@@ -40,7 +40,9 @@ def annotate(
     def tell(prompt: Prompt) -> Story[list[Judgment]]:
         judgments: list[Judgment] = []
         for wave in waves(knobs.samples, knobs.waves):
-            drawn = yield from judge_samples(prompt, judge, wave, generator)
+            drawn = yield from judge_samples(
+                prompt, judge, wave, generator, alone=knobs.samples == 1
+            )
             judgments += drawn
             if any(each.failure == "error" for each in drawn):
                 break  # the prompt itself cannot be asked: more samples would fail alike

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -74,6 +75,17 @@ def source_identity(knobs: PoolKnobs) -> list[Any]:
     return identity
 
 
+def missing_files(knobs: PoolKnobs) -> list[str]:
+    """The sources that are named like a file and are not there."""
+    return [
+        source
+        for source in knobs.path
+        if source != "builtin"
+        and Path(source).suffix.lower() in _READERS
+        and not Path(source).exists()
+    ]
+
+
 def builtin_path() -> Path:
     """The instructions that the package ships."""
     return Path(str(resources.files("ste_jax"))) / "data" / "instructions.jsonl"
@@ -87,6 +99,8 @@ def _read_source(source: str, split: str) -> Iterator[_Raw]:
         if reader is None:
             known = ", ".join(sorted(_READERS))
             raise RequestError(f"instructions file {name} must end in one of {known}")
+        if not os.access(path, os.R_OK):
+            raise RequestError(f"instructions file {name} may not be read: permission denied")
         yield from reader(path, name)
     elif path.suffix.lower() in _READERS or path.exists():
         raise RequestError(f"instructions file {name} does not exist or is not a file")
@@ -101,7 +115,7 @@ def _read_jsonl(path: Path, name: str) -> Iterator[_Raw]:
                 continue
             try:
                 values = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 yield _Raw(name, number, None, f"not JSON: {error}")
                 continue
             yield _mapping(name, number, values)
@@ -110,7 +124,7 @@ def _read_jsonl(path: Path, name: str) -> Iterator[_Raw]:
 def _read_json(path: Path, name: str) -> Iterator[_Raw]:
     try:
         rows = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RequestError(f"instructions file {name} is not JSON: {error}") from error
     if not isinstance(rows, list):
         raise RequestError(f"instructions file {name} must hold a JSON array of rows")
@@ -207,7 +221,7 @@ def _instruction(raw: _Raw, knobs: PoolKnobs) -> Instruction | Rejected | None:
     value = at_path(raw.values, path)
     messages = _messages(value)
     if messages is None:
-        return reject(f"field {path} is not a text or a list of turns that ends with the user's")
+        return reject(f"field {path} is not a text or a list of turns that begins with the user's")
     if any(not turn["content"].strip() for turn in messages):
         return reject(f"field {path} is empty")
     if sum(len(turn["content"]) for turn in messages) > knobs.max_chars:
@@ -235,8 +249,9 @@ def _usual_field(values: Mapping[str, Any]) -> str:
 
 
 def _messages(value: Any) -> tuple[Message, ...] | None:
-    """A text is one user turn; a list of texts gives its first; a list of turns runs up to the
-    first user turn (the later ones answer replies that we do not have)."""
+    """A text is one user turn; a list of texts gives its first; a list of turns gives its system
+    turn, if it begins with one, and the user's first (the later ones answer replies that we do not
+    have)."""
     if isinstance(value, str):
         return (Message(role="user", content=value.strip()),)
     if not isinstance(value, (list, tuple)) or not value:
@@ -251,6 +266,8 @@ def _messages(value: Any) -> tuple[Message, ...] | None:
         turns.append(Message(role=role, content=content.strip()))
         if role == "user":
             return tuple(turns)
+        if role != "system" or len(turns) > 1:
+            return None  # no chat template takes it, and the user asked for nothing yet
     return None
 
 

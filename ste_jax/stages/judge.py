@@ -57,9 +57,15 @@ def build_prompts(pair: Pair, template: Template) -> tuple[Prompt, Prompt]:
 
 
 def judge_samples(
-    prompt: Prompt, judge: Judge, samples: tuple[int, ...], generator: Generator
+    prompt: Prompt,
+    judge: Judge,
+    samples: tuple[int, ...],
+    generator: Generator,
+    *,
+    alone: bool,
 ) -> Story[list[Judgment]]:
-    """The story of some samples of one prompt: judge, then force a verdict where there is none."""
+    """The story of some samples of one prompt: judge, then force a verdict where there is none.
+    `alone`: there will never be another sample of it."""
     role = judge.role
     request = Request(
         id=prompt.id,
@@ -68,7 +74,7 @@ def judge_samples(
         samples=samples,
         key=role.key,
         continue_text=role.template.start,
-        alone=len(samples) == 1,
+        alone=alone,
     )
     (free,) = yield (request,)
     judgments = {done.sample: _judgment(prompt, judge, done) for done in free}
@@ -163,7 +169,9 @@ def judge_all(
     """`votes` judgments of every prompt, as they finish: for measuring a judge."""
 
     def tell(prompt: Prompt) -> Story[list[Judgment]]:
-        found = yield from judge_samples(prompt, judge, tuple(range(votes)), generator)
+        found = yield from judge_samples(
+            prompt, judge, tuple(range(votes)), generator, alone=votes == 1
+        )
         generator.release(prompt.id)
         return found
 

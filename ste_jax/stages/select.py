@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ste_jax.config import SelectKnobs
-from ste_jax.errors import RequestError
+from ste_jax.errors import RequestError, WorkError
 from ste_jax.generators.protocol import Completion, Generator, Request, Score, ScoreRequest
 from ste_jax.prompts.parse import parse_category, parse_difficulty
 from ste_jax.records import Instruction, Label, LabelScore, Selection, hash_order
@@ -112,17 +112,22 @@ def _label_by_score(
         difficulties = score.calibrate("difficulty", DIFFICULTIES, neutral)
     for batch in _batches(rows, in_flight):
         found = score.rows(batch, categories, [start] * len(batch))
-        names = [_best(scores) for scores in found]
-        rated: list[list[LabelScore]] = [[] for _ in batch]
+        names = [_best(scored.scores) for scored in found]
+        rated = [_Scored() for _ in batch]
         if difficulties is not None:
             starts = [_difficulty_start(start, name or "") for name in names]
             rated = score.rows(batch, difficulties, starts)
-        for row, name, scores, ratings in zip(batch, names, found, rated, strict=True):
-            level = _best(ratings)
-            failure = None if name is not None else "error"
-            difficulty = int(level) if level is not None else None
-            done = Label(id=row.id, category=name, difficulty=difficulty, failure=failure, text="")
-            yield row, done, scores + ratings
+        for row, name, scored, rating in zip(batch, names, found, rated, strict=True):
+            level = _best(rating.scores)
+            error = scored.error or rating.error
+            done = Label(
+                id=row.id,
+                category=name,
+                difficulty=int(level) if level is not None else None,
+                failure="error" if error else None,
+                text=error,
+            )
+            yield row, done, scored.scores + rating.scores
 
 
 def _difficulty_start(start: str, category: str) -> str:
@@ -131,6 +136,14 @@ def _difficulty_start(start: str, category: str) -> str:
 
 def _best(scores: Sequence[LabelScore]) -> str | None:
     return max(scores, key=lambda each: each.calibrated).label if scores else None
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """A row's scores of all labels, or why there are none."""
+
+    scores: list[LabelScore] = field(default_factory=list)
+    error: str = ""
 
 
 @dataclass(frozen=True)
@@ -150,33 +163,21 @@ class _Scorer:
         ]
         sums = [0.0] * len(labels)
         for score in self.generator.score(requests):
+            if score.error:
+                raise WorkError(f"select: the labels cannot be scored: {score.error}")
             for position, logprobs in enumerate(score.logprobs):
                 sums[position] += sum(logprobs)
         return _Scale(kind, tuple(labels), tuple(total / max(1, len(free)) for total in sums))
 
     def rows(
         self, batch: Sequence[Instruction], scale: _Scale, starts: Sequence[str]
-    ) -> list[list[LabelScore]]:
-        """Each row's scores of all labels; none for a row that could not be scored."""
+    ) -> list[_Scored]:
+        """Each row's scores."""
         requests = [
             self._request(row.id, last_user_text(row.messages), scale.labels, start)
             for row, start in zip(batch, starts, strict=True)
         ]
-        return [
-            [
-                LabelScore(
-                    id=score.request_id,
-                    kind=scale.kind,
-                    label=name,
-                    logprob=sum(logprobs),
-                    calibrated=sum(logprobs) - bias,
-                )
-                for name, bias, logprobs in zip(
-                    scale.labels, scale.bias, score.logprobs, strict=not score.error
-                )
-            ]
-            for score in self._polled(requests)
-        ]
+        return [_scored(score, scale) for score in self._polled(requests)]
 
     def _polled(self, requests: Sequence[ScoreRequest]) -> Iterator[Score]:
         for score in self.generator.score(requests):
@@ -190,6 +191,22 @@ class _Scorer:
             completions=tuple(f" {label}" for label in labels),
             continue_text=start,
         )
+
+
+def _scored(score: Score, scale: _Scale) -> _Scored:
+    if score.error:
+        return _Scored(error=score.error)
+    scores = [
+        LabelScore(
+            id=score.request_id,
+            kind=scale.kind,
+            label=name,
+            logprob=sum(logprobs),
+            calibrated=sum(logprobs) - bias,
+        )
+        for name, bias, logprobs in zip(scale.labels, scale.bias, score.logprobs, strict=True)
+    ]
+    return _Scored(scores)
 
 
 def _batches(rows: Iterable[Instruction], size: int) -> Iterator[list[Instruction]]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from ste_jax.context import Context
+from ste_jax.decoding.engine import Progress
 from ste_jax.generators.protocol import Generator
 from ste_jax.rundir import IterationDir
 from ste_jax.workplan import ShardedStage, run_sharded
@@ -20,11 +21,27 @@ def ask(
 ) -> None:
     """Run a sharded stage that asks a model, and log what each shard cost."""
     note: Callable[[int], None] = lambda rows: None  # noqa: E731 - until there is work
+    status: Callable[[], str] = lambda: ""  # noqa: E731
 
     def working(rows: Iterator[Any]) -> Iterator[Any]:
-        nonlocal note
+        nonlocal note, status
         generator = context.generator(asked.checkpoint)
         note = context.meter(stage.name, iteration, generator)
+        status = lambda: _pace(generator.progress)  # noqa: E731
         yield from work(rows, generator)
 
-    run_sharded(stage, working, context.processes, on_shard=lambda shard, rows: note(rows))
+    run_sharded(
+        stage,
+        working,
+        context.processes,
+        on_shard=lambda shard, rows: note(rows),
+        status=lambda: status(),
+    )
+
+
+def _pace(progress: Progress) -> str:
+    """How fast the engine is, for the progress bar."""
+    return (
+        f"{progress.tokens_per_second:.0f} tokens/s, slots {progress.slot_occupancy:.0%} in use, "
+        f"prefill {progress.prefill_share:.0%} of the time"
+    )

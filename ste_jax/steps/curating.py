@@ -21,7 +21,7 @@ def _curate(context: Context, iteration: int) -> None:
     here, knobs = context.run.iteration(iteration), context.config.curate
     inputs = rundir.row_ids([here.prompts, here.judgments])
     print_ = fingerprint("curate", curation.VERSION, to_dict(knobs), inputs=inputs)
-    mark = here.root / "curate.json"
+    mark = here.curate_mark
     if rundir.marked(mark) == print_ and here.training.complete() and here.curation.exists():
         return
     files.remove(mark)

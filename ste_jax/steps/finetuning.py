@@ -15,6 +15,8 @@ from tqdm import tqdm
 
 from ste_jax import checkpoints, files, judge_card, preemption, rundir
 from ste_jax.context import Context
+from ste_jax.errors import WorkError
+from ste_jax.finetuning import packing
 from ste_jax.finetuning.loop import finetune
 from ste_jax.finetuning.packing import Example
 from ste_jax.generators.local import LocalGenerator
@@ -54,7 +56,8 @@ def finetune_iteration(context: Context, iteration: int) -> None:
         begun = rundir.marked(mark) == print_
         lost = here.loss_curve.exists() and not is_there(here)
         if not begun or lost:
-            for path in (here.loss_curve, here.checkpoint, here.train_state):
+            # the state first: what it ended with must not outlive the checkpoint
+            for path in (here.train_state, here.loss_curve, here.checkpoint, here.evaluation):
                 files.remove(path)
             rundir.mark(mark, print_)
         return not here.loss_curve.exists()
@@ -82,7 +85,19 @@ def _train(
     data: str,
 ) -> None:
     knobs = context.config.finetune
-    examples = [make_example(row, opened.tokenizer) for row in here.training.rows()]
+    letters: dict[str, str] = {}
+    examples = []
+    for row in here.training.rows():
+        letters[row.id] = row.label
+        examples.append(make_example(row, opened.tokenizer))
+    plan = packing.plan(examples, knobs, context.config.seed)
+    left = {letter for id, letter in letters.items() if id not in plan.too_long}
+    if len(left) == 1:
+        raise WorkError(
+            f"finetune: {len(plan.too_long)} of iteration {here.index}'s {len(examples)} rows are "
+            f"longer than finetune.sequence_length={knobs.sequence_length}, and all the others "
+            f"have the verdict {left.pop()}; raise it"
+        )
 
     def save_model(model: Decoder, step: int, metrics: dict[str, Any]) -> None:
         checkpoints.save_checkpoint(
@@ -104,7 +119,7 @@ def _train(
             barrier=context.processes.barrier,
         )
 
-    bar = tqdm(desc=f"finetune {here.index}", unit="step")
+    bar = tqdm(desc=f"finetune {here.index}", unit="step", total=len(plan.steps))
 
     def log(event: dict[str, Any]) -> None:
         context.log("train_step", iteration=here.index, **event)

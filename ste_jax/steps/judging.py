@@ -56,6 +56,7 @@ def annotate(context: Context, iteration: int) -> None:
         inputs=here.prompts.read,
         outputs=(here.judgments,),
         input_of=lambda table, row: row.prompt_id,
+        derived=(here.curate_mark, here.curation, here.training.directory),
     )
 
     def work(rows: Iterator[Prompt], generator: Generator) -> Iterator[Any]:
@@ -86,6 +87,7 @@ def evaluate(context: Context, iteration: int) -> None:
         inputs=here.evaluation_prompts.read,
         outputs=(here.evaluation_judgments,),
         input_of=lambda table, row: row.prompt_id,
+        derived=(here.evaluation,),
     )
 
     def work(rows: Iterator[Prompt], generator: Generator) -> Iterator[Any]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections import defaultdict
 from collections.abc import Iterator
+from typing import Any
 
 from etils import epath
 
@@ -25,22 +27,35 @@ def take_in(context: Context) -> None:
 
 def _take_in(context: Context) -> None:
     run, knobs = context.run, context.config.pool
-    print_ = fingerprint(
-        "intake", intake.VERSION, to_dict(knobs), inputs=intake.source_identity(knobs)
-    )
+    asked = fingerprint("intake", intake.VERSION, to_dict(knobs))
+    print_ = f"{asked}/{fingerprint('source', 1, intake.source_identity(knobs))}"
     mark = run.root / "instructions" / "intake.json"
-    if rundir.marked(mark) == print_ and run.pool.complete():
+    there = rundir.marked(mark) if run.pool.complete() else ""
+    if there == print_:
         return
-    files.remove(mark)
-    run.pool.remove()
+    gone = intake.missing_files(knobs)
+    if gone and there.startswith(asked):
+        warnings.warn(f"going on with the pool that was taken in: {gone[0]} is gone", stacklevel=2)
+        return
     counts: dict[str, int] = {}
     set_aside: list[intake.Rejected] = []
-    rows = intake.collapse(intake.read_pool(knobs), counts, set_aside)
-    _write_pool(run.pool, rows)
-    if not counts["kept"]:
-        first = f"; the first: {set_aside[0]}" if set_aside else ""
+    spill = epath.Path(f"{run.pool.directory}.partial-spill")
+    try:
+        _spill(spill, intake.collapse(intake.read_pool(knobs), counts, set_aside), run.pool.shards)
+        if not counts["kept"]:
+            first = f"; the first: {set_aside[0]}" if set_aside else ""
+            paths = ", ".join(knobs.path)
+            raise WorkError(f"intake: no instruction in {paths} could be used{first}")
+        files.remove(mark)  # from here on the old pool is no more
         run.pool.remove()
-        raise WorkError(f"intake: no instruction in {', '.join(knobs.path)} could be used{first}")
+        _write_pool(run.pool, spill)
+    except OSError as error:
+        raise WorkError(
+            f"intake: could not write below {spill.parent}: {error.strerror or error}; make room "
+            f"and run again"
+        ) from error
+    finally:
+        files.remove(spill)
     lines = [json.dumps(vars(each), ensure_ascii=False) + "\n" for each in set_aside]
     files.write_whole(run.rejected, "".join(lines).encode())
     manifest = files.read_json(run.manifest)
@@ -49,26 +64,38 @@ def _take_in(context: Context) -> None:
     context.log("intake", **counts)
 
 
-def _write_pool(pool: Table[Instruction], rows: Iterator[Instruction]) -> None:
-    """Spread a stream over the shards through one spill file per shard: one shard is in memory."""
-    spill = epath.Path(f"{pool.directory}.partial-spill")
+def _spill(spill: epath.Path, rows: Iterator[Instruction], shards: int) -> None:
+    """Spread a stream over one file per shard."""
     files.remove(spill)
     spill.mkdir(parents=True)
-    handles = [(spill / str(shard)).open("w") for shard in range(pool.shards)]
-    try:
-        for row in rows:
-            handles[shard_of(row.id, pool.shards)].write(json.dumps(vars(row)) + "\n")
-            preemption.poll()
-    finally:
-        for handle in handles:
-            handle.close()
+    waiting: dict[int, list[str]] = defaultdict(list)
+
+    def flush() -> None:
+        for shard, lines in waiting.items():
+            with (spill / str(shard)).open("a") as file:
+                file.writelines(lines)
+        waiting.clear()
+
+    for number, row in enumerate(rows, start=1):
+        waiting[shard_of(row.id, shards)].append(json.dumps(vars(row)) + "\n")
+        if number % _ROWS_IN_MEMORY == 0:
+            flush()
+        preemption.poll()
+    flush()
+
+
+def _write_pool(pool: Table[Instruction], spill: epath.Path) -> None:
+    """The spilled rows as a table: one shard is in memory."""
     for shard in range(pool.shards):
-        lines = (spill / str(shard)).read_text().splitlines()
+        file = spill / str(shard)
+        lines = file.read_text().splitlines() if file.exists() else []
         made = [json.loads(line) for line in lines]
         pool.write(
             shard, [Instruction(**{**row, "messages": tuple(row["messages"])}) for row in made]
         )
-    files.remove(spill)
+
+
+_ROWS_IN_MEMORY = 4096
 
 
 def import_seed(context: Context) -> None:
@@ -76,26 +103,11 @@ def import_seed(context: Context) -> None:
 
     A source that is gone since is no loss: the checkpoint holds all of it.
     """
-    config, seed = context.config, context.run.iteration(0)
-    there = checkpoints.read_card(seed.checkpoint) if is_there(seed) else None
-    try:
-        found = locate(config.model)
-    except SteError as error:
-        if there is None or there["provenance"]["source"] != config.model:
-            raise
-        warnings.warn(f"going on with the seed in {seed.checkpoint}: {error}", stacklevel=2)
+    seed, knobs = context.run.iteration(0), context.config.finetune
+    provenance = context.processes.from_first("seed", lambda: _to_import(context))
+    if provenance is None:
         return
-    knobs = config.finetune
-    provenance = {
-        "run": config.name,
-        "iteration": 0,
-        "parent": None,
-        "source": config.model,
-        "fingerprint": fingerprint("seed", 1, knobs.param_dtype, model=source_fingerprint(found)),
-        "judge": judge_card.to_dict(judge_card.of_config(config)),
-    }
-    if there is not None and there["provenance"] == json.loads(json.dumps(provenance)):
-        return
+    found = locate(context.config.model)
     opened = open_model(found, knobs.mesh, dtype=knobs.dtype, param_dtype=knobs.param_dtype)
     checkpoints.save_checkpoint(
         seed.checkpoint,
@@ -104,6 +116,30 @@ def import_seed(context: Context) -> None:
         provenance=provenance,
         barrier=context.processes.barrier,
     )
+
+
+def _to_import(context: Context) -> dict[str, Any] | None:
+    """The provenance of the seed that is to be read; None if it is there already."""
+    config, seed = context.config, context.run.iteration(0)
+    there = checkpoints.read_card(seed.checkpoint) if is_there(seed) else None
+    try:
+        found = locate(config.model)
+    except SteError as error:
+        if there is None or there["provenance"]["source"] != config.model:
+            raise
+        warnings.warn(f"going on with the seed in {seed.checkpoint}: {error}", stacklevel=2)
+        return None
+    model = source_fingerprint(found)
+    provenance: dict[str, Any] = {
+        "run": config.name,
+        "iteration": 0,
+        "parent": None,
+        "source": config.model,
+        "fingerprint": fingerprint("seed", 1, config.finetune.param_dtype, model=model),
+        "judge": judge_card.to_dict(judge_card.of_config(config)),
+    }
+    same = there is not None and there["provenance"] == json.loads(json.dumps(provenance))
+    return None if same else provenance
 
 
 def is_there(iteration: IterationDir) -> bool:

@@ -158,6 +158,32 @@ def test_release_and_waves(generator: LocalGenerator) -> None:
     assert generator.progress.samples_done == generator.usage.samples
 
 
+def test_a_chat_that_cannot_be_asked_fails_alone(generator: LocalGenerator) -> None:
+    bad: list[Message] = [{"role": "no word", "content": " amber"}]
+    found = ask(
+        generator,
+        Request(id="bad", messages=bad, sampling=GREEDY, samples=(0, 1)),
+        Request(id="good", messages=CHATS[1], sampling=GREEDY),
+    )
+    assert [found[f"bad/{sample}"].finish_reason for sample in (0, 1)] == ["error", "error"]
+    assert "'no word'" in found["bad/0"].error
+    assert found["good/0"].finish_reason != "error"
+    bad_score, good_score = generator.score(
+        ScoreRequest(id=id, messages=messages, completions=[" coding"])
+        for id, messages in (("bad", bad), ("good", CHATS[1]))
+    )
+    assert "'no word'" in bad_score.error and not bad_score.logprobs
+    assert not good_score.error
+
+
+def test_a_lone_sample_is_the_one_that_it_is_among_others(generator: LocalGenerator) -> None:
+    sampling = Sampling(max_new_tokens=24, temperature=0.8)
+    request = Request(id="l", messages=CHATS[2], sampling=sampling, samples=(0,), key=3)
+    among = ask(generator, dataclasses.replace(request, samples=(0, 1)))
+    alone = ask(generator, dataclasses.replace(request, alone=True))
+    assert alone["l/0"].token_ids == among["l/0"].token_ids
+
+
 def test_text_of_data_that_spells_a_control_token_ends_nothing(
     generator: LocalGenerator, tokenizer: Tokenizer
 ) -> None:

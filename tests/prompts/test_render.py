@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from ste_jax.errors import RequestError
@@ -35,6 +37,9 @@ def test_examples_are_turns_and_the_start_begins_their_replies(tmp_path):
         ("system: x", "user"),
         ("user: x\nusr: y", "no more"),
         ("user: '{answer}'", "answer"),
+        ("user: 5", "user is 5, not a text"),
+        ("user: hello", "no place {instruction}"),
+        ("user: '{instruction}'\nexamples: [{instruction: x, reply: 84}]", "reply is 84"),
         ("user: '{instruction}'\nexamples: [{reply: x}]", "example 0 lacks instruction"),
         ("user: '{instruction}'\nexamples: [{instruction: x}]", "example 0 lacks reply"),
     ],
@@ -42,7 +47,7 @@ def test_examples_are_turns_and_the_start_begins_their_replies(tmp_path):
 def test_what_is_wrong_with_a_template_is_named(tmp_path, text, told):
     path = tmp_path / "t.yaml"
     path.write_text(text)
-    with pytest.raises(RequestError, match=told):
+    with pytest.raises(RequestError, match=re.escape(told)):
         load_template(str(path), "classify")
 
 

@@ -20,7 +20,7 @@ EXAMPLE = {
 }
 
 
-def make(said, knobs, start="", examples=()):
+def make(said, knobs, start="", examples=(), before=()):
     sampling = Sampling(max_new_tokens=32)
     respond = Role(
         name="respond", template=Template(name="r", user="{instruction}"), sampling=sampling, key=1
@@ -35,7 +35,7 @@ def make(said, knobs, start="", examples=()):
         return said["modify" if text.startswith("modify:") else text]
 
     generator = Scripted(reply)
-    messages = ({"role": "user", "content": "name two rivers in France"},)
+    messages = (*before, {"role": "user", "content": "name two rivers in France"})
     row = Instruction(id=instruction_id(messages), messages=messages, source="test")
     ((_, found),) = pair([row], generator, respond, modify, knobs, in_flight=1)
     return found, generator
@@ -72,6 +72,7 @@ def test_a_pair_whose_rejected_answer_is_asked_for_alone():
         ({**ANSWER, "modify": GOOD.replace("[Response]\n", "")}, "modify_no_response_mark"),
         ({**ANSWER, "modify": GOOD.replace("Spain", "France")}, "modified_is_same"),
         ({**ANSWER, "modify": GOOD.replace("Ebro and Tagus", "Seine and Loire")}, "same_answers"),
+        ({**ANSWER, "modify": ("too long", "error")}, "modify_error"),
         (
             {**ANSWER, "modify": EXAMPLE["reply"].replace("old", "wide")},
             "modified_copies_example",
@@ -82,6 +83,36 @@ def test_drops_have_reasons(said, reason):
     found, _ = make(said, PairKnobs(), examples=(EXAMPLE,))
     assert isinstance(found, DroppedPair)
     assert found.reason == reason
+
+
+@pytest.mark.parametrize(
+    ("other", "reason"),
+    [
+        (("too long", "error"), "rejected_error"),
+        (("Eb", "length"), "rejected_cut_off"),
+        ((" ", "stop"), "rejected_empty"),
+    ],
+)
+def test_drops_of_an_answer_asked_for_alone_have_reasons(other, reason):
+    said = {**ANSWER, "modify": "name two rivers in Spain", "name two rivers in Spain": other}
+    found, _ = make(said, PairKnobs(rejected_from="respond"))
+    assert isinstance(found, DroppedPair)
+    assert found.reason == reason
+
+
+def test_a_short_answer_to_the_modified_instruction_is_dropped_too():
+    said = {**ANSWER, "modify": GOOD.replace("Ebro and Tagus", "Ebro")}
+    found, _ = make(said, PairKnobs(min_answer_chars=6))
+    assert isinstance(found, DroppedPair)
+    assert found.reason == "rejected_empty"
+
+
+def test_what_the_system_said_is_said_again():
+    system = {"role": "system", "content": "Answer in French."}
+    said = {**ANSWER, "modify": " name two rivers in Spain", "name two rivers in Spain": "Ebro."}
+    found, generator = make(said, PairKnobs(rejected_from="respond"), before=(system,))
+    assert isinstance(found, Pair)
+    assert [request.messages[0] for request in generator.asked] == [system] * 3
 
 
 def test_an_answer_cut_off_may_be_kept_up_to_its_last_full_sentence():
