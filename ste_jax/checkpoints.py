@@ -221,14 +221,18 @@ def load_checkpoint(
         if not (everywhere(failure is None) if shared else failure is None):
             why = "by another process" if failure is None else f"({_brief(failure)})"
             raise RequestError(
-                f"checkpoint {path} is damaged: {name} cannot be read {why}"
+                f"checkpoint {path} is damaged: {name} cannot be read {why}; {_REMEDY}"
             ) from failure
         if int(checksum(read)) != stored[name]["checksum"]:
             raise RequestError(
-                f"checkpoint {path} is damaged: {name} is not what was written (checksum)"
+                f"checkpoint {path} is damaged: {name} is not what was written (checksum); "
+                f"{_REMEDY}"
             )
         values[name] = read.astype(param_dtype)
     return with_parameters(abstract_decoder(config, dtype=dtype, param_dtype=param_dtype), values)
+
+
+_REMEDY = "remove it, and if it is of a run, run that again: it is made anew"
 
 
 def require_same_model(path: epath.PathLike, found: ModelConfig, expected: ModelConfig) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import signal
 import socket
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -23,17 +25,22 @@ SMALL = {
 }
 
 
-def run_two(config: Path, run: Path, place: str = "none") -> list[int]:
-    """Run `ste run` on two processes; a kill falls on process 1, and takes process 0 along."""
+def start_two(config: Path, run: Path, place: str = "none") -> list[subprocess.Popen[str]]:
+    """Start `ste run` on two processes; `place` is where process 1 is killed."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
     words = ["run", str(config), "--dir", str(run), "--coordinator", f"localhost:{port}"]
     words += ["--processes", "2", "--process-id"]
-    both = [
+    return [
         running.start([*words, str(index)], place=place if index == 1 else "none")
         for index in range(2)
     ]
+
+
+def run_two(config: Path, run: Path, place: str = "none") -> list[int]:
+    """Run `ste run` on two processes; a kill falls on process 1, and takes process 0 along."""
+    both = start_two(config, run, place)
     if place != "none":
         both[1].communicate(timeout=600)
         both[0].kill()
@@ -87,5 +94,22 @@ def test_killed_and_run_again_on_two_processes(runs, tmp_path, place):
     run = tmp_path / "run"
     assert run_two(config, run, place) == [-signal.SIGKILL, -signal.SIGKILL]
     assert not (run / "iterations/1/evaluation.json").exists()
+    assert run_two(config, run) == [0, 0]
+    assert_identical(two, run)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["instructions/labels", "iterations/1/train_state"])
+def test_one_that_is_asked_to_stop_stops_both_in_good_order(runs, tmp_path, part):
+    config, _, two = runs
+    run = tmp_path / "run"
+    both = start_two(config, run)
+    while not (run / part).exists():
+        assert all(process.poll() is None for process in both)
+        time.sleep(0.05)
+    both[1].send_signal(signal.SIGTERM)
+    for process in both:
+        process.communicate(timeout=600)
+    assert [process.returncode for process in both] == [75, 75]
     assert run_two(config, run) == [0, 0]
     assert_identical(two, run)
