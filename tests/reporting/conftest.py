@@ -63,7 +63,7 @@ class FakeRun:
         }
         files.write_whole(self.run.config, yaml.safe_dump(config).encode())
         intake = {"read": self.size + 10, "rejected": 6, "duplicates": 4, "kept": self.size}
-        files.write_json(self.run.manifest, {"shards": SHARDS, "intake": intake})
+        files.write_json(self.run.manifest, {"shards": SHARDS, "iterations": 2, "intake": intake})
         self.pool = []
         for number in range(self.size):
             messages = (

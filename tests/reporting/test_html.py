@@ -133,7 +133,7 @@ def test_every_stage_of_a_run_has_a_report(fake_run: Callable[..., Any]) -> None
 
 def test_a_run_that_has_only_been_opened(fake_run: Callable[..., Any]) -> None:
     run = fake_run().run
-    files.write_json(run.manifest, {"shards": 3})
+    files.write_json(run.manifest, {"shards": 3, "iterations": 2})
     assert Page(report(run)).text.count("Not yet") == 8
     with pytest.raises(RequestError, match="is not a run"):
         write_report(fake_run("nowhere").run)

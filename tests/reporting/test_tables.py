@@ -141,5 +141,5 @@ def test_the_summary_tells_what_does_not_add_up(own_run: RunDir) -> None:
 
 def test_the_summary_of_a_run_that_has_just_begun(fake_run: Callable[..., Any]) -> None:
     run = fake_run().run
-    files.write_json(run.manifest, {"shards": 3})
+    files.write_json(run.manifest, {"shards": 3, "iterations": 2})
     assert summary(run).count("(nothing yet)") == 3
