@@ -70,8 +70,8 @@ def test_the_way_of_small_models_fills_its_tables_too(small_way):
         tables += [here.prompts, here.judgments, here.training, here.evaluation_judgments]
     for table in tables:
         assert len(list(table.rows())) >= 20, table.directory
-    assert {row.kind for row in run.label_scores.rows()} == {"category", "difficulty"}
-    assert {row.fate for row in run.selection.rows()} >= {"kept", "too_easy", "category_dropped"}
+    assert {row.kind for row in run.label_scores.rows()} == {"category"}
+    assert {row.fate for row in run.selection.rows()} >= {"kept", "category_dropped"}
     assert not any(row.forced for row in run.iteration(1).judgments.rows())
     judgments = list(run.iteration(1).judgments.rows())
     failed = {row.prompt_id for row in judgments if row.failure == "error"}

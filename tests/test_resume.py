@@ -15,7 +15,7 @@ from tests.comparing import assert_identical
 
 SMALL = {
     "iterations": 1,
-    "pool__limit": 800,
+    "pool__limit": 500,
     "select__train": 90,
     "select__heldout": 60,
     "pair__min_answer_chars": 2,

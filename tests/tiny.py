@@ -242,7 +242,6 @@ def config_of_small_models(root: Path) -> dict[str, Any]:
         root,
         name="tiny-small",
         select__labels="score",
-        select__min_difficulty=2,
         select__train=290,
         select__heldout=70,
         select__max_category_share=1.0,
@@ -256,7 +255,7 @@ def config_of_small_models(root: Path) -> dict[str, Any]:
         finetune__start_from="previous",
     )
     write_model(root / "model", **{"\n[Modified Instruction]\n": 2.0})
-    write_pool(root / "pool.jsonl", rows=1000)
+    write_pool(root / "pool.jsonl", rows=520)
     draw = random.Random(1)
     with (root / "pool.jsonl").open("a") as pool:
         for _ in range(30):

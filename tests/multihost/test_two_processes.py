@@ -16,7 +16,7 @@ from tests.comparing import assert_identical, assert_same_files
 
 SMALL = {
     "iterations": 1,
-    "pool__limit": 800,
+    "pool__limit": 500,
     "select__train": 90,
     "select__heldout": 60,
     "pair__min_answer_chars": 2,
@@ -88,7 +88,9 @@ def test_all_counts_add_up(runs):
         assert check_sums(funnel(RunDir(epath.Path(run)))) == []
 
 
-@pytest.mark.parametrize("place", ["write:iterations/1/judgments/:1", "step:3"])
+@pytest.mark.parametrize(
+    "place", [pytest.param("write:iterations/1/judgments/:1", marks=pytest.mark.slow), "step:3"]
+)
 def test_killed_and_run_again_on_two_processes(runs, tmp_path, place):
     config, _, two = runs
     run = tmp_path / "run"
