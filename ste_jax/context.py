@@ -128,12 +128,10 @@ def _check_early(config: Config) -> None:
     """Refuse now what a step would refuse only after hours of others.
 
     Raises:
-      RequestError: shapes that cannot be run, a batch that cannot be divided over the mesh, or a
-        template that cannot be read.
+      RequestError: shapes that cannot be run, or a batch that cannot be divided over the mesh.
     """
     check_knobs(config.decoding)
     check_batch(config.finetune, make_mesh(config.finetune.mesh))
-    _templates(config)
 
 
 def _templates(config: Config) -> list[Any]:
@@ -143,7 +141,11 @@ def _templates(config: Config) -> list[Any]:
 
 
 def _agree(config: Config, processes: Processes) -> None:
-    """All processes must work under the same config: their shards are one table."""
+    """All processes must work under the same config: their shards are one table.
+
+    Raises:
+      RequestError: they do not, or a template cannot be read.
+    """
     asked = fingerprint("config", 1, to_dict(config), inputs=_templates(config))
     told = processes.gather("config", asked)
     if len(set(told)) > 1:

@@ -153,7 +153,6 @@ def _exhausted(rows: Iterator[Any]) -> Iterator[tuple[Any, Outputs]]:
 def _plan(stage: ShardedStage) -> list[tuple[int, int]]:
     """(shard, rows to do) of every shard that is not as it should be. Process 0 only."""
     if rundir.marked(stage.mark) != stage.print_:
-        _forget_derived(stage)
         for table in stage.outputs:
             table.remove()
         rundir.mark(stage.mark, stage.print_)
@@ -167,14 +166,9 @@ def _plan(stage: ShardedStage) -> list[tuple[int, int]]:
         }
         if done != wanted or not stage.outputs[-1].done(number):
             plan.append((number, len(wanted - done)))
-    if plan:
-        _forget_derived(stage)
-    return plan
-
-
-def _forget_derived(stage: ShardedStage) -> None:
-    for path in stage.derived:
+    for path in stage.derived if plan else ():
         files.remove(path)
+    return plan
 
 
 def _finished(stage: ShardedStage, number: int) -> list[list[Any]]:
