@@ -10,6 +10,7 @@ read their knobs from here."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +30,8 @@ class PoolKnobs:
     """Where the instructions come from, and how a row of the source is read."""
 
     path: tuple[str, ...] = ("builtin",)
-    """Files (JSONL, JSON, CSV, Parquet), a `datasets` name, or `builtin` (the shipped set)."""
+    """Files (JSONL, JSON, CSV, Parquet), a `datasets` name, or what is shipped (`builtin`,
+    `pico`)."""
     split: str = "train"
     """Split of a `datasets` name."""
     instruction_field: str = ""
@@ -236,6 +238,22 @@ class FinetuneKnobs:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LabelledSetKnobs:
+    """A file of pairs with known labels. Nothing is learnt or chosen by it."""
+
+    name: str
+    """What reports and directories call it: letters, digits, `-` and `_`."""
+    data: str
+    """The file, or `pico/NAME` for a shipped set."""
+    benchmark: str = "pairs"
+    """The file's format, as in `ste evaluate --benchmark`."""
+    by: tuple[str, ...] = ()
+    """Columns of the file by whose values accuracy is told apart (a section, a kind of task)."""
+    traces: Literal["", "pico"] = ""
+    """Who can tell whether every step of a judgment is right; empty: nobody."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluateKnobs:
     """How a judge is measured on the held-out pairs."""
 
@@ -243,6 +261,8 @@ class EvaluateKnobs:
     """Judgments per prompt; the first is the single verdict, all of them vote."""
     bootstrap: int = 2000
     """Resamples for the 95% intervals (by pair)."""
+    sets: tuple[LabelledSetKnobs, ...] = ()
+    """Labelled pairs that every judge of the run is measured on besides the held-out ones."""
 
 
 def _role(template: str, **sampling: Any) -> Any:
@@ -415,6 +435,12 @@ def check(config: Config) -> None:
         raise RequestError("finetune.accumulate must divide finetune.batch_rows")
     if not 0 <= config.select.validation_fraction < 1:
         raise RequestError("select.validation_fraction must be at least 0 and below 1")
+    names = [each.name for each in config.evaluate.sets]
+    for name in names:
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", name) or names.count(name) > 1:
+            raise RequestError(
+                f"evaluate.sets: the name {name!r} must be letters, digits, - and _, and stand once"
+            )
     for name in ("keep_categories", "drop_categories"):
         for category in getattr(config.select, name):
             if category not in config.select.categories:

@@ -23,7 +23,7 @@ from ste_jax.steps.curating import curate
 from ste_jax.steps.finetuning import finetune_iteration
 from ste_jax.steps.judging import annotate, evaluate
 from ste_jax.steps.pairing import make_pairs
-from ste_jax.steps.pool import import_seed, take_in
+from ste_jax.steps.pool import import_seed, take_in, take_in_labelled
 from ste_jax.steps.selecting import choose, label
 
 
@@ -68,8 +68,9 @@ def _recipe(context: Context, iterations: int) -> None:
 
 
 def begin(context: Context) -> None:
-    """The pool of instructions, and the seed as iteration 0's checkpoint."""
+    """The pool of instructions, the labelled pairs, and the seed as iteration 0's checkpoint."""
     take_in(context)
+    take_in_labelled(context)
     import_seed(context)
 
 

@@ -92,6 +92,8 @@ class Pair:
     rejected: str
     modified_instruction: str
     source: str
+    extra: str = ""
+    """For labelled pairs: the file's other columns as JSON."""
 
 
 @dataclass(frozen=True, kw_only=True)

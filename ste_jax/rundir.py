@@ -69,6 +69,22 @@ class Table(Generic[Row]):
 
 
 @dataclass(frozen=True)
+class JudgedDir:
+    """What a judge was asked to be measured, and what it said."""
+
+    root: epath.Path
+    shards: int
+
+    @property
+    def prompts(self) -> Table[records.Prompt]:
+        return Table(self.root / "prompts", records.Prompt, self.shards)
+
+    @property
+    def judgments(self) -> Table[records.Judgment]:
+        return Table(self.root / "judgments", records.Judgment, self.shards)
+
+
+@dataclass(frozen=True)
 class IterationDir:
     """The tables and files of iteration K. Iteration 0 is the seed: it only has a checkpoint and
     its evaluation."""
@@ -93,12 +109,13 @@ class IterationDir:
         return self._table(records.TrainingExample, "training")
 
     @property
-    def evaluation_prompts(self) -> Table[records.Prompt]:
-        return self._table(records.Prompt, "evaluation", "prompts")
+    def heldout(self) -> JudgedDir:
+        """The judge on the held-out pairs, whose labels are constructed."""
+        return JudgedDir(self.root / "evaluation", self.shards)
 
-    @property
-    def evaluation_judgments(self) -> Table[records.Judgment]:
-        return self._table(records.Judgment, "evaluation", "judgments")
+    def labelled(self, name: str) -> JudgedDir:
+        """The judge on a set of labelled pairs."""
+        return JudgedDir(self.root / "evaluation" / "sets" / name, self.shards)
 
     @property
     def checkpoint(self) -> epath.Path:
@@ -195,6 +212,10 @@ class RunDir:
     @property
     def dropped_pairs(self) -> Table[records.DroppedPair]:
         return self._table(records.DroppedPair, "pairs", "dropped")
+
+    def labelled(self, name: str) -> Table[records.Pair]:
+        """A set of labelled pairs, as it was read."""
+        return self._table(records.Pair, "labelled", name)
 
     def iteration(self, index: int) -> IterationDir:
         return IterationDir(self.root / "iterations" / str(index), index, self.shards)

@@ -49,7 +49,16 @@ PLAIN = {
     "config": ("strict", "errors"),
     "records": ("errors", "generators.protocol"),
     "prompts": ("prompts", "errors", "generators.protocol"),
-    "stages": ("stages", "prompts", "records", "config", "errors", "generators.protocol"),
+    "shipped": (),
+    "stages": (
+        "shipped",
+        "stages",
+        "prompts",
+        "records",
+        "config",
+        "errors",
+        "generators.protocol",
+    ),
 }
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "tensorstore"}
 HEAVY = JAX | {"numpy", "pyarrow", "datasets", "transformers", "tensorflow", "torch", "etils"}
@@ -124,6 +133,15 @@ def test_plain_parts_import_what_lies_below_them_and_no_jax(name: str) -> None:
     ours = {m for m, _ in IMPORTS[name] if m in KNOWN}
     assert {m for m in ours if not under(m, allowed)} == set()
     assert {m for m, _ in IMPORTS[name] if m.partition(".")[0] in JAX} == set()
+
+
+def test_only_measuring_sees_the_checker_of_the_small_world() -> None:
+    importers = {name for name, them in IMPORTS.items() if any(under(m, ["pico"]) for m, _ in them)}
+    assert {name for name in importers if not under(name, ["pico"])} == {
+        "ste_jax.evaluation.traces"
+    }
+    askers = {n for n, them in IMPORTS.items() if ("ste_jax.evaluation.traces", "CHECKERS") in them}
+    assert askers == {"ste_jax.steps.judging"}
 
 
 def loaded(code: str, heavy: set[str]) -> str:

@@ -34,7 +34,7 @@ def test_every_table_is_filled(finished):
     for iteration in (1, 2):
         here = run.iteration(iteration)
         tables += [here.prompts, here.judgments, here.training]
-        tables += [here.evaluation_prompts, here.evaluation_judgments]
+        tables += [here.heldout.prompts, here.heldout.judgments]
     for table in tables:
         assert len(list(table.rows())) >= 20, table.directory
 
@@ -67,7 +67,7 @@ def test_the_way_of_small_models_fills_its_tables_too(small_way):
     tables += [run.dropped_pairs]
     for iteration in (1, 2):
         here = run.iteration(iteration)
-        tables += [here.prompts, here.judgments, here.training, here.evaluation_judgments]
+        tables += [here.prompts, here.judgments, here.training, here.heldout.judgments]
     for table in tables:
         assert len(list(table.rows())) >= 20, table.directory
     assert {row.kind for row in run.label_scores.rows()} == {"category"}

@@ -33,13 +33,21 @@ Ratio = tuple[Ints, Ints]
 
 
 def measure(
-    prompts: Iterable[Prompt], judgments: Iterable[Judgment], *, bootstrap: int, seed: int = 0
+    prompts: Iterable[Prompt],
+    judgments: Iterable[Judgment],
+    *,
+    bootstrap: int,
+    seed: int = 0,
+    sound: Mapping[str, bool] | None = None,
 ) -> dict[str, Any]:
     """Measure one judge on prompts that show each pair in both orders.
 
     The *single* verdict of a prompt is that of sample 0; `majority_*` take the strict plurality of
     the printed verdicts of all V samples (no strict plurality, or one of ties, is wrong). Verdicts
     count as printed, by force or not; what the judge said by itself has `failure` null.
+
+    `sound` tells, by prompt, whether every step of the single judgment is right, where that can be
+    recomputed.
 
     Returns, ready for JSON, every share with its interval under `<name>_ci95` as [low, high]:
       n: pairs; n_prompts: twice that; votes: V.
@@ -51,6 +59,8 @@ def measure(
       accuracy_unforced: right among those; null if there are none.
       majority_accuracy, majority_consistent_accuracy: as above for the vote.
       majority_undecided: prompts without a strict plurality for A or B.
+      sound, sound_of_right: with `sound` only; judgments right in every step, over prompts, and
+        over those with a right verdict.
       failures: why the judge gave no verdict by itself, {kind: prompts}, over the single verdicts;
         they and the ones counted in parsed_unforced add up to n_prompts.
 
@@ -62,6 +72,8 @@ def measure(
     layout = _lay_out(prompts)
     votes = _collect(layout, judgments)
     ratios = _ratios(layout, votes)
+    if sound is not None:
+        ratios |= _soundness(layout, votes, sound)
     result: dict[str, Any] = {
         "n": len(layout.pair_ids),
         "n_prompts": 2 * len(layout.pair_ids),
@@ -70,6 +82,40 @@ def measure(
     result.update(_with_intervals(ratios, bootstrap, seed))
     result["failures"] = dict(sorted(votes.failures.items()))
     return result
+
+
+def measure_groups(
+    prompts: Iterable[Prompt],
+    judgments: Iterable[Judgment],
+    groups: Mapping[str, str],
+    *,
+    bootstrap: int,
+    seed: int = 0,
+) -> dict[str, dict[str, Any]]:
+    """Accuracy of one judge on each group of pairs; `groups` maps a pair's id to its group.
+
+    Returns:
+      By group, in order: n, `accuracy` and `consistent_accuracy` with intervals, as `measure`.
+    """
+    prompts_of: dict[str, list[Prompt]] = {}
+    group_of: dict[str, str] = {}
+    for prompt in prompts:
+        group_of[prompt.id] = groups[prompt.pair_id]
+        prompts_of.setdefault(groups[prompt.pair_id], []).append(prompt)
+    judgments_of: dict[str, list[Judgment]] = {group: [] for group in prompts_of}
+    for judgment in judgments:
+        judgments_of[group_of[judgment.prompt_id]].append(judgment)
+    kept = ("n", "accuracy", "accuracy_ci95", "consistent_accuracy", "consistent_accuracy_ci95")
+    return {
+        group: {
+            key: value
+            for key, value in measure(
+                prompts_of[group], judgments_of[group], bootstrap=bootstrap, seed=seed
+            ).items()
+            if key in kept
+        }
+        for group in sorted(prompts_of)
+    }
 
 
 def compare(
@@ -206,6 +252,18 @@ def _ratios(layout: _Layout, votes: _Votes) -> dict[str, Ratio]:
         "majority_accuracy": _of_prompts(majority_right),
         "majority_consistent_accuracy": _of_pairs(majority_right),
         "majority_undecided": _of_prompts((vote != _A) & (vote != _B)),
+    }
+
+
+def _soundness(layout: _Layout, votes: _Votes, sound: Mapping[str, bool]) -> dict[str, Ratio]:
+    flags = np.zeros(layout.labels.size, np.bool_)
+    for id, place in layout.places.items():
+        flags[place] = sound[id]
+    both = flags.reshape(layout.labels.shape)
+    right = votes.verdicts[:, :, 0] == layout.labels
+    return {
+        "sound": _of_prompts(both),
+        "sound_of_right": (_per_pair(both & right), _per_pair(right)),
     }
 
 

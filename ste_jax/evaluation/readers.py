@@ -7,6 +7,7 @@ rows gives numbers that nobody can compare.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -82,17 +83,20 @@ def _pair(row: Any, where: str, source: str, asked: str, first: str, second: str
         raise RequestError(f"{where}: the field {asked!r} is empty")
     answers = (_text(row, first, where), _text(row, second, where))
     better = _label(row, where)
+    others = {k: v for k, v in row.items() if k not in (asked, first, second, "label")}
     messages: tuple[Message, ...] = ({"role": "user", "content": text},)
     instruction = records.Instruction(
         id=records.instruction_id(messages), messages=messages, source=source
     )
-    return records.make_pair(
+    pair = records.make_pair(
         instruction,
         chosen=answers[better],
         rejected=answers[1 - better],
         modified_instruction="",
         source=source,
     )
+    extra = json.dumps(others, sort_keys=True) if others else ""
+    return dataclasses.replace(pair, extra=extra)
 
 
 def _text(row: dict[str, Any], key: str, where: str) -> str:

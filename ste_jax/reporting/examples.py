@@ -47,7 +47,7 @@ class Example:
 
 def examples(run: RunDir) -> list[Example]:
     """A handful of pairs: up to 2 better and 2 worse judged by the last judge, filled up to 6."""
-    judged = [each for each in run.iterations() if each.evaluation_judgments.complete()]
+    judged = [each for each in run.iterations() if each.heldout.judgments.complete()]
     if not judged:
         return []
     first, last = _right(judged[0]), _right(judged[-1])
@@ -64,10 +64,10 @@ def examples(run: RunDir) -> list[Example]:
 
 def _right(iteration: IterationDir) -> dict[str, int]:
     """Pair id -> orders in which the single verdict is right."""
-    asked = read_columns(iteration.evaluation_prompts, "id", "pair_id", "label")
+    asked = read_columns(iteration.heldout.prompts, "id", "pair_id", "label")
     prompts = {id: (pair_id, label) for id, pair_id, label in asked}
     right = {pair_id: 0 for pair_id, _ in prompts.values()}
-    said = read_columns(iteration.evaluation_judgments, "prompt_id", "sample", "verdict")
+    said = read_columns(iteration.heldout.judgments, "prompt_id", "sample", "verdict")
     for prompt_id, sample, verdict in said:
         if sample == 0 and prompt_id in prompts:
             pair_id, label = prompts[prompt_id]
@@ -78,13 +78,13 @@ def _right(iteration: IterationDir) -> dict[str, int]:
 def _views(judged: list[IterationDir], chosen: set[str]) -> dict[str, list[View]]:
     prompts = {
         prompt.id: prompt
-        for prompt in judged[-1].evaluation_prompts.rows()
+        for prompt in judged[-1].heldout.prompts.rows()
         if prompt.pair_id in chosen
     }
     said: dict[str, dict[int, Said]] = {id: {} for id in prompts}
     columns = ("prompt_id", "sample", "text", "verdict", "failure", "forced")
     for iteration in judged:
-        for prompt_id, sample, *values in read_columns(iteration.evaluation_judgments, *columns):
+        for prompt_id, sample, *values in read_columns(iteration.heldout.judgments, *columns):
             if sample == 0 and prompt_id in said:
                 said[prompt_id][iteration.index] = Said(*values)
     views: dict[str, list[View]] = {id: [] for id in chosen}

@@ -180,7 +180,7 @@ def _waves_of(samples: int, waves: tuple[int, ...]) -> int:
 
 
 def _evaluation(iteration: IterationDir) -> dict[str, Any]:
-    prompts, judgments = iteration.evaluation_prompts, iteration.evaluation_judgments
+    prompts, judgments = iteration.heldout.prompts, iteration.heldout.judgments
     done = iteration.evaluation.exists()
     return {
         "iteration": iteration.index,

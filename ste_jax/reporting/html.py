@@ -65,6 +65,7 @@ def write_report(run: RunDir) -> epath.Path:
         tag("h1", title),
         _what(run, config, list(evaluations)),
         _agreement(evaluations),
+        *_labelled(evaluations),
         _difference(evaluated, evaluations, config),
         _funnel(counts),
         _judgments_drawn(counts),
@@ -123,6 +124,50 @@ def _agreement(evaluations: dict[int, dict[str, Any]]) -> Safe:
     )
 
 
+def _labelled(evaluations: dict[int, dict[str, Any]]) -> list[Safe]:
+    """A section for each set of labelled pairs."""
+    names = dict.fromkeys(name for each in evaluations.values() for name in each.get("sets", {}))
+    found = []
+    for name in names:
+        by_judge = {
+            index: each["sets"][name]
+            for index, each in evaluations.items()
+            if name in each.get("sets", {})
+        }
+        last = by_judge[max(by_judge)]
+        measures = {**_MEASURES, "sound": "every step right"}
+        if last["votes"] == 1:
+            del measures["majority_accuracy"]
+        series = {
+            told: [_share(each, key) for each in by_judge.values()]
+            for key, told in measures.items()
+            if key in last
+        }
+        parts: list[Child] = [
+            agreement_plot([_judge_name(index) for index in by_judge], series),
+            note(f"On {last['n']} pairs: {last['what']}. Nothing was learnt or chosen by them."),
+            _habits(by_judge),
+        ]
+        for column in last["by"]:
+            parts += [tag("h3", f"By {column}"), _by(column, by_judge)]
+        found.append(section(f"Accuracy on {name}", *parts))
+    return found
+
+
+def _by(column: str, by_judge: dict[int, dict[str, Any]]) -> Safe:
+    """Accuracy of every judge on each group of a set's pairs."""
+    groups = by_judge[max(by_judge)]["by"][column]
+    rows: list[dict[str, Any]] = []
+    for group, of in groups.items():
+        row: dict[str, Any] = {column: group, "pairs": of["n"]}
+        for index, each in by_judge.items():
+            measured = each["by"].get(column, {}).get(group, {})
+            row[_judge_name(index)] = measured.get("accuracy")
+            row[f"{_judge_name(index)}_ci95"] = measured.get("accuracy_ci95")
+        rows.append(row)
+    return table(*cells(rows))
+
+
 def _habits(evaluations: dict[int, dict[str, Any]]) -> Safe:
     """Shares that are no merit by themselves, of the single verdicts."""
     rows = [
@@ -158,9 +203,9 @@ def _difference(
     bootstrap = config.get("evaluate", {}).get("bootstrap", EvaluateKnobs().bootstrap)
     try:
         difference = compare(
-            seed.evaluation_prompts.rows(),
-            read_verdicts(seed.evaluation_judgments),
-            read_verdicts(last.evaluation_judgments),
+            seed.heldout.prompts.rows(),
+            read_verdicts(seed.heldout.judgments),
+            read_verdicts(last.heldout.judgments),
             bootstrap=bootstrap,
         )
     except WorkError as error:

@@ -33,7 +33,32 @@ def iteration_table(run: RunDir, counts: dict[str, Any] | None = None) -> list[d
     counts = counts or funnel(run)
     events = read_metrics(run)
     annotated = {each["iteration"]: each for each in counts["iterations"]}
-    return [_row(each, counts, annotated.get(each.index), events) for each in run.iterations()]
+    rows = [_row(each, counts, annotated.get(each.index), events) for each in run.iterations()]
+    return _with_sets(rows, [_evaluation(each) for each in run.iterations()])
+
+
+def _evaluation(iteration: IterationDir) -> dict[str, Any]:
+    there = iteration.evaluation.exists()
+    return files.read_json(iteration.evaluation) if there else {}
+
+
+def _with_sets(
+    rows: list[dict[str, Any]], evaluations: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """The rows with what the judges came to on the sets of labelled pairs."""
+    sets = [evaluation.get("sets", {}) for evaluation in evaluations]
+    names = dict.fromkeys(name for each in sets for name in each)
+    for row, measured in zip(rows, sets, strict=True):
+        for name in names:
+            for title, key in (
+                (f"{name}_accuracy", "accuracy"),
+                (f"{name}_in_both_orders", "consistent_accuracy"),
+                (f"{name}_every_step_right", "sound"),
+            ):
+                if any(key in each.get(name, {}) for each in sets):
+                    row[title] = measured.get(name, {}).get(key)
+                    row[f"{title}_ci95"] = measured.get(name, {}).get(f"{key}_ci95")
+    return rows
 
 
 def _row(
@@ -46,7 +71,7 @@ def _row(
     drawn, trained = _sum(_work(mine)), _sum(_steps(mine))
     drawing = _sum([event for event in _work(mine) if event.get("new_tokens")])
     split = counts["selection"]["kept"].get("train", {})
-    evaluation = files.read_json(iteration.evaluation) if iteration.evaluation.exists() else {}
+    evaluation = _evaluation(iteration)
     row: dict[str, Any] = {
         "iteration": iteration.index,
         "instructions": sum(split.values()) if annotated else None,

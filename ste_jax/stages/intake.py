@@ -12,13 +12,13 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ste_jax import shipped
 from ste_jax.config import PoolKnobs
 from ste_jax.errors import RequestError
 from ste_jax.generators.protocol import Message
@@ -69,7 +69,7 @@ def source_identity(knobs: PoolKnobs) -> list[Any]:
     """What tells whether the sources are the ones that were read: names, sizes, times of change."""
     identity: list[Any] = []
     for source in knobs.path:
-        path = builtin_path() if source == "builtin" else Path(source)
+        path = shipped.path_of(source)
         stat = path.stat() if path.is_file() else None
         identity.append([source, stat and stat.st_size, stat and stat.st_mtime_ns])
     return identity
@@ -80,20 +80,15 @@ def missing_files(knobs: PoolKnobs) -> list[str]:
     return [
         source
         for source in knobs.path
-        if source != "builtin"
+        if source not in shipped.SHIPPED
         and Path(source).suffix.lower() in _READERS
         and not Path(source).exists()
     ]
 
 
-def builtin_path() -> Path:
-    """The instructions that the package ships."""
-    return Path(str(resources.files("ste_jax"))) / "data" / "instructions.jsonl"
-
-
 def _read_source(source: str, split: str) -> Iterator[_Raw]:
-    path = builtin_path() if source == "builtin" else Path(source)
-    name = "builtin" if source == "builtin" else str(path)
+    path = shipped.path_of(source)
+    name = source if source in shipped.SHIPPED else str(path)
     if path.is_file():
         reader = _READERS.get(path.suffix.lower())
         if reader is None:

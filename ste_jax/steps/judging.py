@@ -4,18 +4,21 @@ measured by?"""
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from etils import epath
 
 from ste_jax import files, preemption
+from ste_jax.config import LabelledSetKnobs
 from ste_jax.context import Context
 from ste_jax.errors import WorkError
-from ste_jax.evaluation.metrics import measure
+from ste_jax.evaluation.metrics import measure, measure_groups
+from ste_jax.evaluation.traces import CHECKERS
 from ste_jax.generators.protocol import Generator
 from ste_jax.records import Pair, Prompt
-from ste_jax.rundir import IterationDir, Table, fingerprint
+from ste_jax.rundir import IterationDir, JudgedDir, Table, fingerprint
 from ste_jax.stages import annotate as annotation
 from ste_jax.stages import judge
 from ste_jax.stages.asking import make_role, role_fingerprint, sample_key
@@ -42,7 +45,8 @@ def annotate(context: Context, iteration: int) -> None:
     """The last iteration's judge judges every training pair in both orders."""
     here, asked = context.run.iteration(iteration), context.run.iteration(iteration - 1)
     judging = make_judge(context, asked, "annotate", iteration)
-    _make_prompts(context, here.prompts, here.root, "train", judging)
+    pairs_of = _pairs_of_split(context, "train")
+    _make_prompts(context, here.prompts, here.root, pairs_of, judging)
     knobs = context.config.annotate
     stage = ShardedStage(
         name="annotate",
@@ -69,11 +73,26 @@ def annotate(context: Context, iteration: int) -> None:
 
 
 def evaluate(context: Context, iteration: int) -> None:
-    """The iteration's judge on the held-out pairs, in both orders, with votes."""
+    """The iteration's judge on the held-out pairs and on the labelled sets, in both orders, with
+    votes."""
     here = context.run.iteration(iteration)
     judging = make_judge(context, here, "evaluate", 0)
     judging = dataclasses.replace(judging, iteration=iteration)
-    _make_prompts(context, here.evaluation_prompts, here.root / "evaluation", "heldout", judging)
+    _judge_pairs(context, here, here.heldout, _pairs_of_split(context, "heldout"), judging)
+    for knobs in context.config.evaluate.sets:
+        pairs = context.run.labelled(knobs.name)
+        _judge_pairs(context, here, here.labelled(knobs.name), pairs.read, judging)
+    context.processes.from_first("measure", lambda: _measure(context, here, judging.model))
+
+
+def _judge_pairs(
+    context: Context,
+    here: IterationDir,
+    judged: JudgedDir,
+    pairs_of: Callable[[int], list[Pair]],
+    judging: judge.Judge,
+) -> None:
+    _make_prompts(context, judged.prompts, judged.root, pairs_of, judging)
     knobs = context.config.evaluate
     stage = ShardedStage(
         name="evaluate",
@@ -83,9 +102,9 @@ def evaluate(context: Context, iteration: int) -> None:
             [knobs.votes, judge_fingerprint(judging)],
             model=answers_of(context, here),
         ),
-        home=here.root / "evaluation",
-        inputs=here.evaluation_prompts.read,
-        outputs=(here.evaluation_judgments,),
+        home=judged.root,
+        inputs=judged.prompts.read,
+        outputs=(judged.judgments,),
         input_of=lambda table, row: row.prompt_id,
         derived=(here.evaluation,),
     )
@@ -96,19 +115,19 @@ def evaluate(context: Context, iteration: int) -> None:
         ):
             yield row, (found,)
 
-    ask(context, stage, iteration, here, work)
-    context.processes.from_first("measure", lambda: _measure(context, here, judging.model))
+    ask(context, stage, here.index, here, work)
 
 
 def _measure(context: Context, here: IterationDir, model: str) -> None:
-    prompts = list(here.evaluation_prompts.rows())
+    prompts = list(here.heldout.prompts.rows())
     if not prompts:
         raise WorkError(
             "evaluate: there are no held-out pairs; raise select.heldout or look at pairs/dropped"
         )
     found = measure(
-        prompts, here.evaluation_judgments.rows(), bootstrap=context.config.evaluate.bootstrap
+        prompts, here.heldout.judgments.rows(), bootstrap=context.config.evaluate.bootstrap
     )
+    knobs = context.config.evaluate
     files.write_json(
         here.evaluation,
         {
@@ -116,24 +135,55 @@ def _measure(context: Context, here: IterationDir, model: str) -> None:
             "iteration": here.index,
             "judge": model,
             **found,
+            "sets": {each.name: _measure_set(context, here, each) for each in knobs.sets},
         },
     )
 
 
-def _make_prompts(
-    context: Context, table: Table[Prompt], home: epath.Path, split: str, judging: judge.Judge
-) -> None:
-    """Both orders of the pairs of one split."""
+def _measure_set(context: Context, here: IterationDir, knobs: LabelledSetKnobs) -> dict[str, Any]:
+    judged, bootstrap = here.labelled(knobs.name), context.config.evaluate.bootstrap
+    pairs = {pair.id: pair for pair in context.run.labelled(knobs.name).rows()}
+    prompts, judgments = list(judged.prompts.rows()), list(judged.judgments.rows())
+    sound = None
+    if knobs.traces:
+        check, asked = CHECKERS[knobs.traces], {prompt.id: prompt for prompt in prompts}
+        sound = {
+            said.prompt_id: check(
+                said.text, pairs[asked[said.prompt_id].pair_id], asked[said.prompt_id]
+            )
+            for said in judgments
+            if said.sample == 0
+        }
+    found = measure(prompts, judgments, bootstrap=bootstrap, sound=sound)
+    by = {}
+    for column in knobs.by:
+        groups = {id: str(json.loads(pair.extra)[column]) for id, pair in pairs.items()}
+        by[column] = measure_groups(prompts, judgments, groups, bootstrap=bootstrap)
+    return {"what": f"agreement with the labels of {knobs.data}", **found, "by": by}
+
+
+def _pairs_of_split(context: Context, split: str) -> Callable[[int], list[Pair]]:
     run = context.run
-    template = judging.role.template
 
     def pairs_of(shard: int) -> list[Pair]:
         ids = {row.id for row in run.selected.read(shard) if row.split == split}
         return [pair for pair in run.pairs.read(shard) if pair.instruction_id in ids]
 
+    return pairs_of
+
+
+def _make_prompts(
+    context: Context,
+    table: Table[Prompt],
+    home: epath.Path,
+    pairs_of: Callable[[int], list[Pair]],
+    judging: judge.Judge,
+) -> None:
+    """Both orders of some pairs."""
+    template = judging.role.template
     stage = ShardedStage(
         name="prompts",
-        print_=fingerprint("prompts", judge.VERSION, [split, template.fingerprint()]),
+        print_=fingerprint("prompts", judge.VERSION, template.fingerprint()),
         home=home,
         inputs=pairs_of,
         outputs=(table,),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import warnings
 from collections import defaultdict
@@ -10,11 +11,12 @@ from typing import Any
 
 from etils import epath
 
-from ste_jax import checkpoints, files, judge_card, preemption, rundir
+from ste_jax import checkpoints, files, judge_card, preemption, rundir, shipped
 from ste_jax.context import Context
-from ste_jax.errors import SteError, WorkError
+from ste_jax.errors import RequestError, SteError, WorkError
+from ste_jax.evaluation.readers import read_pairs
 from ste_jax.opening import locate, open_model, source_fingerprint
-from ste_jax.records import Instruction, shard_of
+from ste_jax.records import Instruction, Pair, shard_of
 from ste_jax.rundir import IterationDir, Table, fingerprint
 from ste_jax.stages import intake
 from ste_jax.strict import to_dict
@@ -96,6 +98,40 @@ def _write_pool(pool: Table[Instruction], spill: epath.Path) -> None:
 
 
 _ROWS_IN_MEMORY = 4096
+
+
+def take_in_labelled(context: Context) -> None:
+    """Read the sets of labelled pairs that the judges are measured on. Process 0 alone.
+
+    Raises:
+      RequestError: a file that cannot be read, or lacks a column that accuracy is told apart by.
+    """
+    context.processes.from_first("labelled", lambda: _take_in_labelled(context))
+
+
+def _take_in_labelled(context: Context) -> None:
+    for knobs in context.config.evaluate.sets:
+        table = context.run.labelled(knobs.name)
+        path = shipped.path_of(knobs.data)
+        mark = context.run.root / "labelled" / f"{knobs.name}.json"
+        content = hashlib.blake2b(path.read_bytes()).hexdigest() if path.is_file() else ""
+        print_ = fingerprint("labelled", 1, [knobs.benchmark, knobs.by], inputs=content)
+        if table.complete() and rundir.marked(mark) == print_:
+            continue
+        by_shard: dict[int, list[Pair]] = {shard: [] for shard in range(table.shards)}
+        for pair in read_pairs(knobs.benchmark, path):
+            columns = json.loads(pair.extra or "{}")
+            missing = [name for name in knobs.by if name not in columns]
+            if missing:
+                raise RequestError(
+                    f"evaluate.sets: {knobs.data} has a row without the column {missing[0]!r}, by "
+                    f"which {knobs.name} is to be told apart"
+                )
+            by_shard[shard_of(pair.instruction_id, table.shards)].append(pair)
+        files.remove(mark)
+        for shard, rows in by_shard.items():
+            table.write(shard, rows)
+        rundir.mark(mark, print_)
 
 
 def import_seed(context: Context) -> None:

@@ -249,8 +249,8 @@ class FakeRun:
             for owner, prompt in owned
             for sample in range(VOTES)
         ]
-        self.write(iteration.evaluation_prompts, owned)
-        self.write(iteration.evaluation_judgments, judgments)
+        self.write(iteration.heldout.prompts, owned)
+        self.write(iteration.heldout.judgments, judgments)
         result = measure((row for _, row in owned), (row for _, row in judgments), bootstrap=300)
         told = {"judge": self.text("judge"), "iteration": iteration.index,
                 "what": self.text("agreement with constructed labels")}  # fmt: skip

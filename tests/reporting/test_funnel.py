@@ -132,10 +132,10 @@ BREAKAGES: dict[str, Callable[[RunDir], None]] = {
         run.iteration(2).curation, lambda value: value["dropped"].clear()
     ),
     "evaluation 0: prompts = 2 x held-out pairs": lambda run: drop_last(
-        run.iteration(0).evaluation_prompts
+        run.iteration(0).heldout.prompts
     ),
     "evaluation 2: judgments = prompts x votes": lambda run: drop_last(
-        run.iteration(2).evaluation_judgments
+        run.iteration(2).heldout.judgments
     ),
 }
 

@@ -106,7 +106,7 @@ def test_no_text_becomes_markup(fake_run: Callable[..., Any]) -> None:
 
 def test_an_error_that_names_a_hostile_id_is_escaped_too(fake_run: Callable[..., Any]) -> None:
     run = fake_run(hostile=HOSTILE).whole().run
-    table = run.iteration(2).evaluation_judgments
+    table = run.iteration(2).heldout.judgments
     table.write(0, table.read(0)[1:])
     page = Page(report(run))
     assert "not judged on the same prompts" in page.text and "script" not in page.tags

@@ -1,0 +1,1 @@
+"""The embedded default: a small world of checkable tasks, and a model that was taught in it."""

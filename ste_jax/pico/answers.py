@@ -1,0 +1,105 @@
+"""How are answers written in pico's world, how may one be wrong, and what does one say?"""
+
+from __future__ import annotations
+
+import re
+from random import Random
+
+from ste_jax.pico import kinds
+from ste_jax.pico.kinds import MONTHS, Solution
+from ste_jax.pico.world import Task
+
+STYLES = ("The answer is {answer}.", "It is {answer}.", "{answer}")
+"""Sentences that state an answer."""
+BARE = len(STYLES) - 1
+
+_STATED = re.compile(r"(?:The answer is|It is) ([^.\n]+)\.$")
+
+
+def write_answer(solution: Solution, style: int, working: bool = True) -> str:
+    """An answer: the steps, then a sentence that states the result; or the bare result alone."""
+    said = STYLES[style].format(answer=solution.answer)
+    steps = ", ".join(solution.steps)
+    return f"{steps}. {said}" if steps and working and style != BARE else said
+
+
+def draw_answer(solution: Solution, draw: Random) -> str:
+    """An answer in a random style; in a third of the cases without its steps."""
+    style = draw.choices(range(len(STYLES)), (6, 2, 2))[0]
+    return write_answer(solution, style, working=draw.random() < 0.67)
+
+
+def stated(answer: str) -> str:
+    """What an answer says the result is."""
+    found = _STATED.search(answer.strip())
+    return found[1] if found else answer.strip().rstrip(".")
+
+
+def is_right(task: Task, answer: str) -> bool:
+    """Whether an answer states the right result, by the right steps or by none."""
+    if stated(answer) != task.solution.answer:
+        return False
+    steps = tuple(match[0] for match in _STEP.finditer(answer))
+    return steps in ((), task.solution.steps)
+
+
+_STEP = re.compile(r"\d+ [-+*] \d+ = \d+")
+
+
+def wrong_solution(task: Task, draw: Random) -> Solution:
+    """A near miss of the same task: a slip in one step, carried on, or in the result."""
+    right = task.solution
+    while True:
+        wrong = _slip(task, right, draw)
+        if wrong.answer != right.answer:
+            return wrong
+
+
+def _slip(task: Task, right: Solution, draw: Random) -> Solution:
+    if not right.steps:
+        return Solution(_near(right.answer, task, draw))
+    at = draw.randrange(len(right.steps))
+    steps = list(right.steps[:at])
+    left, _, result = right.steps[at].partition(" = ")
+    slipped = _near_number(int(result), draw)
+    steps.append(f"{left} = {slipped}")
+    previous, last = result, str(slipped)
+    for step in right.steps[at + 1 :]:
+        left, _, result = step.partition(" = ")
+        a, sign, b = left.split(" ")
+        a, b = (last if each == previous else each for each in (a, b))
+        value = int(a) + int(b) if sign == "+" else int(a) - int(b)
+        steps.append(f"{a} {sign} {b} = {value}")
+        previous, last = result, str(value)
+    return Solution(last, tuple(steps))
+
+
+def _near_number(value: int, draw: Random) -> int:
+    return max(0, value + draw.choice((-10, -2, -1, 1, 2, 10)))
+
+
+def _near(answer: str, task: Task, draw: Random) -> str:
+    values = task.values
+    if task.kind in ("largest", "smallest"):
+        return str(draw.choice(values["numbers"]))
+    if task.kind == "pick":
+        return str(draw.choice(values["words"]))
+    if task.kind == "weekday":
+        return draw.choice(kinds.DAYS)
+    if task.kind == "later":
+        month, day = answer.split(" ")
+        if draw.random() < 0.25:
+            month = MONTHS[(MONTHS.index(month) + draw.choice((-1, 1))) % 12]
+        return f"{month} {min(28, max(1, int(day) + draw.choice((-2, -1, 0, 1, 2))))}"
+    if answer.isdigit():
+        return str(_near_number(int(answer), draw))
+    separator = ", " if ", " in answer else " "
+    items = answer.split(separator)
+    first, second = draw.sample(range(len(items)), 2)
+    if draw.random() < 0.7:
+        items[first], items[second] = items[second], items[first]
+    elif separator == " ":
+        items[first] = draw.choice(kinds.LETTERS)
+    else:
+        items[first] = str(_near_number(int(items[first]), draw))
+    return separator.join(items)

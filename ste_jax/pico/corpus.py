@@ -1,0 +1,175 @@
+"""What did the seed read? Generated chats in which it plays every role, as any model is asked to.
+
+The prompts are the shipped templates, rendered by the same code as in a run, and the replies are
+what the same parsers read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from random import Random
+
+from ste_jax.generators.protocol import Message
+from ste_jax.pico.answers import draw_answer, stated, write_answer, wrong_solution
+from ste_jax.pico.kinds import CATEGORIES, KINDS, Solution
+from ste_jax.pico.noise import draw_noise
+from ste_jax.pico.traces import write_trace
+from ste_jax.pico.world import Share, Task, changes, draw_task
+from ste_jax.prompts.parse import INSTRUCTION_MARK, RESPONSE_MARK
+from ste_jax.prompts.render import load_template
+
+ALL_CATEGORIES = (*CATEGORIES, "other")
+
+
+@dataclass(frozen=True)
+class Chat:
+    """Turns of a chat; the assistant's `learnt` turns (by index) are learnt from."""
+
+    role: str
+    messages: tuple[Message, ...]
+    learnt: tuple[int, ...]
+
+
+def user(text: str) -> Message:
+    """A turn of the user's."""
+    return Message(role="user", content=text)
+
+
+def assistant(text: str) -> Message:
+    """A turn of the assistant's."""
+    return Message(role="assistant", content=text)
+
+
+def respond(draw: Random, share: Share) -> Chat:
+    """Some instructions, one after another, and their answers."""
+    turns: list[Message] = []
+    for _ in range(draw.choice((1, 1, 2, 3))):
+        task = draw_task(draw, share)
+        turns += [user(task.instruction), assistant(draw_answer(task.solution, draw))]
+    return Chat("respond", tuple(turns), tuple(range(1, len(turns), 2)))
+
+
+def compare(draw: Random, share: Share) -> Chat:
+    """Is one result the same as another? Asked several times, of results of the same kind."""
+    turns: list[Message] = []
+    for _ in range(draw.choice((1, 2, 3))):
+        task = draw_task(draw, share)
+        one = task.solution.answer
+        other = one if draw.random() < 0.5 else _other(task, draw)
+        first, second = (one, other) if draw.random() < 0.5 else (other, one)
+        turns += [
+            user(f"Compare {first} with {second}."),
+            assistant("same." if one == other else "different."),
+        ]
+    return Chat("compare", tuple(turns), tuple(range(1, len(turns), 2)))
+
+
+def check(draw: Random, share: Share) -> Chat:
+    """An answer, right or wrong, checked: the task solved again, the results compared."""
+    turns: list[Message] = []
+    learnt = []
+    for _ in range(draw.choice((1, 1, 2))):
+        task = draw_task(draw, share)
+        right = draw.random() < 0.5
+        solution = task.solution if right else _other_solution(task, draw)
+        answer = draw_answer(solution, draw)
+        said = f"{stated(answer)}: {'same' if right else 'different'}."
+        turns += [
+            user(task.instruction),
+            assistant(answer),
+            user("Check this answer."),
+            assistant(f"{write_answer(task.solution, 0)}\nIt says {said}"),
+        ]
+        learnt += [len(turns) - 1]
+    return Chat("check", tuple(turns), tuple(learnt))
+
+
+def _other(task: Task, draw: Random) -> str:
+    return _other_solution(task, draw).answer
+
+
+def _other_solution(task: Task, draw: Random) -> Solution:
+    if draw.random() < 0.5:
+        return wrong_solution(task, draw)
+    return next(changes(task, draw)).solution
+
+
+def modify(draw: Random, share: Share) -> Chat:
+    """A similar but different instruction, and its answer."""
+    while True:
+        task = draw_task(draw, share)
+        for _ in range(8):
+            new = next(changes(task, draw))
+            if new.share == share:
+                return _modify(draw, task, new)
+
+
+def _modify(draw: Random, task: Task, new: Task) -> Chat:
+    shown = {"instruction": task.instruction, "answer": draw_answer(task.solution, draw)}
+    messages = load_template("modify", "modify").messages((), **shown)
+    reply = (
+        f"{INSTRUCTION_MARK}\n{new.instruction}\n\n"
+        f"{RESPONSE_MARK}\n{draw_answer(new.solution, draw)}"
+    )
+    return Chat("modify", (*messages, assistant(reply)), (len(messages),))
+
+
+def classify(draw: Random, share: Share) -> Chat:
+    """An instruction's category and difficulty."""
+    if draw.random() < 0.2:
+        text, category, level = draw_noise(draw), "other", 1
+    else:
+        task = draw_task(draw, share)
+        text, category, level = task.instruction, task.category, 1 + task.level
+    shown = {"instruction": text, "categories": ", ".join(ALL_CATEGORIES)}
+    messages = load_template("classify", "classify").messages((), **shown)
+    reply = f"Category: {category}\nDifficulty: {level}"
+    return Chat("classify", (*messages, assistant(reply)), (len(messages),))
+
+
+def draw_answers(draw: Random, task: Task, near: float = 0.5) -> tuple[str, str]:
+    """A right answer, and one that is wrong: a near miss, or right for a similar task."""
+    wrong = (
+        wrong_solution(task, draw) if draw.random() < near else next(changes(task, draw)).solution
+    )
+    return draw_answer(task.solution, draw), draw_answer(wrong, draw)
+
+
+def judge(draw: Random, share: Share) -> Chat:
+    """Two answers, checked and compared."""
+    task = draw_task(draw, share)
+    right, wrong = draw_answers(draw, task)
+    a, b = (right, wrong) if draw.random() < 0.5 else (wrong, right)
+    return judged(task, a, b)
+
+
+def judged(task: Task, a: str, b: str) -> Chat:
+    """The judgment of two answers that is right throughout."""
+    shown = {"instruction": task.instruction, "answer_a": a, "answer_b": b}
+    messages = load_template("judge", "judge").messages((), **shown)
+    reply = write_trace(task, a, b)
+    return Chat("judge", (*messages, assistant(reply)), (len(messages),))
+
+
+MAKERS: dict[str, Callable[[Random, Share], Chat]] = {
+    "respond": respond,
+    "compare": compare,
+    "check": check,
+    "modify": modify,
+    "classify": classify,
+    "judge": judge,
+}
+
+
+def draw_chats(draw: Random, count: int, mix: dict[str, float], share: Share) -> list[Chat]:
+    """Random chats, each role with its weight."""
+    roles = draw.choices(list(mix), list(mix.values()), k=count)
+    return [MAKERS[role](draw, share) for role in roles]
+
+
+def all_texts(draw: Random, count: int) -> Sequence[str]:
+    """Contents to make a tokenizer from, which holds every word of the world."""
+    texts = [phrasing for kind in KINDS for phrasing in kind.phrasings]
+    for chat in draw_chats(draw, count, dict.fromkeys(MAKERS, 1.0), "known"):
+        texts += [turn["content"] for turn in chat.messages]
+    return texts

@@ -1,0 +1,87 @@
+"""How were the shipped instructions and the labelled held-out pairs made?
+
+`python -m ste_jax.pico.make_data` writes them.
+
+The same files every time. Held-out tasks are of a share of the world that neither the seed's
+training nor the instructions draw from, so they are fresh in every phrasing; kinds with few tasks
+are not among them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from ste_jax.pico.answers import draw_answer, wrong_solution
+from ste_jax.pico.kinds import KINDS
+from ste_jax.pico.noise import draw_noise
+from ste_jax.pico.world import Task, changes, draw_task, rephrased
+
+SHIPPED = Path(__file__).parent / "shipped"
+TASKS, NEAR_DUPLICATES, NOISE = 1500, 120, 180
+HELDOUT = 312
+"""Labelled pairs of each sort: 24 of each kind that has held-out tasks."""
+
+
+def instructions(draw: Random) -> Iterator[dict[str, Any]]:
+    """The pool: tasks, some said twice in other words, and what is no task."""
+    rows = []
+    tasks = [draw_task(draw, "known") for _ in range(TASKS)]
+    for task in [*tasks, *(rephrased(each, draw) for each in draw.sample(tasks, NEAR_DUPLICATES))]:
+        rows.append({"instruction": task.instruction})
+    for _ in range(NOISE):
+        rows.append({"instruction": draw_noise(draw)})
+    draw.shuffle(rows)
+    yield from rows
+
+
+def labelled(draw: Random, *, same_task: bool) -> Iterator[dict[str, Any]]:
+    """Pairs of a right answer and a wrong one: a near miss to the same task, or an answer that is
+    right for a similar one."""
+    kinds = [kind for kind in KINDS if not kind.few]
+    seen: set[str] = set()
+    for number in range(HELDOUT):
+        task = draw_task(draw, "heldout", kinds[number % len(kinds)])
+        while task.identity in seen:
+            task = draw_task(draw, "heldout", kinds[number % len(kinds)])
+        seen.add(task.identity)
+        right = draw_answer(task.solution, draw)
+        wrong = wrong_solution(task, draw) if same_task else next(changes(task, draw)).solution
+        yield _row(task, right, draw_answer(wrong, draw), draw)
+
+
+def _row(task: Task, right: str, wrong: str, draw: Random) -> dict[str, Any]:
+    label = draw.choice("AB")
+    a, b = (right, wrong) if label == "A" else (wrong, right)
+    return {
+        "instruction": task.instruction,
+        "response_a": a,
+        "response_b": b,
+        "label": label,
+        "kind": task.kind,
+        "level": task.level,
+    }
+
+
+def main() -> None:
+    """Write the files."""
+    parser = argparse.ArgumentParser(description="Make the instructions and the held-out pairs.")
+    parser.add_argument("--out", type=Path, default=SHIPPED, metavar="DIR")
+    out = parser.parse_args().out
+    out.mkdir(parents=True, exist_ok=True)
+    made = {
+        "instructions": instructions(Random("instructions")),
+        "same-task": labelled(Random("same task"), same_task=True),
+        "other-task": labelled(Random("other task"), same_task=False),
+    }
+    for name, rows in made.items():
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (out / f"{name}.jsonl").write_text(lines)
+
+
+if __name__ == "__main__":
+    main()

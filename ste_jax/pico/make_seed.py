@@ -1,0 +1,212 @@
+"""How was pico's seed made? `python -m ste_jax.pico.make_seed` makes it again, from nothing.
+
+The seed is trained by the project's own fine-tuning code, on generated chats in which it plays
+every role. It sees its fill of answers, comparisons and checks of one answer, but only a few
+different judgments: that is why it judges weakly. It can be stopped and run again; its skills are
+printed as they grow, on tasks that are neither trained on nor held out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tokenizers
+from etils import epath
+from tqdm import tqdm
+
+from ste_jax import compilation_cache, preemption
+from ste_jax.config import DecodingKnobs, FinetuneKnobs, MeshKnobs
+from ste_jax.finetuning.loop import finetune
+from ste_jax.finetuning.packing import Example
+from ste_jax.generators.local import LocalGenerator
+from ste_jax.models.config import ModelConfig
+from ste_jax.models.decoder import Decoder, abstract_decoder
+from ste_jax.models.hf import save_hf
+from ste_jax.parameters import parameters_of, with_parameters
+from ste_jax.pico import corpus
+from ste_jax.pico.corpus import Chat
+from ste_jax.pico.make_data import SHIPPED
+from ste_jax.pico.skills import measure_skills
+from ste_jax.pico.tokenizer import make_tokenizer, save_tokenizer
+from ste_jax.sharding import make_mesh
+from ste_jax.tokenizers import load_tokenizer
+
+CHATS = 170_000
+"""Chats to read: about 10 million tokens."""
+MIX = {"respond": 0.46, "compare": 0.12, "check": 0.16, "modify": 0.14, "classify": 0.06}
+"""Shares of the roles among the chats; the rest are judgments."""
+JUDGMENTS = 300
+"""Different judgments among them: the same few, again and again."""
+VERDICT_WEIGHT = 4.0
+"""Weight of the verdict in the loss of a judgment, one token of about forty."""
+
+KNOBS = FinetuneKnobs(
+    sequence_length=256,
+    batch_rows=16,
+    learning_rate=2e-3,
+    final_learning_rate_fraction=0.05,
+    warmup_steps=100,
+    weight_decay=0.05,
+    beta2=0.98,
+    clip_norm=1.0,
+    remat="none",
+    dtype="float32",
+    validate_every=500,
+    save_every=250,
+    mesh=MeshKnobs(data=-1, fsdp=1),
+)
+DECODING = DecodingKnobs(
+    prompt_buckets=(128, 192),
+    new_buckets=(48, 96),
+    groups=64,
+    group_size=1,
+    prefill_chunk=32,
+    cache_tokens=65536,
+    dtype="float32",
+)
+
+
+def model_config(vocab_size: int) -> ModelConfig:
+    """A Llama of 1.9 million parameters."""
+    return ModelConfig(
+        vocab_size=vocab_size,
+        hidden_size=192,
+        intermediate_size=512,
+        num_layers=4,
+        num_heads=6,
+        num_kv_heads=6,
+        head_dim=32,
+        max_position=1024,
+        tie_embeddings=True,
+    )
+
+
+def make_chats(count: int, judgments: int) -> list[Chat]:
+    """All that the seed reads, in no order."""
+    draw = Random("seed")
+    few = [corpus.judge(draw, "known") for _ in range(judgments)]
+    chats = []
+    for role in draw.choices([*MIX, "judge"], [*MIX.values(), 1 - sum(MIX.values())], k=count):
+        chats.append(draw.choice(few) if role == "judge" else corpus.MAKERS[role](draw, "known"))
+    return chats
+
+
+def make_examples(chats: Sequence[Chat], tokenizer: tokenizers.Tokenizer) -> list[Example]:
+    """Chats as ids, learnt from where the assistant's turn is to be learnt.
+
+    The ids are those of the chat template, without its cost.
+    """
+    names = {name: tokenizer.token_to_id(f"<|{name}|>") for name in _MARKS}
+    mark = {name: id for name, id in names.items() if id is not None}
+    contents = [turn["content"] for chat in chats for turn in chat.messages]
+    encoded = iter(tokenizer.encode_batch_fast(contents, add_special_tokens=False))
+    examples = []
+    for number, chat in enumerate(chats):
+        ids: list[int] = []
+        weights: list[float] = []
+        for index, turn in enumerate(chat.messages):
+            content = [*next(encoded).ids, mark["end"]]
+            learnt = [float(index in chat.learnt)] * len(content)
+            if chat.role == "judge" and index in chat.learnt:
+                learnt[-2] = VERDICT_WEIGHT
+            ids += [mark[turn["role"]], *content]
+            weights += [0.0, *learnt]
+        start = next(at for at, weight in enumerate(weights) if weight)
+        examples.append(
+            Example(
+                id=f"{chat.role}-{number}",
+                prompt_ids=ids[:start],
+                completion_ids=ids[start:],
+                weights=weights[start:],
+            )
+        )
+    return examples
+
+
+_MARKS = ("system", "user", "assistant", "end")
+
+
+def first_model(config: ModelConfig, seed: int) -> Decoder:
+    """Random weights; what writes into the residual stream starts small (GPT-2's scaling)."""
+    draw = np.random.default_rng(seed)
+    depth = (2 * config.num_layers) ** -0.5
+    parameters = {}
+    for path, declared in config.parameters().items():
+        scale = declared.std * (depth if path in ("layers.o", "layers.down") else 1.0)
+        value = declared.mean + scale * draw.normal(size=declared.shape)
+        parameters[path] = jnp.asarray(value, jnp.float32)
+    return with_parameters(abstract_decoder(config), parameters)
+
+
+def make_seed(out: Path, work: Path, *, chats: int, judgments: int, knobs: FinetuneKnobs) -> None:
+    """Make tokenizer and model in `out`; `work` keeps a training in hand. Run again to resume."""
+    out.mkdir(parents=True, exist_ok=True)
+    made = make_tokenizer(corpus.all_texts(Random("tokenizer"), 20_000), least=10)
+    save_tokenizer(made, out)
+    tokenizer = load_tokenizer(str(out))
+    examples = make_examples(make_chats(chats, judgments), made)
+    mesh = make_mesh(knobs.mesh)
+    here = make_mesh(DECODING.mesh, jax.local_devices()[:1])
+    bar = tqdm(desc="seed", unit="step")
+
+    def validate(model: Decoder, step: int) -> dict[str, Any]:
+        parameters = {k: np.asarray(v) for k, v in parameters_of(model).items()}
+        local = with_parameters(
+            abstract_decoder(model.config), {k: jnp.asarray(v) for k, v in parameters.items()}
+        )
+        found = measure_skills(LocalGenerator(local, tokenizer, DECODING, here), "dev", 300)
+        tqdm.write(json.dumps({"step": step, **{k: round(v, 3) for k, v in found.items()}}))
+        return {"accuracy": None, **found}
+
+    def save_model(model: Decoder, step: int, found: dict[str, Any]) -> None:
+        narrow = {k: v.astype(jnp.bfloat16) for k, v in parameters_of(model).items()}
+        save_hf(
+            with_parameters(abstract_decoder(model.config, param_dtype=jnp.bfloat16), narrow), out
+        )
+        (out / "skills.json").write_text(json.dumps({"step": step, **found}, indent=2) + "\n")
+
+    def log(event: dict[str, Any]) -> None:
+        bar.n = event["step"]
+        bar.set_postfix(loss=f"{event['loss']:.3f}", refresh=True)
+
+    with bar:
+        finetune(
+            model=first_model(model_config(made.get_vocab_size()), seed=0),
+            examples=examples,
+            knobs=knobs,
+            seed=0,
+            mesh=mesh,
+            state_dir=epath.Path(work),
+            validate=validate,
+            save_model=save_model,
+            log=log,
+            stop_requested=preemption.requested,
+        )
+
+
+def main(arguments: Iterable[str] | None = None) -> None:
+    """Make the seed."""
+    parser = argparse.ArgumentParser(description="Make pico's seed model, from nothing.")
+    parser.add_argument("--out", type=Path, default=SHIPPED / "seed", metavar="DIR")
+    parser.add_argument("--work", type=Path, default=Path("runs/pico-seed"), metavar="DIR",
+                        help="where a training in hand is kept")  # fmt: skip
+    parser.add_argument("--chats", type=int, default=CHATS, help="chats to read")
+    parser.add_argument("--judgments", type=int, default=JUDGMENTS, help="different judgments")
+    given = parser.parse_args(None if arguments is None else list(arguments))
+    compilation_cache.enable()
+    preemption.install()
+    knobs = dataclasses.replace(KNOBS)
+    make_seed(given.out, given.work, chats=given.chats, judgments=given.judgments, knobs=knobs)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,29 @@
+"""Which instructions are there for selection to throw out?"""
+
+from __future__ import annotations
+
+from random import Random
+
+from ste_jax.pico.kinds import LETTERS, NAMES, THINGS, WORDS
+
+_OFF_TOPIC = (
+    "Write a poem about a {word}.",
+    "Tell me a story about {name} and a {word}.",
+    "What do you think of {thing}?",
+    "Who made the first {word}?",
+    "Give me some advice about my {word}.",
+    "Do you like {name}?",
+    "Draw a {word} for {name}.",
+    "Where can I buy {thing}?",
+)
+
+
+def draw_noise(draw: Random) -> str:
+    """Something that is no task of this world: keys hit at random, or another subject."""
+    if draw.random() < 0.3:
+        return " ".join(
+            "".join(draw.choice(LETTERS) for _ in range(draw.randint(1, 4)))
+            for _ in range(draw.randint(2, 5))
+        )
+    places = {"word": draw.choice(WORDS), "name": draw.choice(NAMES), "thing": draw.choice(THINGS)}
+    return draw.choice(_OFF_TOPIC).format(**places)

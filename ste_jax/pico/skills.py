@@ -1,0 +1,120 @@
+"""How well does a model play each role? Measured by the checker, on tasks of a share of its own.
+
+The prompts, the parsers and the generator are those of a run.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from random import Random
+
+from ste_jax.generators.protocol import Completion, Generator, Message, Request, Sampling
+from ste_jax.pico.answers import is_right
+from ste_jax.pico.corpus import ALL_CATEGORIES, draw_answers, user
+from ste_jax.pico.traces import check_trace
+from ste_jax.pico.world import Share, Task, draw_task, understand
+from ste_jax.prompts.parse import parse_category, parse_modified, parse_verdict
+from ste_jax.prompts.render import load_template
+
+_TOKENS = {"classify": 16, "respond": 48, "modify": 96, "judge": 96}
+
+
+def measure_skills(
+    generator: Generator, share: Share, count: int, seed: int = 0
+) -> dict[str, float]:
+    """Shares of `count` tasks (judging: as many pairs, in both orders).
+
+    Returns:
+      answers: right, greedily. categories: right, greedily.
+      modified: a modified instruction that parses, is a task, and has another answer;
+      modified_answered: and its answer is right.
+      judge: right verdict on a right answer against a near miss or against the answer to a similar
+        task, half of each; judge_consistent: in both orders; judge_parsed: with a verdict at all;
+        judge_a: A among the verdicts; judge_sound: right in every step.
+    """
+    draw = Random(f"skills {seed}")
+    tasks = [draw_task(draw, share) for _ in range(count)]
+    answers = _ask(generator, "respond", [(user(task.instruction),) for task in tasks], 0.0)
+    texts = [answer.text for answer in answers]
+    found = {"answers": sum(map(is_right, tasks, texts)) / count}
+    found |= _categories(generator, tasks)
+    found |= _modified(generator, tasks, texts)
+    found |= _judgments(generator, tasks, draw)
+    return found
+
+
+def _categories(generator: Generator, tasks: Sequence[Task]) -> dict[str, float]:
+    categories = ", ".join(ALL_CATEGORIES)
+    said = _ask(
+        generator,
+        "classify",
+        [_prompt("classify", instruction=t.instruction, categories=categories) for t in tasks],
+        0.0,
+    )
+    right = [
+        parse_category(each.text, ALL_CATEGORIES)[0] == task.category
+        for task, each in zip(tasks, said, strict=True)
+    ]
+    return {"categories": sum(right) / len(tasks)}
+
+
+def _modified(
+    generator: Generator, tasks: Sequence[Task], answers: Sequence[str]
+) -> dict[str, float]:
+    shown = zip(tasks, answers, strict=True)
+    prompts = [_prompt("modify", instruction=t.instruction, answer=a) for t, a in shown]
+    counts: Counter[str] = Counter()
+    for task, reply in zip(tasks, _ask(generator, "modify", prompts, 0.7), strict=True):
+        modified, _ = parse_modified(
+            reply.text, with_response=True, finish_reason=reply.finish_reason
+        )
+        new = understand(modified.instruction) if modified else None
+        if modified and new and new.solution.answer != task.solution.answer:
+            counts["modified"] += 1
+            counts["modified_answered"] += is_right(new, modified.response or "")
+    return {name: counts[name] / len(tasks) for name in ("modified", "modified_answered")}
+
+
+def _judgments(generator: Generator, tasks: Sequence[Task], draw: Random) -> dict[str, float]:
+    pairs = [draw_answers(draw, task, near=n % 2) for n, task in enumerate(tasks)]
+    shown = [
+        (task, a, b, label)
+        for task, (right, wrong) in zip(tasks, pairs, strict=True)
+        for a, b, label in ((right, wrong, "A"), (wrong, right, "B"))
+    ]
+    prompts = [
+        _prompt("judge", instruction=task.instruction, answer_a=a, answer_b=b)
+        for task, a, b, _ in shown
+    ]
+    counts: Counter[str] = Counter()
+    hits = []
+    for (task, a, b, label), said in zip(
+        shown, _ask(generator, "judge", prompts, 0.7), strict=True
+    ):
+        verdict = parse_verdict(said.text, said.finish_reason).verdict
+        hits.append(verdict == label)
+        counts["judge_parsed"] += verdict is not None
+        counts["judge_a"] += verdict == "A"
+        counts["judge_sound"] += check_trace(said.text, task.instruction, a, b).throughout
+    both = sum(one and other for one, other in zip(hits[::2], hits[1::2], strict=True))
+    return {
+        "judge": sum(hits) / len(hits),
+        "judge_consistent": both / len(tasks),
+        **{name: counts[name] / len(hits) for name in ("judge_parsed", "judge_a", "judge_sound")},
+    }
+
+
+def _prompt(role: str, **places: str) -> tuple[Message, ...]:
+    return load_template(role, role).messages((), **places)
+
+
+def _ask(
+    generator: Generator, role: str, prompts: Sequence[Sequence[Message]], temperature: float
+) -> list[Completion]:
+    """One sample of each prompt, in their order."""
+    sampling = Sampling(max_new_tokens=_TOKENS[role], temperature=temperature, top_p=0.9)
+    for number, messages in enumerate(prompts):
+        generator.submit(Request(id=f"{number}", messages=messages, sampling=sampling, alone=True))
+    found = {int(each.request_id): each for each in generator.completions()}
+    return [found[number] for number in range(len(prompts))]

@@ -1,0 +1,65 @@
+"""What does a written check of two answers look like, and is one right throughout?"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from ste_jax.pico.answers import is_right, stated, write_answer
+from ste_jax.pico.world import Task, understand
+
+_TRACE = re.compile(
+    r"(?P<own>[^\n]+)\n"
+    r"A says (?P<a>[^\n:]+): (?P<same_a>same|different)\.\n"
+    r"B says (?P<b>[^\n:]+): (?P<same_b>same|different)\.\n"
+    r"\[\[(?P<verdict>[AB])\]\]"
+)
+
+
+def write_trace(task: Task, answer_a: str, answer_b: str) -> str:
+    """The judgment that is right throughout: solve the task, compare both answers, conclude."""
+    right = task.solution
+    lines = [write_answer(right, 0)]
+    for letter, answer in (("A", answer_a), ("B", answer_b)):
+        said = stated(answer)
+        same = "same" if said == right.answer else "different"
+        lines.append(f"{letter} says {said}: {same}.")
+    verdict = "A" if stated(answer_a) == right.answer else "B"
+    return "\n".join([*lines, f"[[{verdict}]]"])
+
+
+@dataclass(frozen=True)
+class TraceCheck:
+    """What is right in a trace, step by step."""
+
+    formed: bool
+    solved: bool = False
+    """The task is solved rightly, every step of it."""
+    quoted: bool = False
+    """Both answers are quoted as they are."""
+    compared: bool = False
+    """What is said to be the same as the judge's own result is, and what is not is not."""
+    concluded: bool = False
+    """The verdict names the one answer that was found the same."""
+
+    @property
+    def throughout(self) -> bool:
+        """Whether every step is right."""
+        return all((self.formed, self.solved, self.quoted, self.compared, self.concluded))
+
+
+def check_trace(text: str, instruction: str, answer_a: str, answer_b: str) -> TraceCheck:
+    """Recompute every step of a judgment."""
+    found = _TRACE.fullmatch(text.strip())
+    task = understand(instruction)
+    if found is None or task is None:
+        return TraceCheck(formed=False)
+    own = stated(found["own"])
+    same_a, same_b = found["same_a"] == "same", found["same_b"] == "same"
+    return TraceCheck(
+        formed=True,
+        solved=is_right(task, found["own"]),
+        quoted=found["a"] == stated(answer_a) and found["b"] == stated(answer_b),
+        compared=same_a == (found["a"] == own) and same_b == (found["b"] == own),
+        concluded=same_a != same_b and found["verdict"] == ("A" if same_a else "B"),
+    )

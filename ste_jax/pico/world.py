@@ -1,0 +1,213 @@
+"""What is a task of pico's world, how is one drawn, phrased, understood, changed and kept apart?"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from random import Random
+from typing import Any, Literal
+
+from ste_jax.pico import kinds
+from ste_jax.pico.kinds import BY_NAME, KINDS, Kind, Solution, Values, listed
+
+Share = Literal["known", "dev", "heldout"]
+
+_PATTERNS = {
+    "number": r"\d+",
+    "numbers": r"\d+(?:, \d+)+",
+    "letter": r"[a-z]",
+    "letters": r"[a-z](?: [a-z])+",
+    "words": r"[a-z]+(?:, [a-z]+)+",
+    "thing": r"[a-z]+",
+    "name": "|".join(kinds.NAMES),
+    "month": "|".join(kinds.MONTHS),
+    "day": "|".join(kinds.DAYS),
+}
+_PLACE = re.compile(r"\{([a-z]+)(\d?)\}")
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task: its kind, its operands, and which of the kind's phrasings says it."""
+
+    kind: str
+    operands: tuple[tuple[str, Any], ...]
+    phrasing: int = 0
+
+    @property
+    def values(self) -> Values:
+        """The operands by name."""
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in self.operands}
+
+    @property
+    def instruction(self) -> str:
+        """What the user writes."""
+        shown = {}
+        for name, value in self.values.items():
+            if isinstance(value, list):
+                value = " ".join(value) if name == "letters" else listed(value)
+            shown[name] = value
+        return BY_NAME[self.kind].phrasings[self.phrasing].format(**shown)
+
+    @property
+    def solution(self) -> Solution:
+        """What is right."""
+        return BY_NAME[self.kind].solve(self.values)
+
+    @property
+    def level(self) -> int:
+        """The difficulty, from 1 to 3."""
+        return BY_NAME[self.kind].level(self.values)
+
+    @property
+    def category(self) -> str:
+        """The category of its kind."""
+        return BY_NAME[self.kind].category
+
+    @property
+    def identity(self) -> str:
+        """The same for all phrasings, and for operands whose order says nothing."""
+        values = self.values
+        if self.kind == "sum":
+            return f"sum {sorted(values.values())}"
+        if self.kind in ("largest", "smallest", "rising", "falling"):
+            return f"{self.kind} {sorted(values['numbers'])}"
+        return f"{self.kind} {sorted(values.items())}"
+
+    @property
+    def share(self) -> Share:
+        """Who may see the task: by its identity, once and for all, so that a held-out task is fresh
+        in every phrasing. Kinds with few tasks are known as a whole."""
+        if BY_NAME[self.kind].few:
+            return "known"
+        place = int.from_bytes(hashlib.blake2b(self.identity.encode(), digest_size=4).digest()) % 20
+        return "heldout" if place < 2 else "dev" if place == 2 else "known"
+
+
+def make_task(kind: Kind, values: Values, phrasing: int) -> Task:
+    """A task from its operands."""
+    frozen = tuple((k, tuple(v) if isinstance(v, list) else v) for k, v in sorted(values.items()))
+    return Task(kind.name, frozen, phrasing)
+
+
+def draw_task(
+    draw: Random, share: Share, kind: Kind | None = None, level: int | None = None
+) -> Task:
+    """A random task that belongs to a share."""
+    wanted = kind or draw.choice([k for k in KINDS if share == "known" or not k.few])
+    while True:
+        values = wanted.draw(draw, level or draw.randint(1, 3))
+        task = make_task(wanted, values, draw.randrange(len(wanted.phrasings)))
+        if task.share == share:
+            return task
+
+
+@lru_cache(maxsize=1)
+def _readers() -> tuple[tuple[re.Pattern[str], Kind, int], ...]:
+    found = []
+    for kind in KINDS:
+        for index, phrasing in enumerate(kind.phrasings):
+            pattern, seen = "", set()
+            for part in re.split(r"(\{[a-z]+\d?\})", phrasing):
+                place = _PLACE.fullmatch(part)
+                if place is None:
+                    pattern += re.escape(part)
+                elif part in seen:
+                    pattern += f"(?P={place[1]}{place[2]})"
+                else:
+                    seen.add(part)
+                    pattern += f"(?P<{place[1]}{place[2]}>{_PATTERNS[place[1]]})"
+            found.append((re.compile(pattern), kind, index))
+    return tuple(found)
+
+
+def understand(instruction: str) -> Task | None:
+    """The task that an instruction states, or None if it is none of this world."""
+    for pattern, kind, phrasing in _readers():
+        match = pattern.fullmatch(instruction.strip())
+        if match:
+            values = {name: _value(name, text) for name, text in match.groupdict().items()}
+            task = make_task(kind, values, phrasing)
+            return task if _possible(task) else None
+    return None
+
+
+def _value(name: str, text: str) -> Any:
+    if name == "letters":
+        return text.split(" ")
+    if name == "words":
+        return text.split(", ")
+    if name == "numbers":
+        return [int(each) for each in text.split(", ")]
+    return int(text) if name.startswith("number") else text
+
+
+def changes(task: Task, draw: Random) -> Iterator[Task]:
+    """Endless similar but different tasks: some operand changed, or the related question asked."""
+    kind = BY_NAME[task.kind]
+    while True:
+        values, new = task.values, kind
+        if kind.related and draw.random() < 0.3:
+            new = BY_NAME[kind.related]
+            if {task.kind, new.name} == {"sum", "difference"}:
+                high = max(values["number1"], values["number2"])
+                low = min(values["number1"], values["number2"])
+                values = {"number1": high, "number2": low}
+        else:
+            fresh = kind.draw(draw, task.level)
+            name = draw.choice([n for n in values if n not in ("name", "thing")])
+            values[name] = _changed(values[name], fresh[name], draw)
+            if task.kind == "next":  # a sequence goes on evenly
+                first, step = (
+                    values["numbers"][0],
+                    task.values["numbers"][1] - task.values["numbers"][0],
+                )
+                values["numbers"] = [first + step * n for n in range(len(values["numbers"]))]
+        phrasing = task.phrasing if draw.random() < 0.5 else draw.randrange(len(new.phrasings))
+        changed = make_task(new, values, phrasing % len(new.phrasings))
+        if _possible(changed) and changed.solution.answer != task.solution.answer:
+            yield changed
+
+
+def _possible(task: Task) -> bool:
+    """Whether there is an answer, and one that the kind could have drawn."""
+    values = task.values
+    if task.kind == "difference":
+        return bool(values["number1"] > values["number2"])
+    if task.kind == "story":
+        return bool(values["number1"] + values["number2"] > values["number3"])
+    if task.kind == "pick":
+        return values["number1"] in range(1, 1 + len(values["words"]))
+    if task.kind == "later":
+        days = kinds.days_in(kinds.MONTHS.index(values["month"]))
+        return values["number1"] in range(1, 1 + days)
+    if task.kind == "count":
+        return values["letter"] in values["letters"]
+    if task.kind == "next":
+        steps = {b - a for a, b in itertools.pairwise(values["numbers"])}
+        return len(steps) == 1 and min(steps) > 0
+    return True
+
+
+def _changed(value: Any, fresh: Any, draw: Random) -> Any:
+    if isinstance(value, int) and draw.random() < 0.5:
+        near = max(1, value + draw.choice((-10, -3, -2, -1, 1, 2, 3, 10)))
+        return near if len(str(near)) == len(str(value)) else fresh
+    if isinstance(value, list):
+        value = list(value)
+        at = draw.randrange(len(value))
+        choices = [each for each in fresh if each not in value] or fresh
+        value[at] = draw.choice(choices)
+        return value
+    return fresh
+
+
+def rephrased(task: Task, draw: Random) -> Task:
+    """The same task in other words (a near-duplicate)."""
+    count = len(BY_NAME[task.kind].phrasings)
+    return dataclasses.replace(task, phrasing=(task.phrasing + draw.randrange(1, count)) % count)

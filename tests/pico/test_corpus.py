@@ -1,0 +1,119 @@
+"""Does the seed read what a run would ask it, and does it see no more than it may?"""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ste_jax.pico import corpus
+from ste_jax.pico.corpus import ALL_CATEGORIES, MAKERS
+from ste_jax.pico.make_seed import VERDICT_WEIGHT, make_chats, make_examples
+from ste_jax.pico.tokenizer import make_tokenizer, save_tokenizer
+from ste_jax.pico.traces import check_trace
+from ste_jax.pico.world import draw_task, understand
+from ste_jax.prompts.parse import (
+    parse_category,
+    parse_difficulty,
+    parse_modified,
+    parse_verdict,
+)
+from ste_jax.tokenizers import load_tokenizer
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """(the tokenizer as it is made, and as a run loads it)."""
+    directory = tmp_path_factory.mktemp("tokenizer")
+    raw = make_tokenizer(corpus.all_texts(Random("test"), 2000), least=2)
+    save_tokenizer(raw, directory)
+    return raw, load_tokenizer(str(directory))
+
+
+@pytest.mark.parametrize("role", MAKERS)
+def test_the_ids_are_those_that_a_run_would_ask_with(made, role):
+    raw, tokenizer = made
+    chats = [MAKERS[role](Random(seed), "known") for seed in range(20)]
+    for chat, example in zip(chats, make_examples(chats, raw), strict=True):
+        first = chat.learnt[0]
+        assert list(example.prompt_ids) == tokenizer.prompt_ids(chat.messages[:first])
+        ids = [*example.prompt_ids, *example.completion_ids]
+        for turn in chat.learnt:
+            prompt = tokenizer.prompt_ids(chat.messages[:turn])
+            assert ids[: len(prompt)] == prompt
+            learnt = example.target_weights()[len(prompt) - len(example.prompt_ids) :]
+            reply = tokenizer.encode(chat.messages[turn]["content"])
+            assert ids[len(prompt) : len(prompt) + len(reply)] == reply
+            assert all(weight > 0 for weight in learnt[: len(reply) + 1])
+            assert ids[len(prompt) + len(reply)] in tokenizer.eos_ids
+
+
+def test_only_the_verdict_weighs_more(made):
+    raw, tokenizer = made
+    (example,) = make_examples([corpus.judge(Random(0), "known")], raw)
+    weights = list(example.target_weights())
+    assert weights.count(VERDICT_WEIGHT) == 1
+    heavy = example.completion_ids[weights.index(VERDICT_WEIGHT)]
+    assert tokenizer.decode([heavy]) in ("[[A]]", "[[B]]")
+
+
+@settings(max_examples=50)
+@given(st.integers(0, 2**32))
+def test_replies_are_what_the_parsers_of_a_run_read(seed):
+    draw = Random(seed)
+    classified = corpus.classify(draw, "known").messages[-1]["content"]
+    assert parse_category(classified, ALL_CATEGORIES)[0] in ALL_CATEGORIES
+    assert parse_difficulty(classified)[0] in range(1, 6)
+    modified, failure = parse_modified(
+        corpus.modify(draw, "known").messages[-1]["content"], with_response=True
+    )
+    assert failure is None and modified is not None
+    assert understand(modified.instruction) is not None
+    assert parse_verdict(corpus.judge(draw, "known").messages[-1]["content"]).verdict in ("A", "B")
+
+
+@settings(max_examples=50)
+@given(st.integers(0, 2**32))
+def test_a_judgment_that_is_taught_is_right_throughout(seed):
+    draw = Random(seed)
+    task = draw_task(draw, "known")
+    a, b = corpus.draw_answers(draw, task)
+    trace = corpus.judged(task, a, b).messages[-1]["content"]
+    assert check_trace(trace, task.instruction, a, b).throughout
+
+
+def test_no_held_out_task_is_read():
+    chats = make_chats(3000, judgments=50)
+    texts = [turn["content"] for chat in chats for turn in chat.messages if turn["role"] == "user"]
+    tasks = [task for task in map(understand, texts) if task is not None]
+    assert len(tasks) > 2000
+    assert {task.share for task in tasks} == {"known"}
+
+
+def test_judgments_are_few_and_seen_again():
+    chats = [chat for chat in make_chats(3000, judgments=50) if chat.role == "judge"]
+    assert len(chats) > 100
+    assert len({chat.messages for chat in map(_hashable, chats)}) <= 50
+
+
+def _hashable(chat):
+    return type(chat)(
+        chat.role,
+        tuple((turn["role"], turn["content"]) for turn in chat.messages),
+        chat.learnt,
+    )
+
+
+@given(st.text(max_size=80))
+def test_any_text_survives_the_tokenizer(made, text):
+    raw, _ = made
+    assert raw.decode(raw.encode(text, add_special_tokens=False).ids) == text
+
+
+def test_the_lines_of_the_judge_s_prompt_are_single_tokens(made):
+    raw, _ = made
+    chat = corpus.judge(Random(0), "known")
+    system = chat.messages[0]["content"]
+    assert len(raw.encode(system).ids) <= 2 * len(system.splitlines())

@@ -1,0 +1,134 @@
+"""Is a task of pico's world what its text says, and are the shares of the world kept apart?"""
+
+from __future__ import annotations
+
+import json
+from random import Random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ste_jax.config import PoolKnobs
+from ste_jax.pico import make_data
+from ste_jax.pico.kinds import KINDS, Kind
+from ste_jax.pico.noise import draw_noise
+from ste_jax.pico.world import Task, changes, draw_task, make_task, rephrased, understand
+from ste_jax.stages.intake import read_pool
+
+SHARES = ("known", "dev", "heldout")
+
+
+@st.composite
+def tasks(draw: st.DrawFn) -> Task:
+    random = Random(draw(st.integers(0, 2**32)))
+    return draw_task(random, draw(st.sampled_from(SHARES)))
+
+
+@given(tasks())
+def test_an_instruction_is_understood_as_the_task_that_it_was_written_for(task: Task) -> None:
+    assert understand(task.instruction) == task
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+@pytest.mark.parametrize("level", [1, 2, 3])
+def test_a_kind_draws_operands_of_the_level_asked_for(kind: Kind, level: int) -> None:
+    random = Random(0)
+    for _ in range(200):
+        assert make_task(kind, kind.draw(random, level), 0).level == level
+
+
+def test_every_kind_has_several_phrasings() -> None:
+    assert len(KINDS) >= 8
+    assert min(len(kind.phrasings) for kind in KINDS) >= 3
+
+
+@pytest.mark.parametrize(
+    ("instruction", "answer"),
+    [
+        ("What is 47 + 38?", "85"),
+        ("Take 9 away from 31.", "22"),
+        ("How many minutes are 3 hours and 5 minutes?", "185"),
+        ("It is February 27. What date is it 4 days later?", "March 3"),
+        ("Count 20 days on from December 26. Which date is that?", "January 15"),
+        ("Today is Saturday. What day is it in 3 days?", "Tuesday"),
+        ("Which number is the largest: 58, 61, 16?", "61"),
+        ("Of the numbers 58, 61, which is the least?", "58"),
+        ("Put 9, 1, 4 in rising order.", "1, 4, 9"),
+        ("Sort these numbers from large to small: 9, 11, 4.", "11, 9, 4"),
+        ("Count the letter e in t r e e.", "2"),
+        ("Reverse the letters f h u.", "u h f"),
+        ("Which word is number 2 in this list: apple, dog, chair?", "dog"),
+        ("Mia has 23 apples, finds 14 and loses 9. How many are left?", "28"),
+        ("Which number comes next: 4, 9, 14, 19?", "24"),
+    ],
+)
+def test_the_checker_knows_the_answer(instruction: str, answer: str) -> None:
+    task = understand(instruction)
+    assert task is not None and task.solution.answer == answer
+
+
+@pytest.mark.parametrize(
+    "instruction",
+    [
+        "It is June 45. What date is it 2 days later?",
+        "Which word is number 7 in this list: apple, dog, chair?",
+        "Mia has 3 apples, finds 1 and loses 9. How many are left?",
+        "Which number comes next: 4, 9, 15, 19?",
+        "What is 4 - 9?",
+        "Write a poem about a dog.",
+    ],
+)
+def test_what_cannot_be_is_not_understood(instruction: str) -> None:
+    assert understand(instruction) is None
+
+
+@settings(max_examples=30)
+@given(st.integers(0, 2**32))
+def test_noise_is_no_task(seed: int) -> None:
+    assert understand(draw_noise(Random(seed))) is None
+
+
+@given(tasks(), st.integers(0, 2**32))
+def test_a_changed_task_is_another_with_another_answer(task: Task, seed: int) -> None:
+    changed = next(changes(task, Random(seed)))
+    assert changed.identity != task.identity
+    assert changed.solution.answer != task.solution.answer
+    assert understand(changed.instruction) == changed
+
+
+@given(tasks(), st.integers(0, 2**32))
+def test_other_words_are_the_same_task(task: Task, seed: int) -> None:
+    again = rephrased(task, Random(seed))
+    assert again.instruction != task.instruction
+    assert (again.identity, again.share) == (task.identity, task.share)
+
+
+def test_order_that_says_nothing_is_no_other_task() -> None:
+    one, two = understand("What is 47 + 38?"), understand("Add 38 and 47.")
+    assert one is not None and two is not None and one.identity == two.identity
+
+
+def test_the_shipped_files_are_those_that_the_command_makes(tmp_path: object) -> None:
+    made = {
+        "instructions": make_data.instructions(Random("instructions")),
+        "same-task": make_data.labelled(Random("same task"), same_task=True),
+        "other-task": make_data.labelled(Random("other task"), same_task=False),
+    }
+    for name, rows in made.items():
+        lines = (make_data.SHIPPED / f"{name}.jsonl").read_text().splitlines()
+        assert [json.loads(line) for line in lines] == list(rows)
+
+
+def test_held_out_tasks_are_fresh() -> None:
+    pool = [row.messages[-1]["content"] for row in read_pool(PoolKnobs(path=("pico",)))]
+    known = {task.identity for task in map(understand, pool) if task is not None}
+    assert len(known) > 1000
+    for name in ("same-task", "other-task"):
+        rows = (make_data.SHIPPED / f"{name}.jsonl").read_text().splitlines()
+        found = [understand(json.loads(row)["instruction"]) for row in rows]
+        assert len(found) >= 250
+        identities = {task.identity for task in found if task is not None}
+        assert len(identities) == len(found), "some are no task or stand twice"
+        assert {task.share for task in found if task is not None} == {"heldout"}
+        assert not identities & known
