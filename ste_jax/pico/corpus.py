@@ -40,6 +40,15 @@ def assistant(text: str) -> Message:
     return Message(role="assistant", content=text)
 
 
+def ask(role: str, **places: str) -> tuple[Message, ...]:
+    """A role's prompt, by the template that any model gets."""
+    return load_template(role, role).messages((), **places)
+
+
+def _replied(role: str, asked: tuple[Message, ...], reply: str) -> Chat:
+    return Chat(role, (*asked, assistant(reply)), (len(asked),))
+
+
 def respond(draw: Random, share: Share) -> Chat:
     """Some instructions, one after another, and their answers."""
     turns: list[Message] = []
@@ -55,7 +64,7 @@ def compare(draw: Random, share: Share) -> Chat:
     for _ in range(draw.choice((1, 2, 3))):
         task = draw_task(draw, share)
         one = task.solution.answer
-        other = one if draw.random() < 0.5 else _other(task, draw)
+        other = one if draw.random() < 0.5 else wrong_or_similar(task, draw).answer
         first, second = (one, other) if draw.random() < 0.5 else (other, one)
         turns += [
             user(f"Compare {first} with {second}."),
@@ -71,7 +80,7 @@ def check(draw: Random, share: Share) -> Chat:
     for _ in range(draw.choice((1, 1, 2))):
         task = draw_task(draw, share)
         right = draw.random() < 0.5
-        solution = task.solution if right else _other_solution(task, draw)
+        solution = task.solution if right else wrong_or_similar(task, draw)
         answer = draw_answer(solution, draw)
         said = f"{stated(answer)}: {'same' if right else 'different'}."
         turns += [
@@ -84,12 +93,9 @@ def check(draw: Random, share: Share) -> Chat:
     return Chat("check", tuple(turns), tuple(learnt))
 
 
-def _other(task: Task, draw: Random) -> str:
-    return _other_solution(task, draw).answer
-
-
-def _other_solution(task: Task, draw: Random) -> Solution:
-    if draw.random() < 0.5:
+def wrong_or_similar(task: Task, draw: Random, near: float = 0.5) -> Solution:
+    """What is wrong for a task: a near miss, or what is right for a similar one."""
+    if draw.random() < near:
         return wrong_solution(task, draw)
     return next(changes(task, draw)).solution
 
@@ -105,13 +111,12 @@ def modify(draw: Random, share: Share) -> Chat:
 
 
 def _modify(draw: Random, task: Task, new: Task) -> Chat:
-    shown = {"instruction": task.instruction, "answer": draw_answer(task.solution, draw)}
-    messages = load_template("modify", "modify").messages((), **shown)
+    asked = ask("modify", instruction=task.instruction, answer=draw_answer(task.solution, draw))
     reply = (
         f"{INSTRUCTION_MARK}\n{new.instruction}\n\n"
         f"{RESPONSE_MARK}\n{draw_answer(new.solution, draw)}"
     )
-    return Chat("modify", (*messages, assistant(reply)), (len(messages),))
+    return _replied("modify", asked, reply)
 
 
 def classify(draw: Random, share: Share) -> Chat:
@@ -121,17 +126,13 @@ def classify(draw: Random, share: Share) -> Chat:
     else:
         task = draw_task(draw, share)
         text, category, level = task.instruction, task.category, 1 + task.level
-    shown = {"instruction": text, "categories": ", ".join(ALL_CATEGORIES)}
-    messages = load_template("classify", "classify").messages((), **shown)
-    reply = f"Category: {category}\nDifficulty: {level}"
-    return Chat("classify", (*messages, assistant(reply)), (len(messages),))
+    asked = ask("classify", instruction=text, categories=", ".join(ALL_CATEGORIES))
+    return _replied("classify", asked, f"Category: {category}\nDifficulty: {level}")
 
 
 def draw_answers(draw: Random, task: Task, near: float = 0.5) -> tuple[str, str]:
     """A right answer, and one that is wrong: a near miss, or right for a similar task."""
-    wrong = (
-        wrong_solution(task, draw) if draw.random() < near else next(changes(task, draw)).solution
-    )
+    wrong = wrong_or_similar(task, draw, near)
     return draw_answer(task.solution, draw), draw_answer(wrong, draw)
 
 
@@ -145,10 +146,8 @@ def judge(draw: Random, share: Share) -> Chat:
 
 def judged(task: Task, a: str, b: str) -> Chat:
     """The judgment of two answers that is right throughout."""
-    shown = {"instruction": task.instruction, "answer_a": a, "answer_b": b}
-    messages = load_template("judge", "judge").messages((), **shown)
-    reply = write_trace(task, a, b)
-    return Chat("judge", (*messages, assistant(reply)), (len(messages),))
+    asked = ask("judge", instruction=task.instruction, answer_a=a, answer_b=b)
+    return _replied("judge", asked, write_trace(task, a, b))
 
 
 MAKERS: dict[str, Callable[[Random, Share], Chat]] = {

@@ -7,8 +7,7 @@ the seed, may import this package; the recipe learns from constructed labels alo
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
 from random import Random
@@ -124,8 +123,9 @@ def _letter_list(draw: Random, level: int) -> Values:
     return {"letters": [draw.choice(LETTERS) for _ in range((3, 4, 5)[level - 1])]}
 
 
-def _level_of_letters(values: Values) -> int:
-    return min(3, max(1, len(values["letters"]) - 2))
+def _level_of_count(items: Sequence[str], easiest: int) -> int:
+    """By how many things there are, `easiest` or fewer being level 1."""
+    return min(3, max(1, 1 + len(items) - easiest))
 
 
 def _counted(draw: Random, level: int) -> Values:
@@ -375,7 +375,7 @@ KINDS = (
             "How often do you see the letter {letter} here: {letters}?",
         ),
         _counted,
-        lambda values: min(3, max(1, len(values["letters"]) - 3)),
+        lambda values: _level_of_count(values["letters"], 4),
         _count,
     ),
     Kind(
@@ -387,7 +387,7 @@ KINDS = (
             "Give the letters {letters} from last to first.",
         ),
         _letter_list,
-        _level_of_letters,
+        lambda values: _level_of_count(values["letters"], 3),
         lambda values: Solution(" ".join(reversed(values["letters"]))),
     ),
     Kind(
@@ -399,7 +399,7 @@ KINDS = (
             "Take word number {number1} from the list {words}.",
         ),
         _picked,
-        lambda values: min(3, max(1, len(values["words"]) - 2)),
+        lambda values: _level_of_count(values["words"], 3),
         lambda values: Solution(values["words"][values["number1"] - 1]),
     ),
     Kind(
@@ -433,14 +433,3 @@ KINDS = (
 BY_NAME = {kind.name: kind for kind in KINDS}
 CATEGORIES = tuple(dict.fromkeys(kind.category for kind in KINDS))
 """Without "other", which is for what is no task of this world."""
-
-
-def related_pairs() -> list[tuple[str, str]]:
-    """Kinds that share their places, for tests."""
-    return [(kind.name, kind.related) for kind in KINDS if kind.related]
-
-
-assert all(BY_NAME[b].related == a for a, b in related_pairs()), "related kinds come in twos"
-assert len(set(itertools.chain(*(kind.phrasings for kind in KINDS)))) == sum(
-    len(kind.phrasings) for kind in KINDS
-)

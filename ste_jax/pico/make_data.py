@@ -45,9 +45,10 @@ def labelled(draw: Random, *, same_task: bool) -> Iterator[dict[str, Any]]:
     kinds = [kind for kind in KINDS if not kind.few]
     seen: set[str] = set()
     for number in range(HELDOUT):
-        task = draw_task(draw, "heldout", kinds[number % len(kinds)])
+        kind = kinds[number % len(kinds)]
+        task = draw_task(draw, "heldout", kind)
         while task.identity in seen:
-            task = draw_task(draw, "heldout", kinds[number % len(kinds)])
+            task = draw_task(draw, "heldout", kind)
         seen.add(task.identity)
         right = draw_answer(task.solution, draw)
         wrong = wrong_solution(task, draw) if same_task else next(changes(task, draw)).solution
@@ -67,18 +68,22 @@ def _row(task: Task, right: str, wrong: str, draw: Random) -> dict[str, Any]:
     }
 
 
+def tables() -> dict[str, Iterator[dict[str, Any]]]:
+    """The rows of every file, by its name."""
+    return {
+        "instructions": instructions(Random("instructions")),
+        "same-task": labelled(Random("same task"), same_task=True),
+        "other-task": labelled(Random("other task"), same_task=False),
+    }
+
+
 def main() -> None:
     """Write the files."""
     parser = argparse.ArgumentParser(description="Make the instructions and the held-out pairs.")
     parser.add_argument("--out", type=Path, default=SHIPPED, metavar="DIR")
     out = parser.parse_args().out
     out.mkdir(parents=True, exist_ok=True)
-    made = {
-        "instructions": instructions(Random("instructions")),
-        "same-task": labelled(Random("same task"), same_task=True),
-        "other-task": labelled(Random("other task"), same_task=False),
-    }
-    for name, rows in made.items():
+    for name, rows in tables().items():
         lines = "".join(json.dumps(row) + "\n" for row in rows)
         (out / f"{name}.jsonl").write_text(lines)
 

@@ -9,18 +9,16 @@ printed as they grow, on tasks that are neither trained on nor held out.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import tokenizers
 from etils import epath
+from flax import nnx
 from tqdm import tqdm
 
 from ste_jax import compilation_cache, preemption
@@ -29,8 +27,9 @@ from ste_jax.finetuning.loop import finetune
 from ste_jax.finetuning.packing import Example
 from ste_jax.generators.local import LocalGenerator
 from ste_jax.models.config import ModelConfig
-from ste_jax.models.decoder import Decoder, abstract_decoder
+from ste_jax.models.decoder import Decoder
 from ste_jax.models.hf import save_hf
+from ste_jax.opening import on_mesh
 from ste_jax.parameters import parameters_of, with_parameters
 from ste_jax.pico import corpus
 from ste_jax.pico.corpus import Chat
@@ -58,7 +57,7 @@ KNOBS = FinetuneKnobs(
     weight_decay=0.05,
     beta2=0.98,
     clip_norm=1.0,
-    remat="none",
+    remat="layer",
     dtype="float32",
     validate_every=500,
     save_every=250,
@@ -135,43 +134,34 @@ def make_examples(chats: Sequence[Chat], tokenizer: tokenizers.Tokenizer) -> lis
 _MARKS = ("system", "user", "assistant", "end")
 
 
-def first_model(config: ModelConfig, seed: int) -> Decoder:
+def first_model(config: ModelConfig) -> Decoder:
     """Random weights; what writes into the residual stream starts small (GPT-2's scaling)."""
-    draw = np.random.default_rng(seed)
-    depth = (2 * config.num_layers) ** -0.5
-    parameters = {}
-    for path, declared in config.parameters().items():
-        scale = declared.std * (depth if path in ("layers.o", "layers.down") else 1.0)
-        value = declared.mean + scale * draw.normal(size=declared.shape)
-        parameters[path] = jnp.asarray(value, jnp.float32)
-    return with_parameters(abstract_decoder(config), parameters)
+    model = Decoder(config, rngs=nnx.Rngs(0))
+    parameters = dict(parameters_of(model))
+    for path in ("layers.o", "layers.down"):
+        parameters[path] = parameters[path] * (2 * config.num_layers) ** -0.5
+    return with_parameters(model, parameters)
 
 
-def make_seed(out: Path, work: Path, *, chats: int, judgments: int, knobs: FinetuneKnobs) -> None:
+def make_seed(out: Path, work: Path, *, chats: int, judgments: int) -> None:
     """Make tokenizer and model in `out`; `work` keeps a training in hand. Run again to resume."""
     out.mkdir(parents=True, exist_ok=True)
     made = make_tokenizer(corpus.all_texts(Random("tokenizer"), 20_000), least=10)
     save_tokenizer(made, out)
     tokenizer = load_tokenizer(str(out))
     examples = make_examples(make_chats(chats, judgments), made)
-    mesh = make_mesh(knobs.mesh)
+    mesh = make_mesh(KNOBS.mesh)
     here = make_mesh(DECODING.mesh, jax.local_devices()[:1])
     bar = tqdm(desc="seed", unit="step")
 
     def validate(model: Decoder, step: int) -> dict[str, Any]:
-        parameters = {k: np.asarray(v) for k, v in parameters_of(model).items()}
-        local = with_parameters(
-            abstract_decoder(model.config), {k: jnp.asarray(v) for k, v in parameters.items()}
-        )
+        local = on_mesh(model, here, DECODING.dtype)
         found = measure_skills(LocalGenerator(local, tokenizer, DECODING, here), "dev", 300)
         tqdm.write(json.dumps({"step": step, **{k: round(v, 3) for k, v in found.items()}}))
         return {"accuracy": None, **found}
 
     def save_model(model: Decoder, step: int, found: dict[str, Any]) -> None:
-        narrow = {k: v.astype(jnp.bfloat16) for k, v in parameters_of(model).items()}
-        save_hf(
-            with_parameters(abstract_decoder(model.config, param_dtype=jnp.bfloat16), narrow), out
-        )
+        save_hf(on_mesh(model, here, "bfloat16"), out)
         (out / "skills.json").write_text(json.dumps({"step": step, **found}, indent=2) + "\n")
 
     def log(event: dict[str, Any]) -> None:
@@ -180,9 +170,9 @@ def make_seed(out: Path, work: Path, *, chats: int, judgments: int, knobs: Finet
 
     with bar:
         finetune(
-            model=first_model(model_config(made.get_vocab_size()), seed=0),
+            model=first_model(model_config(made.get_vocab_size())),
             examples=examples,
-            knobs=knobs,
+            knobs=KNOBS,
             seed=0,
             mesh=mesh,
             state_dir=epath.Path(work),
@@ -193,7 +183,7 @@ def make_seed(out: Path, work: Path, *, chats: int, judgments: int, knobs: Finet
         )
 
 
-def main(arguments: Iterable[str] | None = None) -> None:
+def main() -> None:
     """Make the seed."""
     parser = argparse.ArgumentParser(description="Make pico's seed model, from nothing.")
     parser.add_argument("--out", type=Path, default=SHIPPED / "seed", metavar="DIR")
@@ -201,11 +191,10 @@ def main(arguments: Iterable[str] | None = None) -> None:
                         help="where a training in hand is kept")  # fmt: skip
     parser.add_argument("--chats", type=int, default=CHATS, help="chats to read")
     parser.add_argument("--judgments", type=int, default=JUDGMENTS, help="different judgments")
-    given = parser.parse_args(None if arguments is None else list(arguments))
+    given = parser.parse_args()
     compilation_cache.enable()
     preemption.install()
-    knobs = dataclasses.replace(KNOBS)
-    make_seed(given.out, given.work, chats=given.chats, judgments=given.judgments, knobs=knobs)
+    make_seed(given.out, given.work, chats=given.chats, judgments=given.judgments)
 
 
 if __name__ == "__main__":

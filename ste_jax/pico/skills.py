@@ -11,18 +11,15 @@ from random import Random
 
 from ste_jax.generators.protocol import Completion, Generator, Message, Request, Sampling
 from ste_jax.pico.answers import is_right
-from ste_jax.pico.corpus import ALL_CATEGORIES, draw_answers, user
+from ste_jax.pico.corpus import ALL_CATEGORIES, ask, draw_answers, user
 from ste_jax.pico.traces import check_trace
 from ste_jax.pico.world import Share, Task, draw_task, understand
 from ste_jax.prompts.parse import parse_category, parse_modified, parse_verdict
-from ste_jax.prompts.render import load_template
 
 _TOKENS = {"classify": 16, "respond": 48, "modify": 96, "judge": 96}
 
 
-def measure_skills(
-    generator: Generator, share: Share, count: int, seed: int = 0
-) -> dict[str, float]:
+def measure_skills(generator: Generator, share: Share, count: int) -> dict[str, float]:
     """Shares of `count` tasks (judging: as many pairs, in both orders).
 
     Returns:
@@ -33,7 +30,7 @@ def measure_skills(
         task, half of each; judge_consistent: in both orders; judge_parsed: with a verdict at all;
         judge_a: A among the verdicts; judge_sound: right in every step.
     """
-    draw = Random(f"skills {seed}")
+    draw = Random("skills")
     tasks = [draw_task(draw, share) for _ in range(count)]
     answers = _ask(generator, "respond", [(user(task.instruction),) for task in tasks], 0.0)
     texts = [answer.text for answer in answers]
@@ -49,7 +46,7 @@ def _categories(generator: Generator, tasks: Sequence[Task]) -> dict[str, float]
     said = _ask(
         generator,
         "classify",
-        [_prompt("classify", instruction=t.instruction, categories=categories) for t in tasks],
+        [ask("classify", instruction=t.instruction, categories=categories) for t in tasks],
         0.0,
     )
     right = [
@@ -63,7 +60,7 @@ def _modified(
     generator: Generator, tasks: Sequence[Task], answers: Sequence[str]
 ) -> dict[str, float]:
     shown = zip(tasks, answers, strict=True)
-    prompts = [_prompt("modify", instruction=t.instruction, answer=a) for t, a in shown]
+    prompts = [ask("modify", instruction=t.instruction, answer=a) for t, a in shown]
     counts: Counter[str] = Counter()
     for task, reply in zip(tasks, _ask(generator, "modify", prompts, 0.7), strict=True):
         modified, _ = parse_modified(
@@ -84,7 +81,7 @@ def _judgments(generator: Generator, tasks: Sequence[Task], draw: Random) -> dic
         for a, b, label in ((right, wrong, "A"), (wrong, right, "B"))
     ]
     prompts = [
-        _prompt("judge", instruction=task.instruction, answer_a=a, answer_b=b)
+        ask("judge", instruction=task.instruction, answer_a=a, answer_b=b)
         for task, a, b, _ in shown
     ]
     counts: Counter[str] = Counter()
@@ -103,10 +100,6 @@ def _judgments(generator: Generator, tasks: Sequence[Task], draw: Random) -> dic
         "judge_consistent": both / len(tasks),
         **{name: counts[name] / len(hits) for name in ("judge_parsed", "judge_a", "judge_sound")},
     }
-
-
-def _prompt(role: str, **places: str) -> tuple[Message, ...]:
-    return load_template(role, role).messages((), **places)
 
 
 def _ask(

@@ -95,13 +95,11 @@ def make_task(kind: Kind, values: Values, phrasing: int) -> Task:
     return Task(kind.name, frozen, phrasing)
 
 
-def draw_task(
-    draw: Random, share: Share, kind: Kind | None = None, level: int | None = None
-) -> Task:
+def draw_task(draw: Random, share: Share, kind: Kind | None = None) -> Task:
     """A random task that belongs to a share."""
     wanted = kind or draw.choice([k for k in KINDS if share == "known" or not k.few])
     while True:
-        values = wanted.draw(draw, level or draw.randint(1, 3))
+        values = wanted.draw(draw, draw.randint(1, 3))
         task = make_task(wanted, values, draw.randrange(len(wanted.phrasings)))
         if task.share == share:
             return task
@@ -163,10 +161,8 @@ def changes(task: Task, draw: Random) -> Iterator[Task]:
             name = draw.choice([n for n in values if n not in ("name", "thing")])
             values[name] = _changed(values[name], fresh[name], draw)
             if task.kind == "next":  # a sequence goes on evenly
-                first, step = (
-                    values["numbers"][0],
-                    task.values["numbers"][1] - task.values["numbers"][0],
-                )
+                old = task.values["numbers"]
+                first, step = values["numbers"][0], old[1] - old[0]
                 values["numbers"] = [first + step * n for n in range(len(values["numbers"]))]
         phrasing = task.phrasing if draw.random() < 0.5 else draw.randrange(len(new.phrasings))
         changed = make_task(new, values, phrasing % len(new.phrasings))

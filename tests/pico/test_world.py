@@ -38,9 +38,16 @@ def test_a_kind_draws_operands_of_the_level_asked_for(kind: Kind, level: int) ->
         assert make_task(kind, kind.draw(random, level), 0).level == level
 
 
-def test_every_kind_has_several_phrasings() -> None:
+def test_every_kind_has_several_phrasings_of_its_own() -> None:
     assert len(KINDS) >= 8
     assert min(len(kind.phrasings) for kind in KINDS) >= 3
+    phrasings = [phrasing for kind in KINDS for phrasing in kind.phrasings]
+    assert len(set(phrasings)) == len(phrasings)
+
+
+def test_related_kinds_come_in_twos() -> None:
+    related = {kind.name: kind.related for kind in KINDS if kind.related}
+    assert related == {two: one for one, two in related.items()}
 
 
 @pytest.mark.parametrize(
@@ -109,13 +116,8 @@ def test_order_that_says_nothing_is_no_other_task() -> None:
     assert one is not None and two is not None and one.identity == two.identity
 
 
-def test_the_shipped_files_are_those_that_the_command_makes(tmp_path: object) -> None:
-    made = {
-        "instructions": make_data.instructions(Random("instructions")),
-        "same-task": make_data.labelled(Random("same task"), same_task=True),
-        "other-task": make_data.labelled(Random("other task"), same_task=False),
-    }
-    for name, rows in made.items():
+def test_the_shipped_files_are_those_that_the_command_makes() -> None:
+    for name, rows in make_data.tables().items():
         lines = (make_data.SHIPPED / f"{name}.jsonl").read_text().splitlines()
         assert [json.loads(line) for line in lines] == list(rows)
 
