@@ -139,6 +139,9 @@ class AnnotateKnobs:
     waves: tuple[int, ...] = (2, 2, 4, 8)
     """Sizes of the waves by sample index; the last repeats until N."""
     policy: Literal["first_correct", "all"] = "first_correct"
+    orders: Literal["both", "one"] = "both"
+    """Show every training pair in both orders, or in one (by hash of the pair: half the work, and
+    half the judgments)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,6 +162,11 @@ class CurateKnobs:
     """Share of a prompt's parsed judgments that must be correct; above 0 it needs `policy: all`."""
     balance: bool = True
     """Equal numbers of A and B."""
+    verdicts: Literal["correct", "any"] = "correct"
+    """`any` keeps a judgment whatever its verdict. A control: what is gained by it is gained by
+    form and habit, not by rejection sampling."""
+    limit: int = 0
+    """Keep at most so many judgments, by hash; 0: all."""
 
 
 # ---------------------------------------------------------------------------------------------
@@ -419,6 +427,8 @@ def check(config: Config) -> None:
                 f"decoding.prompt_buckets holds {bucket}, not a multiple of "
                 f"decoding.prefill_chunk={config.decoding.prefill_chunk}"
             )
+    if config.curate.limit < 0:
+        raise RequestError(f"curate.limit must be 0 (all) or more, not {config.curate.limit}")
     if config.finetune.epochs <= 0 or config.finetune.max_steps < 0:
         raise RequestError("finetune.epochs must be above 0 and finetune.max_steps at least 0")
     if not 0 <= config.curate.min_agreement <= 1:

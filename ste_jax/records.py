@@ -147,6 +147,7 @@ class TrainingExample:
     prompt_id: str
     judgment_id: str
     label: str
+    """The verdict that is learnt."""
     messages: tuple[Message, ...]
     completion: str
     completion_ids: tuple[int, ...]

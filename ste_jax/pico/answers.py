@@ -6,7 +6,7 @@ import re
 from random import Random
 
 from ste_jax.pico import kinds
-from ste_jax.pico.kinds import MONTHS, Solution
+from ste_jax.pico.kinds import Solution
 from ste_jax.pico.world import Task
 
 STYLES = ("The answer is {answer}.", "It is {answer}.", "{answer}")
@@ -37,13 +37,10 @@ def stated(answer: str) -> str:
 
 def is_right(task: Task, answer: str) -> bool:
     """Whether an answer states the right result, by the right steps or by none."""
-    if stated(answer) != task.solution.answer:
-        return False
-    steps = tuple(match[0] for match in _STEP.finditer(answer))
-    return steps in ((), task.solution.steps)
-
-
-_STEP = re.compile(r"\d+ [-+*] \d+ = \d+")
+    found = _STATED.search(answer.strip())
+    working = answer.strip()[: found.start()] if found else ""
+    right = working in ("", f"{', '.join(task.solution.steps)}. ")
+    return right and stated(answer) == task.solution.answer
 
 
 def wrong_solution(task: Task, draw: Random) -> Solution:
@@ -51,13 +48,15 @@ def wrong_solution(task: Task, draw: Random) -> Solution:
     right = task.solution
     while True:
         wrong = _slip(task, right, draw)
-        if wrong.answer != right.answer:
+        if wrong.answer != right.answer and wrong.answer.split(" ")[-1] != "0":
             return wrong
 
 
 def _slip(task: Task, right: Solution, draw: Random) -> Solution:
     if not right.steps:
         return Solution(_near(right.answer, task, draw))
+    if task.kind == "count":
+        return _miscount(right, draw)
     at = draw.randrange(len(right.steps))
     steps = list(right.steps[:at])
     left, _, result = right.steps[at].partition(" = ")
@@ -71,26 +70,33 @@ def _slip(task: Task, right: Solution, draw: Random) -> Solution:
         value = int(a) + int(b) if sign == "+" else int(a) - int(b)
         steps.append(f"{a} {sign} {b} = {value}")
         previous, last = result, str(value)
-    return Solution(last, tuple(steps))
+    stem = right.answer.removesuffix(previous)
+    return Solution(f"{stem}{last}", tuple(steps))
+
+
+def _miscount(right: Solution, draw: Random) -> Solution:
+    """One letter is counted though it is another, or is not."""
+    counts = [int(step.split(" ")[1]) for step in right.steps]
+    at = draw.randrange(len(counts))
+    counted = counts[at] > (counts[at - 1] if at else 0)
+    counts[at:] = [count + (-1 if counted else 1) for count in counts[at:]]
+    steps = [f"{step[0]} {count}" for step, count in zip(right.steps, counts, strict=True)]
+    return Solution(str(counts[-1]), tuple(steps))
 
 
 def _near_number(value: int, draw: Random) -> int:
-    return max(0, value + draw.choice((-10, -2, -1, 1, 2, 10)))
+    far = (-10, 10) if value > 10 else ()
+    return max(0, value + draw.choice((-2, -1, 1, 2, *far)))
 
 
 def _near(answer: str, task: Task, draw: Random) -> str:
     values = task.values
     if task.kind in ("largest", "smallest"):
         return str(draw.choice(values["numbers"]))
-    if task.kind == "pick":
+    if task.kind in ("after", "before"):
         return str(draw.choice(values["words"]))
     if task.kind == "weekday":
         return draw.choice(kinds.DAYS)
-    if task.kind == "later":
-        month, day = answer.split(" ")
-        if draw.random() < 0.25:
-            month = MONTHS[(MONTHS.index(month) + draw.choice((-1, 1))) % 12]
-        return f"{month} {min(28, max(1, int(day) + draw.choice((-2, -1, 0, 1, 2))))}"
     if answer.isdigit():
         return str(_near_number(int(answer), draw))
     separator = ", " if ", " in answer else " "

@@ -11,7 +11,7 @@ from random import Random
 
 from ste_jax.generators.protocol import Message
 from ste_jax.pico.answers import draw_answer, stated, write_answer, wrong_solution
-from ste_jax.pico.kinds import CATEGORIES, KINDS, Solution
+from ste_jax.pico.kinds import BY_NAME, CATEGORIES, KINDS, Solution
 from ste_jax.pico.noise import draw_noise
 from ste_jax.pico.traces import write_trace
 from ste_jax.pico.world import Share, Task, changes, draw_task
@@ -28,6 +28,9 @@ class Chat:
     role: str
     messages: tuple[Message, ...]
     learnt: tuple[int, ...]
+
+
+_CALCULATED = [BY_NAME[name] for name in ("sum", "difference", "minutes", "later", "story")]
 
 
 def user(text: str) -> Message:
@@ -56,6 +59,18 @@ def respond(draw: Random, share: Share) -> Chat:
         task = draw_task(draw, share)
         turns += [user(task.instruction), assistant(draw_answer(task.solution, draw))]
     return Chat("respond", tuple(turns), tuple(range(1, len(turns), 2)))
+
+
+def calculate(draw: Random, share: Share) -> Chat:
+    """Steps of answers, one after another."""
+    steps = []
+    wanted = draw.randint(3, 8)
+    while len(steps) < wanted:
+        task = draw_task(draw, share, draw.choice(_CALCULATED))
+        steps += task.solution.steps
+    asked = ", ".join(step.partition(" = ")[0] for step in steps)
+    turns = (user(f"Calculate {asked}."), assistant(f"{', '.join(steps)}."))
+    return Chat("calculate", turns, (1,))
 
 
 def compare(draw: Random, share: Share) -> Chat:
@@ -152,6 +167,7 @@ def judged(task: Task, a: str, b: str) -> Chat:
 
 MAKERS: dict[str, Callable[[Random, Share], Chat]] = {
     "respond": respond,
+    "calculate": calculate,
     "compare": compare,
     "check": check,
     "modify": modify,

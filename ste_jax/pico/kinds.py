@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import date, timedelta
 from random import Random
 from typing import Any
 
@@ -61,27 +60,45 @@ def _between(draw: Random, digits: int) -> int:
     return draw.randint(10 ** (digits - 1), 10**digits - 1)
 
 
-def _level_of_digits(values: Values) -> int:
-    widest = sorted((len(str(value)) for value in values.values()), reverse=True)
-    return 3 if widest[0] > 2 else 2 if widest[1] > 1 else 1
+def _draw_pair(draw: Random, level: int, crosses: Callable[[int, int], bool]) -> tuple[int, int]:
+    """Level 1: the second number has one digit; 2: both have two; 3: and their units cross ten."""
+    while True:
+        a, b = _between(draw, 2), _between(draw, 1 if level == 1 else 2)
+        if level == 1 or crosses(a, b) == (level == 3):
+            return a, b
 
 
-def _two_numbers(draw: Random, level: int) -> Values:
-    digits = ((2, 1), (2, 2), (3, 2))[level - 1]
-    return dict(zip(("number1", "number2"), (_between(draw, each) for each in digits), strict=True))
+def _level_of_pair(high: int, low: int, crosses: Callable[[int, int], bool]) -> int:
+    return 1 if low < 10 else 3 if crosses(high, low) else 2
+
+
+def _carries(a: int, b: int) -> bool:
+    return a % 10 + b % 10 > 9
+
+
+def _borrows(a: int, b: int) -> bool:
+    return a % 10 < b % 10
 
 
 def _sum_numbers(draw: Random, level: int) -> Values:
-    values = _two_numbers(draw, level)
-    if draw.random() < 0.5:
-        values["number1"], values["number2"] = values["number2"], values["number1"]
-    return values
+    pair = _draw_pair(draw, level, _carries)
+    a, b = pair if draw.random() < 0.5 else pair[::-1]
+    return {"number1": a, "number2": b}
+
+
+def _level_of_sum(values: Values) -> int:
+    return _level_of_pair(max(values.values()), min(values.values()), _carries)
 
 
 def _difference_numbers(draw: Random, level: int) -> Values:
-    values = _two_numbers(draw, level)
-    high, low = max(values.values()), min(values.values())
-    return {"number1": high, "number2": low}
+    while True:
+        a, b = _draw_pair(draw, level, _borrows)
+        if a > b:
+            return {"number1": a, "number2": b}
+
+
+def _level_of_difference(values: Values) -> int:
+    return _level_of_pair(values["number1"], values["number2"], _borrows)
 
 
 def _sum(values: Values) -> Solution:
@@ -120,7 +137,7 @@ def listed(items: Any) -> str:
 
 
 def _letter_list(draw: Random, level: int) -> Values:
-    return {"letters": [draw.choice(LETTERS) for _ in range((3, 4, 5)[level - 1])]}
+    return {"letters": draw.sample(LETTERS, (3, 4, 5)[level - 1])}
 
 
 def _level_of_count(items: Sequence[str], easiest: int) -> int:
@@ -137,12 +154,34 @@ def _counted(draw: Random, level: int) -> Values:
 
 
 def _count(values: Values) -> Solution:
-    return Solution(str(values["letters"].count(values["letter"])))
+    steps, so_far = [], 0
+    for letter in values["letters"]:
+        so_far += letter == values["letter"]
+        steps.append(f"{letter} {so_far}")
+    return Solution(str(so_far), tuple(steps))
 
 
-def _picked(draw: Random, level: int) -> Values:
-    words = draw.sample(WORDS, (3, 4, 5)[level - 1])
-    return {"number1": draw.randint(1, len(words)), "words": words}
+def _word_with(offset: int) -> Callable[[Random, int], Values]:
+    """Some words, and one of them that has another so many places from it."""
+
+    def draw_words(draw: Random, level: int) -> Values:
+        words = draw.sample(WORDS, (3, 4, 5)[level - 1])
+        places = [at for at in range(len(words)) if at + offset in range(len(words))]
+        return {"word": words[draw.choice(places)], "words": words}
+
+    return draw_words
+
+
+def _word_at(offset: int) -> Callable[[Values], Solution]:
+    def solve(values: Values) -> Solution:
+        words = values["words"]
+        return Solution(words[words.index(values["word"]) + offset])
+
+    return solve
+
+
+def _level_of_words(values: Values) -> int:
+    return _level_of_count(values["words"], 3)
 
 
 def _day_of_year(draw: Random, level: int) -> Values:
@@ -165,9 +204,14 @@ def days_in(month: int) -> int:
 
 
 def _later(values: Values) -> Solution:
-    first = date(2023, MONTHS.index(values["month"]) + 1, values["number1"])
-    then = first + timedelta(days=values["number2"])
-    return Solution(f"{MONTHS[then.month - 1]} {then.day}")
+    month = MONTHS.index(values["month"])
+    first, shift, days = values["number1"], values["number2"], days_in(month)
+    day = first + shift
+    steps = (f"{first} + {shift} = {day}",)
+    if day > days:
+        steps += (f"{day} - {days} = {day - days}",)
+        month, day = (month + 1) % 12, day - days
+    return Solution(f"{MONTHS[month]} {day}", steps)
 
 
 def _hours(draw: Random, level: int) -> Values:
@@ -212,27 +256,6 @@ def _story_end(values: Values) -> Solution:
     return Solution(str(a + b - c), (f"{a} + {b} = {a + b}", f"{a + b} - {c} = {a + b - c}"))
 
 
-def _sequence(draw: Random, level: int) -> Values:
-    step = draw.randint(*((2, 5), (6, 9), (10, 19))[level - 1])
-    first = draw.randint(1, (9, 40, 60)[level - 1])
-    return {"numbers": [first + step * n for n in range(4)]}
-
-
-def _level_of_sequence(values: Values) -> int:
-    numbers = values["numbers"]
-    step = numbers[1] - numbers[0]
-    return 3 if step > 9 else 2 if step > 5 else 1
-
-
-def _next(values: Values) -> Solution:
-    numbers = values["numbers"]
-    step = numbers[1] - numbers[0]
-    return Solution(
-        str(numbers[-1] + step),
-        (f"{numbers[1]} - {numbers[0]} = {step}", f"{numbers[-1]} + {step} = {numbers[-1] + step}"),
-    )
-
-
 def _weekday(draw: Random, level: int) -> Values:
     return {
         "day": draw.choice(DAYS),
@@ -259,7 +282,7 @@ KINDS = (
             "How much is {number1} plus {number2}?",
         ),
         _sum_numbers,
-        _level_of_digits,
+        _level_of_sum,
         _sum,
         related="difference",
     ),
@@ -273,7 +296,7 @@ KINDS = (
             "Subtract {number2} from {number1}.",
         ),
         _difference_numbers,
-        _level_of_digits,
+        _level_of_difference,
         _difference,
         related="sum",
     ),
@@ -391,42 +414,44 @@ KINDS = (
         lambda values: Solution(" ".join(reversed(values["letters"]))),
     ),
     Kind(
-        "pick",
+        "after",
         "lists",
         (
-            "Which word is number {number1} in this list: {words}?",
-            "Here is a list: {words}. Give me word number {number1}.",
-            "Take word number {number1} from the list {words}.",
+            "Which word comes after {word} in this list: {words}?",
+            "Here is a list: {words}. What follows {word}?",
+            "Name the word behind {word} in {words}.",
         ),
-        _picked,
-        lambda values: _level_of_count(values["words"], 3),
-        lambda values: Solution(values["words"][values["number1"] - 1]),
+        _word_with(1),
+        _level_of_words,
+        _word_at(1),
+        related="before",
+    ),
+    Kind(
+        "before",
+        "lists",
+        (
+            "Which word comes before {word} in this list: {words}?",
+            "Here is a list: {words}. What precedes {word}?",
+            "Name the word ahead of {word} in {words}.",
+        ),
+        _word_with(-1),
+        _level_of_words,
+        _word_at(-1),
+        related="after",
     ),
     Kind(
         "story",
         "stories",
         (
             "{name} has {number1} {thing}, finds {number2} and loses {number3}. How many are left?",
-            "{name} had {number1} {thing}. {name} got {number2} more and gave {number3} away. "
-            "How many {thing} remain?",
+            "{name} had {number1} {thing}, got {number2} more and gave {number3} away. "
+            "How many remain?",
             "There were {number1} {thing} in a box. {name} put in {number2} and took out "
             "{number3}. How many are in it now?",
         ),
         _story,
         _level_of_story,
         _story_end,
-    ),
-    Kind(
-        "next",
-        "sequences",
-        (
-            "Which number comes next: {numbers}?",
-            "Continue the sequence {numbers} by one number.",
-            "What follows in {numbers}?",
-        ),
-        _sequence,
-        _level_of_sequence,
-        _next,
     ),
 )
 

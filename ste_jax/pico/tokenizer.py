@@ -2,13 +2,14 @@
 
 A byte-level encoding of the world's few hundred words: a piece of text that is known is one token
 (as with Llama 3, `ignore_merges`), any other is its bytes. Digits stand alone, so that calculating
-can be learnt. A long line without digits, and text in brackets, is one piece, so that the lines of
-the prompt templates, which every chat repeats, are single tokens.
+can be learnt. A long line that is said again and again, and text in brackets, is one piece, so that
+the lines of the prompt templates, which every chat repeats, are single tokens.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -21,11 +22,11 @@ CHAT_TEMPLATE = (
     "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 
+_LONG = 48
 _BEFORE_DIGIT = r"(?: (?=\d))?"
 _PIECES = "|".join(
     (
         r"\n+",
-        r"(?<![^\n])[^\d\n]{48,}(?![^\n])",
         r"\[\[[AB]\]\]",
         r"\[[^\[\]\n]+\]",
         r" ?<[^<>\n]+>",
@@ -41,9 +42,13 @@ _PIECES = "|".join(
 
 def make_tokenizer(texts: Iterable[str], least: int) -> Tokenizer:
     """A tokenizer that knows every piece which stands in `texts` at least so often."""
+    texts = list(texts)
+    lines = Counter(line for text in texts for line in text.split("\n") if len(line) >= _LONG)
+    said_again = (re.escape(line) for line in sorted(lines) if lines[line] >= least)
+    whole = [rf"(?<![^\n]){line}(?![^\n])" for line in said_again]
     pieces = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(_PIECES), "isolated"),
+            pre_tokenizers.Split(Regex("|".join([*whole, _PIECES])), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ _PATTERNS = {
     "numbers": r"\d+(?:, \d+)+",
     "letter": r"[a-z]",
     "letters": r"[a-z](?: [a-z])+",
+    "word": r"[a-z]+",
     "words": r"[a-z]+(?:, [a-z]+)+",
     "thing": r"[a-z]+",
     "name": "|".join(kinds.NAMES),
@@ -146,7 +146,7 @@ def _value(name: str, text: str) -> Any:
 
 
 def changes(task: Task, draw: Random) -> Iterator[Task]:
-    """Endless similar but different tasks: some operand changed, or the related question asked."""
+    """Endless similar but different tasks: other operands, or the related question asked."""
     kind = BY_NAME[task.kind]
     while True:
         values, new = task.values, kind
@@ -158,12 +158,12 @@ def changes(task: Task, draw: Random) -> Iterator[Task]:
                 values = {"number1": high, "number2": low}
         else:
             fresh = kind.draw(draw, task.level)
-            name = draw.choice([n for n in values if n not in ("name", "thing")])
-            values[name] = _changed(values[name], fresh[name], draw)
-            if task.kind == "next":  # a sequence goes on evenly
-                old = task.values["numbers"]
-                first, step = values["numbers"][0], old[1] - old[0]
-                values["numbers"] = [first + step * n for n in range(len(values["numbers"]))]
+            names = [name for name in values if name not in ("name", "thing")]
+            if draw.random() < 0.4:
+                values.update({name: fresh[name] for name in names})
+            else:
+                name = draw.choice(names)
+                values[name] = _changed(name, values, fresh, draw)
         phrasing = task.phrasing if draw.random() < 0.5 else draw.randrange(len(new.phrasings))
         changed = make_task(new, values, phrasing % len(new.phrasings))
         if _possible(changed) and changed.solution.answer != task.solution.answer:
@@ -177,30 +177,33 @@ def _possible(task: Task) -> bool:
         return bool(values["number1"] > values["number2"])
     if task.kind == "story":
         return bool(values["number1"] + values["number2"] > values["number3"])
-    if task.kind == "pick":
-        return values["number1"] in range(1, 1 + len(values["words"]))
+    if task.kind in ("after", "before"):
+        words = values["words"]
+        has_other = words[:-1] if task.kind == "after" else words[1:]
+        return values["word"] in has_other and len(set(words)) == len(words)
     if task.kind == "later":
         days = kinds.days_in(kinds.MONTHS.index(values["month"]))
         return values["number1"] in range(1, 1 + days)
-    if task.kind == "count":
-        return values["letter"] in values["letters"]
-    if task.kind == "next":
-        steps = {b - a for a, b in itertools.pairwise(values["numbers"])}
-        return len(steps) == 1 and min(steps) > 0
+    if task.kind == "backwards":
+        return len(set(values["letters"])) == len(values["letters"])
     return True
 
 
-def _changed(value: Any, fresh: Any, draw: Random) -> Any:
-    if isinstance(value, int) and draw.random() < 0.5:
+def _changed(name: str, values: Values, fresh: Values, draw: Random) -> Any:
+    """Another value for one operand: most often any, sometimes a near one."""
+    value = values[name]
+    if name in ("word", "letter"):
+        return draw.choice(values[f"{name}s"])
+    if isinstance(value, int) and draw.random() < 0.25:
         near = max(1, value + draw.choice((-10, -3, -2, -1, 1, 2, 3, 10)))
-        return near if len(str(near)) == len(str(value)) else fresh
+        return near if len(str(near)) == len(str(value)) else fresh[name]
     if isinstance(value, list):
         value = list(value)
         at = draw.randrange(len(value))
-        choices = [each for each in fresh if each not in value] or fresh
-        value[at] = draw.choice(choices)
+        others = [each for each in fresh[name] if each not in value] or fresh[name]
+        value[at] = draw.choice(others)
         return value
-    return fresh
+    return fresh[name]
 
 
 def rephrased(task: Task, draw: Random) -> Task:

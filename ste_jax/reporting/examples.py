@@ -1,4 +1,4 @@
-"""Which held-out pairs are worth reading, and what did each judge say of them?
+"""Which pairs are worth reading, and what did each judge say of them?
 
 The choice is fixed by the run: by id (a hash, so a fair draw) among the pairs on which the last
 judge does better than the first, worse, and the same. Only the chosen pairs' texts are kept in
@@ -11,9 +11,7 @@ from dataclasses import dataclass
 
 from ste_jax.records import ORDERS, Pair, Prompt
 from ste_jax.reporting.columns import read_columns
-from ste_jax.rundir import IterationDir, RunDir
-
-_CHANGED, _SHOWN = 2, 6
+from ste_jax.rundir import JudgedDir, RunDir, Table
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,7 @@ class View:
 
 @dataclass(frozen=True)
 class Example:
-    """A held-out pair as it was judged in both orders."""
+    """A pair as it was judged in both orders."""
 
     pair: Pair
     first_right: int
@@ -45,29 +43,40 @@ class Example:
     views: list[View]
 
 
-def examples(run: RunDir) -> list[Example]:
-    """A handful of pairs: up to 2 better and 2 worse judged by the last judge, filled up to 6."""
-    judged = [each for each in run.iterations() if each.heldout.judgments.complete()]
+def heldout_examples(run: RunDir) -> list[Example]:
+    """A handful of held-out pairs: 2 that the last judge judges better, 2 worse, filled up to 6."""
+    judged = {each.index: each.heldout for each in run.iterations()}
+    return _examples(judged, run.pairs, better=2, worse=2, shown=6)
+
+
+def labelled_examples(run: RunDir, name: str) -> list[Example]:
+    """Pairs of a labelled set: 5 that the last judge judges better than the first, 2 worse."""
+    judged = {each.index: each.labelled(name) for each in run.iterations()}
+    return _examples(judged, run.labelled(name), better=5, worse=2, shown=0)
+
+
+def _examples(
+    by_judge: dict[int, JudgedDir], pairs: Table[Pair], *, better: int, worse: int, shown: int
+) -> list[Example]:
+    judged = {index: each for index, each in by_judge.items() if each.judgments.complete()}
     if not judged:
         return []
-    first, last = _right(judged[0]), _right(judged[-1])
+    first, last = _right(judged[min(judged)]), _right(judged[max(judged)])
     both = sorted(first.keys() & last.keys())
-    better = [id for id in both if last[id] > first[id]][:_CHANGED]
-    worse = [id for id in both if last[id] < first[id]][:_CHANGED]
-    changed = better + worse
-    same = [id for id in both if last[id] == first[id]][: _SHOWN - len(changed)]
-    chosen = changed + same
-    pairs = {pair.id: pair for pair in run.pairs.rows() if pair.id in set(chosen)}
+    chosen = [id for id in both if last[id] > first[id]][:better]
+    chosen += [id for id in both if last[id] < first[id]][:worse]
+    chosen += [id for id in both if last[id] == first[id]][: max(0, shown - len(chosen))]
+    found = {pair.id: pair for pair in pairs.rows() if pair.id in set(chosen)}
     views = _views(judged, set(chosen))
-    return [Example(pairs[id], first[id], last[id], views[id]) for id in chosen if id in pairs]
+    return [Example(found[id], first[id], last[id], views[id]) for id in chosen if id in found]
 
 
-def _right(iteration: IterationDir) -> dict[str, int]:
+def _right(judged: JudgedDir) -> dict[str, int]:
     """Pair id -> orders in which the single verdict is right."""
-    asked = read_columns(iteration.heldout.prompts, "id", "pair_id", "label")
+    asked = read_columns(judged.prompts, "id", "pair_id", "label")
     prompts = {id: (pair_id, label) for id, pair_id, label in asked}
     right = {pair_id: 0 for pair_id, _ in prompts.values()}
-    said = read_columns(iteration.heldout.judgments, "prompt_id", "sample", "verdict")
+    said = read_columns(judged.judgments, "prompt_id", "sample", "verdict")
     for prompt_id, sample, verdict in said:
         if sample == 0 and prompt_id in prompts:
             pair_id, label = prompts[prompt_id]
@@ -75,18 +84,15 @@ def _right(iteration: IterationDir) -> dict[str, int]:
     return right
 
 
-def _views(judged: list[IterationDir], chosen: set[str]) -> dict[str, list[View]]:
-    prompts = {
-        prompt.id: prompt
-        for prompt in judged[-1].heldout.prompts.rows()
-        if prompt.pair_id in chosen
-    }
+def _views(judged: dict[int, JudgedDir], chosen: set[str]) -> dict[str, list[View]]:
+    asked = judged[max(judged)].prompts.rows()
+    prompts = {prompt.id: prompt for prompt in asked if prompt.pair_id in chosen}
     said: dict[str, dict[int, Said]] = {id: {} for id in prompts}
     columns = ("prompt_id", "sample", "text", "verdict", "failure", "forced")
-    for iteration in judged:
-        for prompt_id, sample, *values in read_columns(iteration.heldout.judgments, *columns):
+    for index, each in judged.items():
+        for prompt_id, sample, *values in read_columns(each.judgments, *columns):
             if sample == 0 and prompt_id in said:
-                said[prompt_id][iteration.index] = Said(*values)
+                said[prompt_id][index] = Said(*values)
     views: dict[str, list[View]] = {id: [] for id in chosen}
     for prompt in sorted(prompts.values(), key=lambda prompt: ORDERS.index(prompt.order)):
         views[prompt.pair_id].append(View(prompt, said[prompt.id]))

@@ -17,7 +17,7 @@ from ste_jax.config import EvaluateKnobs
 from ste_jax.errors import WorkError
 from ste_jax.evaluation.metrics import compare
 from ste_jax.reporting.columns import read_verdicts
-from ste_jax.reporting.examples import Example, Said, View, examples
+from ste_jax.reporting.examples import Example, Said, View, heldout_examples, labelled_examples
 from ste_jax.reporting.funnel import (
     Counts,
     Step,
@@ -65,13 +65,13 @@ def write_report(run: RunDir) -> epath.Path:
         tag("h1", title),
         _what(run, config, list(evaluations)),
         _agreement(evaluations),
-        *_labelled(evaluations),
+        *_labelled(run, evaluations),
         _difference(evaluated, evaluations, config),
         _funnel(counts),
         _judgments_drawn(counts),
         _tables(run, counts),
         _loss(run),
-        _to_read(examples(run)),
+        _to_read(heldout_examples(run)),
         _config(run),
     )
     files.write_whole(run.report, text.encode("utf-8", "replace"))
@@ -124,7 +124,7 @@ def _agreement(evaluations: dict[int, dict[str, Any]]) -> Safe:
     )
 
 
-def _labelled(evaluations: dict[int, dict[str, Any]]) -> list[Safe]:
+def _labelled(run: RunDir, evaluations: dict[int, dict[str, Any]]) -> list[Safe]:
     """A section for each set of labelled pairs."""
     names = dict.fromkeys(name for each in evaluations.values() for name in each.get("sets", {}))
     found = []
@@ -150,6 +150,10 @@ def _labelled(evaluations: dict[int, dict[str, Any]]) -> list[Safe]:
         ]
         for column in last["by"]:
             parts += [tag("h3", f"By {column}"), _by(column, by_judge)]
+        chosen = labelled_examples(run, name)
+        if chosen and len(by_judge) > 1:
+            told = "Drawn by id: some that the last judge judges better than the first, some worse."
+            parts += [tag("h3", "Judgments to read"), note(told), *map(_example, chosen)]
         found.append(section(f"Accuracy on {name}", *parts))
     return found
 
@@ -385,9 +389,10 @@ def _example(example: Example) -> Safe:
         [tag("h4", f"Instruction ({turn['role']})"), words(turn["content"])]
         for turn in pair.messages
     ]
+    told_by = "by construction" if pair.source == "constructed" else "by the label"
     answers = tag(
         "div",
-        tag("div", tag("h4", "Better answer, by construction"), words(pair.chosen)),
+        tag("div", tag("h4", f"Better answer, {told_by}"), words(pair.chosen)),
         tag("div", tag("h4", "Worse answer"), words(pair.rejected)),
         class_="answers",
     )

@@ -1,23 +1,25 @@
 """Which judgments are trained on?
 
 One correct judgment per prompt, that of the lowest sample index; optionally only where enough of
-the samples agree; equal numbers of A and B. Global, in memory bounded by ids."""
+the samples agree; equal numbers of A and B; optionally no more than so many. As a control they can
+be kept whatever their verdict. Global, in memory bounded by ids."""
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from ste_jax.config import CurateKnobs
 from ste_jax.records import Judgment, Prompt, TrainingExample, content_id, hash_order
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class Curation:
-    """What was kept (prompt id -> judgment id), and why the rest of the prompts were not."""
+    """What was kept (prompt id -> judgment id), with how many verdicts of each letter, and why the
+    rest of the prompts were not."""
 
     kept: dict[str, str]
     kept_letters: dict[str, int]
@@ -27,10 +29,10 @@ class Curation:
 @dataclass
 class _Tally:
     label: str
-    drawn: int = 0
     parsed: int = 0
     correct: int = 0
-    best: tuple[int, str] | None = field(default=None)
+    best: tuple[int, str, str] | None = None
+    """Of the judgment that would be kept: sample index, id, verdict."""
 
 
 def curate(
@@ -40,51 +42,43 @@ def curate(
     tallies = {prompt.id: _Tally(prompt.label) for prompt in prompts}
     for judgment in judgments:
         tally = tallies[judgment.prompt_id]
-        tally.drawn += 1
         tally.parsed += judgment.verdict is not None
-        if judgment.verdict == tally.label:
-            tally.correct += 1
-            candidate = (judgment.sample, judgment.id)
+        tally.correct += judgment.verdict == tally.label
+        wanted = ("A", "B") if knobs.verdicts == "any" else (tally.label,)
+        if judgment.verdict in wanted:
+            candidate = (judgment.sample, judgment.id, judgment.verdict)
             tally.best = candidate if tally.best is None else min(tally.best, candidate)
     dropped: Counter[str] = Counter()
-    by_letter: dict[str, list[str]] = defaultdict(list)
-    for id, tally in tallies.items():
-        reason = _reason(tally, knobs)
-        if reason:
-            dropped[reason] += 1
+    kept: dict[str, dict[str, str]] = {"A": {}, "B": {}}
+    for id, tally in sorted(tallies.items()):
+        if tally.best is None:
+            dropped["no_correct" if tally.parsed else "no_verdict"] += 1
+        elif tally.correct < knobs.min_agreement * tally.parsed:
+            dropped["low_agreement"] += 1
         else:
-            by_letter[tally.label].append(id)
-    kept_ids = _balanced(by_letter, knobs)
-    surplus = sum(map(len, by_letter.values())) - len(kept_ids)
-    if surplus:
-        dropped["balance"] = surplus
-    kept = {id: best[1] for id in sorted(kept_ids) if (best := tallies[id].best) is not None}
-    letters = Counter(tallies[id].label for id in kept)
+            kept[tally.best[2]][id] = tally.best[1]
+    if knobs.balance:
+        fewest = min(map(len, kept.values()))
+        dropped["balance"] = _cut(kept, dict.fromkeys(kept, fewest), "balance")
+    if knobs.limit:
+        total = max(knobs.limit, sum(map(len, kept.values())))
+        most = {letter: knobs.limit * len(kept[letter]) // total for letter in kept}
+        dropped["limit"] = _cut(kept, most, "limit")
     return Curation(
-        kept=kept,
-        kept_letters={letter: letters[letter] for letter in ("A", "B")},
-        dropped=dict(sorted(dropped.items())),
+        kept=kept["A"] | kept["B"],
+        kept_letters={letter: len(of_letter) for letter, of_letter in kept.items()},
+        dropped={reason: count for reason, count in sorted(dropped.items()) if count},
     )
 
 
-def _reason(tally: _Tally, knobs: CurateKnobs) -> str:
-    if not tally.correct:
-        return "no_correct" if tally.parsed else "no_verdict"
-    if tally.correct / tally.parsed < knobs.min_agreement:
-        return "low_agreement"
-    return ""
-
-
-def _balanced(by_letter: dict[str, list[str]], knobs: CurateKnobs) -> list[str]:
-    """As many of each letter as the rarer has; which of the other stay is by hash."""
-    if not knobs.balance:
-        return [id for ids in by_letter.values() for id in ids]
-    fewest = min(len(by_letter["A"]), len(by_letter["B"]))
-    return [
-        id
-        for ids in by_letter.values()
-        for id in sorted(ids, key=lambda id: hash_order(id, "balance"))[:fewest]
-    ]
+def _cut(kept: dict[str, dict[str, str]], most: dict[str, int], purpose: str) -> int:
+    """Leave at most so many of each letter, by hash; how many went."""
+    gone = 0
+    for letter, of_letter in kept.items():
+        for id in sorted(of_letter, key=lambda id: hash_order(id, purpose))[most[letter] :]:
+            del of_letter[id]
+            gone += 1
+    return gone
 
 
 def training_examples(
@@ -97,7 +91,7 @@ def training_examples(
             id=content_id("training", judgment.prompt_id, judgment.id),
             prompt_id=judgment.prompt_id,
             judgment_id=judgment.id,
-            label=by_id[judgment.prompt_id].label,
+            label=judgment.verdict or "",
             messages=by_id[judgment.prompt_id].messages,
             completion=judgment.text,
             completion_ids=judgment.token_ids,

@@ -14,7 +14,7 @@ from ste_jax.generators.protocol import Completion, Generator, Request
 from ste_jax.prompts.parse import Verdict, parse_verdict
 from ste_jax.prompts.render import Template, transcript
 from ste_jax.prompts.sentences import last_full_sentence
-from ste_jax.records import ORDERS, Judgment, Pair, Prompt, content_id
+from ste_jax.records import ORDERS, Judgment, Pair, Prompt, content_id, hash_order
 from ste_jax.stages.asking import Role
 from ste_jax.stages.drive import Story, drive
 
@@ -54,6 +54,11 @@ def build_prompts(pair: Pair, template: Template) -> tuple[Prompt, Prompt]:
             )
         )
     return made[0], made[1]
+
+
+def one_prompt(pair: Pair, template: Template) -> tuple[Prompt]:
+    """The pair in one of its orders, by hash: A is right in about half of the pairs."""
+    return (build_prompts(pair, template)[hash_order(pair.id, "order") % 2],)
 
 
 def judge_samples(

@@ -46,8 +46,8 @@ def annotate(context: Context, iteration: int) -> None:
     here, asked = context.run.iteration(iteration), context.run.iteration(iteration - 1)
     judging = make_judge(context, asked, "annotate", iteration)
     pairs_of = _pairs_of_split(context, "train")
-    _make_prompts(context, here.prompts, here.root, pairs_of, judging)
     knobs = context.config.annotate
+    _make_prompts(context, here.prompts, here.root, pairs_of, judging, orders=knobs.orders)
     stage = ShardedStage(
         name="annotate",
         print_=fingerprint(
@@ -178,12 +178,14 @@ def _make_prompts(
     home: epath.Path,
     pairs_of: Callable[[int], list[Pair]],
     judging: judge.Judge,
+    orders: str = "both",
 ) -> None:
-    """Both orders of some pairs."""
+    """What is asked about some pairs, each in both orders or in one."""
     template = judging.role.template
+    build = judge.build_prompts if orders == "both" else judge.one_prompt
     stage = ShardedStage(
         name="prompts",
-        print_=fingerprint("prompts", judge.VERSION, template.fingerprint()),
+        print_=fingerprint("prompts", judge.VERSION, [template.fingerprint(), orders]),
         home=home,
         inputs=pairs_of,
         outputs=(table,),
@@ -191,7 +193,7 @@ def _make_prompts(
     )
     run_sharded(
         stage,
-        lambda pairs: ((pair, (list(judge.build_prompts(pair, template)),)) for pair in pairs),
+        lambda pairs: ((pair, (list(build(pair, template)),)) for pair in pairs),
         context.processes,
     )
 

@@ -6,6 +6,7 @@ import functools
 import math
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -262,6 +263,27 @@ def test_a_store_without_room_changes_nothing_but_the_work() -> None:
             engine.submit(sampled("same"), prompt(ord(name[0]), 30))
         assert collect(small_store.completions()) == collect(shared().completions())
     assert small_store.usage.cached_prompt_tokens < 3 * 29
+
+
+def test_no_step_is_computed_after_the_last_row_has_met_its_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One round has room for every token that may be asked for, and ends with its longest row."""
+    computed = []
+    logits = Decoder.logits
+
+    def counted(self: Decoder, hidden: Any) -> Any:
+        jax.debug.callback(lambda: computed.append(1))
+        return logits(self, hidden)
+
+    monkeypatch.setattr(Decoder, "logits", counted)
+    engine = small.engine(steps_per_round=24)
+    engine.submit(sampled("0", (0, 1, 2)), prompt(8, 9))
+    done = list(engine.completions())
+    jax.effects_barrier()
+    longest = max(len(one.token_ids) for one in done)
+    assert {one.finish_reason for one in done} == {"stop"} and 1 < longest < 24
+    assert len(computed) == longest
 
 
 def test_usage_and_progress_add_up() -> None:

@@ -65,9 +65,9 @@ def test_related_kinds_come_in_twos() -> None:
         ("Sort these numbers from large to small: 9, 11, 4.", "11, 9, 4"),
         ("Count the letter e in t r e e.", "2"),
         ("Reverse the letters f h u.", "u h f"),
-        ("Which word is number 2 in this list: apple, dog, chair?", "dog"),
+        ("Which word comes after apple in this list: apple, dog, chair?", "dog"),
+        ("Name the word ahead of chair in apple, dog, chair.", "dog"),
         ("Mia has 23 apples, finds 14 and loses 9. How many are left?", "28"),
-        ("Which number comes next: 4, 9, 14, 19?", "24"),
     ],
 )
 def test_the_checker_knows_the_answer(instruction: str, answer: str) -> None:
@@ -79,9 +79,10 @@ def test_the_checker_knows_the_answer(instruction: str, answer: str) -> None:
     "instruction",
     [
         "It is June 45. What date is it 2 days later?",
-        "Which word is number 7 in this list: apple, dog, chair?",
+        "Which word comes after chair in this list: apple, dog, chair?",
+        "Which word comes before apple in this list: apple, dog, chair?",
+        "Reverse the letters f h f.",
         "Mia has 3 apples, finds 1 and loses 9. How many are left?",
-        "Which number comes next: 4, 9, 15, 19?",
         "What is 4 - 9?",
         "Write a poem about a dog.",
     ],

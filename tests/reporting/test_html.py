@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from ste_jax import files
 from ste_jax.errors import RequestError
-from ste_jax.reporting.examples import examples
+from ste_jax.reporting.examples import heldout_examples
 from ste_jax.reporting.html import write_report
 from ste_jax.reporting.page import escape, line, tag, words
 from ste_jax.reporting.plots import Share, agreement_plot, loss_plot
@@ -165,8 +165,8 @@ def test_long_texts_do_not_make_a_long_report(fake_run: Callable[..., Any]) -> N
 
 
 def test_the_examples_are_fixed_and_varied(whole_run: RunDir) -> None:
-    chosen = examples(whole_run)
-    assert chosen == examples(whole_run)
+    chosen = heldout_examples(whole_run)
+    assert chosen == heldout_examples(whole_run)
     assert len(chosen) == 6 and len({each.pair.id for each in chosen}) == 6
     kinds = [(each.last_right > each.first_right) - (each.last_right < each.first_right)
              for each in chosen]  # fmt: skip

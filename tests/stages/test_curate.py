@@ -67,6 +67,32 @@ def test_reasons():
     assert found.kept == {"p3": "j3-0", "p4": "j4-0"}
 
 
+@given(
+    st.lists(
+        st.tuples(st.sampled_from("AB"), st.lists(letters, min_size=1, max_size=4)), max_size=12
+    ),
+    st.integers(0, 8),
+)
+def test_the_control_keeps_the_first_verdict_whatever_it_is(drawn, limit):
+    prompts = [prompt(n, label) for n, (label, _) in enumerate(drawn)]
+    judgments = [
+        judgment(n, sample, verdict)
+        for n, (_, verdicts) in enumerate(drawn)
+        for sample, verdict in enumerate(verdicts)
+    ]
+    found = curate(prompts, judgments, CurateKnobs(verdicts="any", limit=limit))
+    by_id = {each.id: each for each in judgments}
+    for prompt_id, judgment_id in found.kept.items():
+        mine = [j for j in judgments if j.prompt_id == prompt_id and j.verdict in ("A", "B")]
+        assert by_id[judgment_id] == mine[0]
+    verdicts = Counter(by_id[id].verdict for id in found.kept.values())
+    assert verdicts["A"] == verdicts["B"] == found.kept_letters["A"]
+    assert len(found.kept) + sum(found.dropped.values()) == len(prompts)
+    first = [next((v for v in verdicts if v in ("A", "B")), None) for _, verdicts in drawn]
+    most = 2 * min(first.count("A"), first.count("B"))
+    assert len(found.kept) == (min(most, limit // 2 * 2) if limit else most)
+
+
 def test_training_rows_hold_the_ids_that_were_sampled():
     prompts, judgments = [prompt(0, "A")], [judgment(0, 0, "A"), judgment(0, 1, "A")]
     (row,) = training_examples(prompts, judgments, lambda each: each.sample == 1)

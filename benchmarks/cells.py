@@ -1,0 +1,128 @@
+"""How is one of many like runs made: begun where another has come to, resumed, and read?
+
+A *cell* is a run of one config under overrides, in a directory of its own. Cells that differ after
+the pairs only begin as copies of what a base run has selected, paired and measured, so that they
+differ in nothing else. Every cell is an ordinary run: killed, it resumes; finished, it does
+nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from etils import epath
+from numpy.typing import NDArray
+
+from ste_jax import files
+from ste_jax.config import load_config
+from ste_jax.distributed import Processes
+from ste_jax.pipeline import run
+from ste_jax.rundir import RunDir
+
+SHARED = ("manifest.json", "rejected.jsonl", "instructions", "pairs", "labelled", "iterations/0")
+"""What of a run does not depend on how its judges are trained."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """A variation of a run."""
+
+    name: str
+    told: str
+    """What a reader is told it is."""
+    overrides: tuple[str, ...] = ()
+    prepare: Callable[[RunDir], None] | None = None
+    """Changes the copied tables before the run goes on; happens once."""
+
+
+def run_cell(cell: Cell, config: str, seed: int, root: Path, base: Path | None = None) -> RunDir:
+    """Bring a cell to its end. With `base` its beginning is copied from there."""
+    if base is not None and not root.exists():
+        fresh = root.with_name(root.name + ".partial")
+        shutil.rmtree(fresh, ignore_errors=True)
+        fresh.mkdir(parents=True)
+        for name in SHARED:
+            source, target = base / name, fresh / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if source.is_dir():
+                shutil.copytree(source, target)
+            elif source.exists():
+                shutil.copyfile(source, target)
+        if cell.prepare is not None:
+            cell.prepare(RunDir(epath.Path(fresh)))
+        fresh.rename(root)
+    knobs = load_config(config, [f"seed={seed}", f"name={cell.name}-{seed}", *cell.overrides])
+    return run(knobs, epath.Path(root), Processes())
+
+
+def shuffle_labels(run: RunDir) -> None:
+    """Which answer of a pair is called the better one becomes chance, but in the held-out pairs."""
+    draw = np.random.default_rng(0)
+    for shard in range(run.pairs.shards):
+        heldout = {row.id for row in run.selected.read(shard) if row.split == "heldout"}
+        pairs = [
+            pair
+            if pair.instruction_id in heldout or draw.random() < 0.5
+            else dataclasses.replace(pair, chosen=pair.rejected, rejected=pair.chosen)
+            for pair in run.pairs.read(shard)
+        ]
+        run.pairs.write(shard, pairs)
+
+
+def evaluations(run: RunDir) -> list[dict[str, Any]]:
+    """What was measured of every judge of a run, the seed first."""
+    return [files.read_json(each.evaluation) for each in run.iterations()]
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table as Markdown."""
+    lines = ["| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *rows)]
+    return "\n".join(lines)
+
+
+def share(measured: Mapping[str, Any], key: str) -> str:
+    """A measure with its interval."""
+    low, high = measured[f"{key}_ci95"]
+    return f"{measured[key]:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def single_verdicts(run: RunDir, name: str) -> NDArray[np.float64]:
+    """Of every judge on a labelled set: the share of both orders that are right, by pair.
+
+    Returns:
+      [iterations, pairs], the pairs ordered by id.
+    """
+    found = []
+    for iteration in run.iterations():
+        right: dict[str, float] = {}
+        judged = iteration.labelled(name)
+        said = {each.prompt_id: each.verdict for each in judged.judgments.rows() if not each.sample}
+        for prompt in judged.prompts.rows():
+            hit = said[prompt.id] == prompt.label
+            right[prompt.pair_id] = right.get(prompt.pair_id, 0.0) + hit / 2
+        found.append([right[id] for id in sorted(right)])
+    return np.array(found)
+
+
+def both_parsed(run: RunDir, name: str) -> tuple[int, float, float]:
+    """On the prompts of a labelled set on which the first judge and the last both gave a verdict:
+    how many these are, and the accuracies of the two."""
+    judges = run.iterations()
+    first, last = (
+        {
+            each.prompt_id: each.verdict
+            for each in judge.labelled(name).judgments.rows()
+            if not each.sample and each.verdict is not None
+        }
+        for judge in (judges[0], judges[-1])
+    )
+    labels = {each.id: each.label for each in judges[0].labelled(name).prompts.rows()}
+    both = [id for id in labels if id in first and id in last]
+    accuracies = [sum(said[id] == labels[id] for id in both) / len(both) for said in (first, last)]
+    return len(both), accuracies[0], accuracies[1]
