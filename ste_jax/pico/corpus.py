@@ -11,9 +11,9 @@ from random import Random
 
 from ste_jax.generators.protocol import Message
 from ste_jax.pico.answers import draw_answer, stated, write_answer, wrong_solution
-from ste_jax.pico.kinds import BY_NAME, CATEGORIES, KINDS, Solution
+from ste_jax.pico.kinds import CATEGORIES, KINDS, Solution
 from ste_jax.pico.noise import draw_noise
-from ste_jax.pico.traces import write_trace
+from ste_jax.pico.traces import compared, write_trace
 from ste_jax.pico.world import Share, Task, changes, draw_task
 from ste_jax.prompts.parse import INSTRUCTION_MARK, RESPONSE_MARK
 from ste_jax.prompts.render import load_template
@@ -30,7 +30,7 @@ class Chat:
     learnt: tuple[int, ...]
 
 
-_CALCULATED = [BY_NAME[name] for name in ("sum", "difference", "minutes", "later", "story")]
+_CALCULATED = [kind for kind in KINDS if kind.solve(kind.draw(Random(0), 1)).steps]
 
 
 def user(text: str) -> Message:
@@ -74,18 +74,37 @@ def calculate(draw: Random, share: Share) -> Chat:
 
 
 def compare(draw: Random, share: Share) -> Chat:
-    """Is one result the same as another? Asked several times, of results of the same kind."""
-    turns: list[Message] = []
-    for _ in range(draw.choice((1, 2, 3))):
-        task = draw_task(draw, share)
-        one = task.solution.answer
-        other = one if draw.random() < 0.5 else wrong_or_similar(task, draw).answer
-        first, second = (one, other) if draw.random() < 0.5 else (other, one)
-        turns += [
-            user(f"Compare {first} with {second}."),
-            assistant("same." if one == other else "different."),
-        ]
-    return Chat("compare", tuple(turns), tuple(range(1, len(turns), 2)))
+    """Are two results the same? Asked of several at once."""
+    pairs = []
+    for _ in range(draw.randint(2, 5)):
+        if draw.random() < 0.6:
+            own = str(_number(draw))
+            said = own if draw.random() < 0.5 else _other_number(own, draw)
+        else:
+            task = draw_task(draw, share)
+            own = task.solution.answer
+            said = own if draw.random() < 0.5 else wrong_or_similar(task, draw).answer
+        pairs.append((said, own))
+    asked = " and ".join(f"{said} with {own}" for said, own in pairs)
+    told = " and ".join(compared(said, own) for said, own in pairs)
+    return Chat("compare", (user(f"Compare {asked}."), assistant(f"{told}.")), (1,))
+
+
+def _number(draw: Random) -> int:
+    """Any of one, two or three digits."""
+    digits = draw.randint(1, 3)
+    return draw.randint(10 ** (digits - 1), 10**digits - 1)
+
+
+def _other_number(number: str, draw: Random) -> str:
+    """Another number, most often by one digit."""
+    while True:
+        other = str(_number(draw))
+        if draw.random() < 0.7:
+            at = draw.randrange(len(number))
+            other = number[:at] + draw.choice("123456789") + number[at + 1 :]
+        if other != number:
+            return other
 
 
 def check(draw: Random, share: Share) -> Chat:
@@ -97,12 +116,14 @@ def check(draw: Random, share: Share) -> Chat:
         right = draw.random() < 0.5
         solution = task.solution if right else wrong_or_similar(task, draw)
         answer = draw_answer(solution, draw)
-        said = f"{stated(answer)}: {'same' if right else 'different'}."
         turns += [
             user(task.instruction),
             assistant(answer),
             user("Check this answer."),
-            assistant(f"{write_answer(task.solution, 0)}\nIt says {said}"),
+            assistant(
+                f"{write_answer(task.solution, 0)}\n"
+                f"It says {compared(stated(answer), task.solution.answer)}."
+            ),
         ]
         learnt += [len(turns) - 1]
     return Chat("check", tuple(turns), tuple(learnt))

@@ -7,7 +7,7 @@ the seed, may import this package; the recipe learns from constructed labels alo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 from typing import Any
@@ -22,7 +22,6 @@ WORDS = (
     *("tiger", "bottle", "garden", "window", "mirror", "spoon", "candle", "forest", "bridge"),
 )
 LETTERS = "abcdefghijklmnoprstuw"
-DAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
 MONTHS = (
     *("January", "February", "March", "April", "May", "June"),
     *("July", "August", "September", "October", "November", "December"),
@@ -52,8 +51,6 @@ class Kind:
     solve: Callable[[Values], Solution]
     related: str = ""
     """A kind with the same places that asks for something else."""
-    few: bool = False
-    """Whether it has so few distinct tasks that fresh ones cannot be kept apart from known ones."""
 
 
 def _between(draw: Random, digits: int) -> int:
@@ -111,14 +108,18 @@ def _difference(values: Values) -> Solution:
     return Solution(str(a - b), (f"{a} - {b} = {a - b}",))
 
 
-def _number_list(draw: Random, level: int) -> Values:
-    count, digits = ((3, 1), (3, 2), (4, 2))[level - 1]
-    return {"numbers": draw.sample(range(10 ** (digits - 1), 10**digits), count)}
+def _three_numbers(draw: Random, level: int) -> Values:
+    digits = ((1, 1, 1), (2, 1, 1), (2, 2, 1))[level - 1]
+    return {f"number{n}": _between(draw, each) for n, each in enumerate(digits, start=1)}
 
 
-def _level_of_list(values: Values) -> int:
-    numbers = values["numbers"]
-    return 3 if len(numbers) > 3 else 2 if max(numbers) > 9 else 1
+def _level_of_three(values: Values) -> int:
+    return 1 + sum(value > 9 for value in values.values())
+
+
+def _total(values: Values) -> Solution:
+    a, b, c = (values[f"number{n}"] for n in (1, 2, 3))
+    return Solution(str(a + b + c), (f"{a} + {b} = {a + b}", f"{a + b} + {c} = {a + b + c}"))
 
 
 def _compared(draw: Random, level: int) -> Values:
@@ -131,57 +132,18 @@ def _level_of_compared(values: Values) -> int:
     return 3 if max(numbers) > 99 else 2 if len(numbers) > 2 else 1
 
 
+def _middle_numbers(draw: Random, level: int) -> Values:
+    low, high = ((1, 9), (10, 99), (100, 999))[level - 1]
+    return {"numbers": draw.sample(range(low, high + 1), 3)}
+
+
+def _level_of_middle(values: Values) -> int:
+    return len(str(max(values["numbers"])))
+
+
 def listed(items: Any) -> str:
-    """How a list of numbers or words is written."""
+    """How a list of numbers is written."""
     return ", ".join(str(item) for item in items)
-
-
-def _letter_list(draw: Random, level: int) -> Values:
-    return {"letters": draw.sample(LETTERS, (3, 4, 5)[level - 1])}
-
-
-def _level_of_count(items: Sequence[str], easiest: int) -> int:
-    """By how many things there are, `easiest` or fewer being level 1."""
-    return min(3, max(1, 1 + len(items) - easiest))
-
-
-def _counted(draw: Random, level: int) -> Values:
-    wanted = draw.choice(LETTERS)
-    length, few = (4, 5, 6)[level - 1], draw.sample(LETTERS, 3)
-    letters = [draw.choice([wanted, *few]) for _ in range(length)]
-    letters[draw.randrange(length)] = wanted
-    return {"letter": wanted, "letters": letters}
-
-
-def _count(values: Values) -> Solution:
-    steps, so_far = [], 0
-    for letter in values["letters"]:
-        so_far += letter == values["letter"]
-        steps.append(f"{letter} {so_far}")
-    return Solution(str(so_far), tuple(steps))
-
-
-def _word_with(offset: int) -> Callable[[Random, int], Values]:
-    """Some words, and one of them that has another so many places from it."""
-
-    def draw_words(draw: Random, level: int) -> Values:
-        words = draw.sample(WORDS, (3, 4, 5)[level - 1])
-        places = [at for at in range(len(words)) if at + offset in range(len(words))]
-        return {"word": words[draw.choice(places)], "words": words}
-
-    return draw_words
-
-
-def _word_at(offset: int) -> Callable[[Values], Solution]:
-    def solve(values: Values) -> Solution:
-        words = values["words"]
-        return Solution(words[words.index(values["word"]) + offset])
-
-    return solve
-
-
-def _level_of_words(values: Values) -> int:
-    return _level_of_count(values["words"], 3)
 
 
 def _day_of_year(draw: Random, level: int) -> Values:
@@ -225,6 +187,25 @@ def _level_of_hours(values: Values) -> int:
     return 1 if minutes < 10 else 2 if minutes < 40 else 3
 
 
+def _dollars(draw: Random, level: int) -> Values:
+    cents = ((1, 9), (10, 49), (50, 99))[level - 1]
+    return {"number1": draw.randint(2, 9), "number2": draw.randint(*cents)}
+
+
+def _level_of_dollars(values: Values) -> int:
+    cents = values["number2"]
+    return 1 if cents < 10 else 2 if cents < 50 else 3
+
+
+def _cents(values: Values) -> Solution:
+    dollars, cents = values["number1"], values["number2"]
+    whole = dollars * 100
+    return Solution(
+        str(whole + cents),
+        (f"{dollars} * 100 = {whole}", f"{whole} + {cents} = {whole + cents}"),
+    )
+
+
 def _minutes(values: Values) -> Solution:
     hours, minutes = values["number1"], values["number2"]
     whole = hours * 60
@@ -254,21 +235,6 @@ def _level_of_story(values: Values) -> int:
 def _story_end(values: Values) -> Solution:
     a, b, c = (values[f"number{n}"] for n in (1, 2, 3))
     return Solution(str(a + b - c), (f"{a} + {b} = {a + b}", f"{a + b} - {c} = {a + b - c}"))
-
-
-def _weekday(draw: Random, level: int) -> Values:
-    return {
-        "day": draw.choice(DAYS),
-        "number1": draw.randint(*((1, 2), (3, 4), (5, 6))[level - 1]),
-    }
-
-
-def _level_of_weekday(values: Values) -> int:
-    return int(values["number1"] + 1) // 2
-
-
-def _day_after(values: Values) -> Solution:
-    return Solution(DAYS[(DAYS.index(values["day"]) + values["number1"]) % 7])
 
 
 KINDS = (
@@ -301,6 +267,30 @@ KINDS = (
         related="sum",
     ),
     Kind(
+        "total",
+        "arithmetic",
+        (
+            "Add up {number1}, {number2} and {number3}.",
+            "What do {number1}, {number2} and {number3} make together?",
+            "Find the total of {number1}, {number2} and {number3}.",
+        ),
+        _three_numbers,
+        _level_of_three,
+        _total,
+    ),
+    Kind(
+        "cents",
+        "measures",
+        (
+            "How many cents are {number1} dollars and {number2} cents?",
+            "Turn {number1} dollars and {number2} cents into cents.",
+            "A book costs {number1} dollars and {number2} cents. How many cents is that?",
+        ),
+        _dollars,
+        _level_of_dollars,
+        _cents,
+    ),
+    Kind(
         "minutes",
         "measures",
         (
@@ -323,19 +313,6 @@ KINDS = (
         _day_of_year,
         _level_of_date,
         _later,
-    ),
-    Kind(
-        "weekday",
-        "dates",
-        (
-            "What day is {number1} days after {day}?",
-            "Today is {day}. What day is it in {number1} days?",
-            "It is {day}. Which day comes {number1} days later?",
-        ),
-        _weekday,
-        _level_of_weekday,
-        _day_after,
-        few=True,
     ),
     Kind(
         "largest",
@@ -364,80 +341,16 @@ KINDS = (
         related="largest",
     ),
     Kind(
-        "rising",
-        "sorting",
+        "middle",
+        "comparing",
         (
-            "Sort these numbers from small to large: {numbers}.",
-            "Put {numbers} in rising order.",
-            "Write the numbers {numbers} with the smallest first.",
+            "Which number lies between the others: {numbers}?",
+            "Name the middle one of these numbers by size: {numbers}.",
+            "Of the numbers {numbers}, which is neither the largest nor the smallest?",
         ),
-        _number_list,
-        _level_of_list,
-        lambda values: Solution(listed(sorted(values["numbers"]))),
-        related="falling",
-    ),
-    Kind(
-        "falling",
-        "sorting",
-        (
-            "Sort these numbers from large to small: {numbers}.",
-            "Put {numbers} in falling order.",
-            "Write the numbers {numbers} with the largest first.",
-        ),
-        _number_list,
-        _level_of_list,
-        lambda values: Solution(listed(sorted(values["numbers"], reverse=True))),
-        related="rising",
-    ),
-    Kind(
-        "count",
-        "letters",
-        (
-            "How many times does {letter} stand in {letters}?",
-            "Count the letter {letter} in {letters}.",
-            "How often do you see the letter {letter} here: {letters}?",
-        ),
-        _counted,
-        lambda values: _level_of_count(values["letters"], 4),
-        _count,
-    ),
-    Kind(
-        "backwards",
-        "letters",
-        (
-            "Write {letters} backwards.",
-            "Reverse the letters {letters}.",
-            "Give the letters {letters} from last to first.",
-        ),
-        _letter_list,
-        lambda values: _level_of_count(values["letters"], 3),
-        lambda values: Solution(" ".join(reversed(values["letters"]))),
-    ),
-    Kind(
-        "after",
-        "lists",
-        (
-            "Which word comes after {word} in this list: {words}?",
-            "Here is a list: {words}. What follows {word}?",
-            "Name the word behind {word} in {words}.",
-        ),
-        _word_with(1),
-        _level_of_words,
-        _word_at(1),
-        related="before",
-    ),
-    Kind(
-        "before",
-        "lists",
-        (
-            "Which word comes before {word} in this list: {words}?",
-            "Here is a list: {words}. What precedes {word}?",
-            "Name the word ahead of {word} in {words}.",
-        ),
-        _word_with(-1),
-        _level_of_words,
-        _word_at(-1),
-        related="after",
+        _middle_numbers,
+        _level_of_middle,
+        lambda values: Solution(str(sorted(values["numbers"])[1])),
     ),
     Kind(
         "story",

@@ -1,16 +1,21 @@
 """How was pico's seed made? `python -m ste_jax.pico.make_seed` makes it again, from nothing.
 
 The seed is trained by the project's own fine-tuning code, on generated chats in which it plays
-every role. It sees its fill of answers, comparisons and checks of one answer, but only a few
-different judgments: that is why it judges weakly. It can be stopped and run again; its skills are
-printed as they grow, on tasks that are neither trained on nor held out.
+every role, in two phases: first the skills (answering, calculating, comparing two results, checking
+one answer, changing an instruction, sorting instructions), then the same with a few different
+judgments among them, again and again: that it has seen so few is why it judges weakly. It can be
+stopped and run again; its skills are printed as they grow, on tasks that are neither trained on nor
+held out.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -22,8 +27,10 @@ from flax import nnx
 from tqdm import tqdm
 
 from ste_jax import compilation_cache, preemption
+from ste_jax.checkpoints import load_checkpoint, save_checkpoint
 from ste_jax.config import DecodingKnobs, FinetuneKnobs, MeshKnobs
-from ste_jax.finetuning.loop import finetune
+from ste_jax.errors import Preempted
+from ste_jax.finetuning.loop import Validate, finetune
 from ste_jax.finetuning.packing import Example
 from ste_jax.generators.local import LocalGenerator
 from ste_jax.models.config import ModelConfig
@@ -37,35 +44,69 @@ from ste_jax.pico.make_data import SHIPPED
 from ste_jax.pico.skills import measure_skills
 from ste_jax.pico.tokenizer import make_tokenizer, save_tokenizer
 from ste_jax.sharding import make_mesh
-from ste_jax.tokenizers import load_tokenizer
+from ste_jax.tokenizers import Tokenizer, load_tokenizer
 
-CHATS = 170_000
-"""Chats to read: about 10 million tokens."""
-MIX = {"respond": 0.46, "compare": 0.12, "check": 0.16, "modify": 0.14, "classify": 0.06}
-"""Shares of the roles among the chats; the rest are judgments."""
-JUDGMENTS = 300
-"""Different judgments among them: the same few, again and again."""
-VERDICT_WEIGHT = 4.0
-"""Weight of the verdict in the loss of a judgment, one token of about forty."""
-
-KNOBS = FinetuneKnobs(
-    sequence_length=256,
-    batch_rows=16,
-    learning_rate=2e-3,
+_KNOBS = FinetuneKnobs(
+    sequence_length=160,
+    batch_rows=12,
     final_learning_rate_fraction=0.05,
-    warmup_steps=100,
     weight_decay=0.05,
     beta2=0.98,
     clip_norm=1.0,
     remat="layer",
     dtype="float32",
-    validate_every=500,
+    validate_every=1000,
     save_every=250,
     mesh=MeshKnobs(data=-1, fsdp=1),
 )
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of training."""
+
+    name: str
+    chats: int
+    mix: Mapping[str, float]
+    """Shares of the roles among the chats."""
+    knobs: FinetuneKnobs
+
+
+SKILLS = Phase(
+    name="skills",
+    chats=185_000,
+    mix={
+        "respond": 0.24,
+        "calculate": 0.16,
+        "compare": 0.28,
+        "check": 0.17,
+        "modify": 0.12,
+        "classify": 0.03,
+    },
+    knobs=dataclasses.replace(_KNOBS, learning_rate=2e-3, warmup_steps=100),
+)
+JUDGING = Phase(
+    name="judging",
+    chats=4_500,
+    mix={
+        "judge": 0.4,
+        "respond": 0.12,
+        "calculate": 0.1,
+        "compare": 0.16,
+        "check": 0.11,
+        "modify": 0.09,
+        "classify": 0.02,
+    },
+    knobs=dataclasses.replace(_KNOBS, learning_rate=8e-4, warmup_steps=20),
+)
+JUDGMENTS = 300
+"""Different judgments: the same few, again and again."""
+VERDICT_WEIGHT = 4.0
+"""Weight of the verdict in the loss of a judgment, one token of about fifty."""
+
 DECODING = DecodingKnobs(
-    prompt_buckets=(128, 192),
-    new_buckets=(48, 96),
+    prompt_buckets=(96, 128, 192),
+    new_buckets=(48, 112),
     groups=64,
     group_size=1,
     prefill_chunk=32,
@@ -81,22 +122,22 @@ def model_config(vocab_size: int) -> ModelConfig:
         hidden_size=192,
         intermediate_size=512,
         num_layers=4,
-        num_heads=6,
-        num_kv_heads=6,
-        head_dim=32,
+        num_heads=4,
+        num_kv_heads=4,
+        head_dim=48,
         max_position=1024,
         tie_embeddings=True,
     )
 
 
-def make_chats(count: int, judgments: int) -> list[Chat]:
-    """All that the seed reads, in no order."""
-    draw = Random("seed")
+def make_chats(phase: Phase, judgments: int = JUDGMENTS) -> list[Chat]:
+    """All that the seed reads in a phase, in no order."""
+    draw = Random(phase.name)
     few = [corpus.judge(draw, "known") for _ in range(judgments)]
-    chats = []
-    for role in draw.choices([*MIX, "judge"], [*MIX.values(), 1 - sum(MIX.values())], k=count):
-        chats.append(draw.choice(few) if role == "judge" else corpus.MAKERS[role](draw, "known"))
-    return chats
+    return [
+        draw.choice(few) if role == "judge" else corpus.MAKERS[role](draw, "known")
+        for role in draw.choices([*phase.mix], [*phase.mix.values()], k=phase.chats)
+    ]
 
 
 def make_examples(chats: Sequence[Chat], tokenizer: tokenizers.Tokenizer) -> list[Example]:
@@ -143,26 +184,48 @@ def first_model(config: ModelConfig) -> Decoder:
     return with_parameters(model, parameters)
 
 
-def make_seed(out: Path, work: Path, *, chats: int, judgments: int) -> None:
-    """Make tokenizer and model in `out`; `work` keeps a training in hand. Run again to resume."""
+def make_seed(out: Path, work: Path, phases: Sequence[Phase]) -> None:
+    """Make tokenizer and model in `out`; `work` keeps a training in hand. Run again to resume.
+
+    Raises:
+      Preempted: asked to stop.
+    """
     out.mkdir(parents=True, exist_ok=True)
     made = make_tokenizer(corpus.all_texts(Random("tokenizer"), 20_000), least=10)
     save_tokenizer(made, out)
     tokenizer = load_tokenizer(str(out))
-    examples = make_examples(make_chats(chats, judgments), made)
-    mesh = make_mesh(KNOBS.mesh)
     here = make_mesh(DECODING.mesh, jax.local_devices()[:1])
-    bar = tqdm(desc="seed", unit="step")
 
-    def validate(model: Decoder, step: int) -> dict[str, Any]:
+    def skills_of(model: Decoder, step: int) -> dict[str, Any]:
         local = on_mesh(model, here, DECODING.dtype)
         found = measure_skills(LocalGenerator(local, tokenizer, DECODING, here), "dev", 300)
         tqdm.write(json.dumps({"step": step, **{k: round(v, 3) for k, v in found.items()}}))
         return {"accuracy": None, **found}
 
-    def save_model(model: Decoder, step: int, found: dict[str, Any]) -> None:
-        save_hf(on_mesh(model, here, "bfloat16"), out)
-        (out / "skills.json").write_text(json.dumps({"step": step, **found}, indent=2) + "\n")
+    model = first_model(model_config(made.get_vocab_size()))
+    for phase in phases:
+        examples = make_examples(make_chats(phase), made)
+        model = _train(phase, model, examples, tokenizer, work, skills_of)
+    save_hf(on_mesh(model, here, "bfloat16"), out)
+    skills = {name: round(value, 4) for name, value in skills_of(model, 0).items() if value}
+    (out / "skills.json").write_text(json.dumps(skills, indent=2) + "\n")
+
+
+def _train(
+    phase: Phase,
+    model: Decoder,
+    examples: Sequence[Example],
+    tokenizer: Tokenizer,
+    work: Path,
+    validate: Validate,
+) -> Decoder:
+    """The model after a phase."""
+    mesh, kept = make_mesh(phase.knobs.mesh), work / f"{phase.name}-model"
+    bar = tqdm(desc=phase.name, unit="step")
+
+    def save_model(trained: Decoder, step: int, found: dict[str, Any]) -> None:
+        provenance = {"phase": phase.name, "step": step}
+        save_checkpoint(kept, trained, tokenizer=tokenizer, provenance=provenance)
 
     def log(event: dict[str, Any]) -> None:
         bar.n = event["step"]
@@ -170,32 +233,43 @@ def make_seed(out: Path, work: Path, *, chats: int, judgments: int) -> None:
 
     with bar:
         finetune(
-            model=first_model(model_config(made.get_vocab_size())),
+            model=model,
             examples=examples,
-            knobs=KNOBS,
+            knobs=phase.knobs,
             seed=0,
             mesh=mesh,
-            state_dir=epath.Path(work),
+            state_dir=epath.Path(work / phase.name),
             validate=validate,
             save_model=save_model,
             log=log,
             stop_requested=preemption.requested,
         )
+    return load_checkpoint(kept, mesh)
 
 
-def main() -> None:
+def main() -> int:
     """Make the seed."""
     parser = argparse.ArgumentParser(description="Make pico's seed model, from nothing.")
     parser.add_argument("--out", type=Path, default=SHIPPED / "seed", metavar="DIR")
     parser.add_argument("--work", type=Path, default=Path("runs/pico-seed"), metavar="DIR",
                         help="where a training in hand is kept")  # fmt: skip
-    parser.add_argument("--chats", type=int, default=CHATS, help="chats to read")
-    parser.add_argument("--judgments", type=int, default=JUDGMENTS, help="different judgments")
+    parser.add_argument("--part", type=float, default=1.0, metavar="SHARE",
+                        help="train on this share of the chats only: to try it")  # fmt: skip
     given = parser.parse_args()
+    jax.config.update("jax_num_cpu_devices", 2)
     compilation_cache.enable()
     preemption.install()
-    make_seed(given.out, given.work, chats=given.chats, judgments=given.judgments)
+    phases = [
+        dataclasses.replace(phase, chats=round(phase.chats * given.part))
+        for phase in (SKILLS, JUDGING)
+    ]
+    try:
+        make_seed(given.out, given.work, phases)
+    except Preempted as stopped:
+        print(stopped, file=sys.stderr)
+        return 75
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -10,10 +10,15 @@ from ste_jax.pico.world import Task, understand
 
 _TRACE = re.compile(
     r"(?P<own>[^\n]+)\n"
-    r"A says (?P<a>[^\n:]+): (?P<same_a>same|different)\.\n"
-    r"B says (?P<b>[^\n:]+): (?P<same_b>same|different)\.\n"
+    r"A says (?P<a>[^\n:]+) against (?P<own_a>[^\n:]+): (?P<same_a>same|different)\.\n"
+    r"B says (?P<b>[^\n:]+) against (?P<own_b>[^\n:]+): (?P<same_b>same|different)\.\n"
     r"\[\[(?P<verdict>[AB])\]\]"
 )
+
+
+def compared(said: str, own: str) -> str:
+    """What is said, held against one's own result."""
+    return f"{said} against {own}: {'same' if said == own else 'different'}"
 
 
 def write_trace(task: Task, answer_a: str, answer_b: str) -> str:
@@ -21,9 +26,7 @@ def write_trace(task: Task, answer_a: str, answer_b: str) -> str:
     right = task.solution
     lines = [write_answer(right, 0)]
     for letter, answer in (("A", answer_a), ("B", answer_b)):
-        said = stated(answer)
-        same = "same" if said == right.answer else "different"
-        lines.append(f"{letter} says {said}: {same}.")
+        lines.append(f"{letter} says {compared(stated(answer), right.answer)}.")
     verdict = "A" if stated(answer_a) == right.answer else "B"
     return "\n".join([*lines, f"[[{verdict}]]"])
 
@@ -36,9 +39,9 @@ class TraceCheck:
     solved: bool = False
     """The task is solved rightly, every step of it."""
     quoted: bool = False
-    """Both answers are quoted as they are."""
+    """Both answers, and the judge's own result, are quoted as they are."""
     compared: bool = False
-    """What is said to be the same as the judge's own result is, and what is not is not."""
+    """What is quoted as the same is the same, and what as different is different."""
     concluded: bool = False
     """The verdict names the one answer that was found the same."""
 
@@ -59,7 +62,10 @@ def check_trace(text: str, instruction: str, answer_a: str, answer_b: str) -> Tr
     return TraceCheck(
         formed=True,
         solved=is_right(task, found["own"]),
-        quoted=found["a"] == stated(answer_a) and found["b"] == stated(answer_b),
-        compared=same_a == (found["a"] == own) and same_b == (found["b"] == own),
+        quoted=found["a"] == stated(answer_a)
+        and found["b"] == stated(answer_b)
+        and found["own_a"] == found["own_b"] == own,
+        compared=same_a == (found["a"] == found["own_a"])
+        and same_b == (found["b"] == found["own_b"]),
         concluded=same_a != same_b and found["verdict"] == ("A" if same_a else "B"),
     )

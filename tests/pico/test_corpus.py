@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from random import Random
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from ste_jax.pico import corpus
 from ste_jax.pico.corpus import ALL_CATEGORIES, MAKERS
-from ste_jax.pico.make_seed import VERDICT_WEIGHT, make_chats, make_examples
+from ste_jax.pico.make_seed import JUDGING, SKILLS, VERDICT_WEIGHT, make_chats, make_examples
 from ste_jax.pico.tokenizer import make_tokenizer, save_tokenizer
 from ste_jax.pico.traces import check_trace
 from ste_jax.pico.world import draw_task, understand
@@ -85,15 +86,17 @@ def test_a_judgment_that_is_taught_is_right_throughout(seed):
 
 
 def test_no_held_out_task_is_read():
-    chats = make_chats(3000, judgments=50)
+    phases = [dataclasses.replace(phase, chats=1500) for phase in (SKILLS, JUDGING)]
+    chats = [chat for phase in phases for chat in make_chats(phase)]
     texts = [turn["content"] for chat in chats for turn in chat.messages if turn["role"] == "user"]
     tasks = [task for task in map(understand, texts) if task is not None]
-    assert len(tasks) > 2000
+    assert len(tasks) > 1000
     assert {task.share for task in tasks} == {"known"}
 
 
 def test_judgments_are_few_and_seen_again():
-    chats = [chat for chat in make_chats(3000, judgments=50) if chat.role == "judge"]
+    phase = dataclasses.replace(JUDGING, chats=1000)
+    chats = [chat for chat in make_chats(phase, judgments=50) if chat.role == "judge"]
     assert len(chats) > 100
     assert len({chat.messages for chat in map(_hashable, chats)}) <= 50
 

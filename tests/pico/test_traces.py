@@ -16,7 +16,11 @@ from ste_jax.prompts.parse import parse_verdict
 from .test_world import tasks
 
 ASKED = ("What is 47 + 38?", "The answer is 85.", "It is 86.")
-SOUND = "47 + 38 = 85. The answer is 85.\nA says 85: same.\nB says 86: different.\n[[A]]"
+SOUND = """\
+47 + 38 = 85. The answer is 85.
+A says 85 against 85: same.
+B says 86 against 85: different.
+[[A]]"""
 
 
 @given(tasks(), st.integers(0, 2**32), st.booleans())
@@ -40,8 +44,9 @@ def test_the_example_is_sound() -> None:
         ("= 85. The answer is 85", "= 95. The answer is 95", "solved"),
         ("47 + 38 = 85. The", "46 + 38 = 85. The", "solved"),
         ("A says 85", "A says 86", "quoted"),
+        ("against 85: d", "against 84: d", "quoted"),
         ("85: same", "85: different", "compared"),
-        ("86: different", "86: same", "compared"),
+        ("85: different", "85: same", "compared"),
         ("[[A]]", "[[B]]", "concluded"),
         ("A says", "C says", "formed"),
     ],
