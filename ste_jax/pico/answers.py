@@ -73,4 +73,5 @@ def _slip(task: Task, right: Solution, draw: Random) -> Solution:
 
 def _near_number(value: int, draw: Random) -> int:
     far = (-10, 10) if value > 10 else ()
-    return max(0, value + draw.choice((-2, -1, 1, 2, *far)))
+    shift: int = draw.choice((-2, -1, 1, 2, *far))
+    return max(0, value + shift)

@@ -63,7 +63,7 @@ def respond(draw: Random, share: Share) -> Chat:
 
 def calculate(draw: Random, share: Share) -> Chat:
     """Steps of answers, one after another."""
-    steps = []
+    steps: list[str] = []
     wanted = draw.randint(3, 8)
     while len(steps) < wanted:
         task = draw_task(draw, share, draw.choice(_CALCULATED))

@@ -114,7 +114,7 @@ def _three_numbers(draw: Random, level: int) -> Values:
 
 
 def _level_of_three(values: Values) -> int:
-    return 1 + sum(value > 9 for value in values.values())
+    return int(1 + sum(value > 9 for value in values.values()))
 
 
 def _total(values: Values) -> Solution:
@@ -169,11 +169,11 @@ def _later(values: Values) -> Solution:
     month = MONTHS.index(values["month"])
     first, shift, days = values["number1"], values["number2"], days_in(month)
     day = first + shift
-    steps = (f"{first} + {shift} = {day}",)
+    steps = [f"{first} + {shift} = {day}"]
     if day > days:
-        steps += (f"{day} - {days} = {day - days}",)
+        steps.append(f"{day} - {days} = {day - days}")
         month, day = (month + 1) % 12, day - days
-    return Solution(f"{MONTHS[month]} {day}", steps)
+    return Solution(f"{MONTHS[month]} {day}", tuple(steps))
 
 
 def _hours(draw: Random, level: int) -> Values:

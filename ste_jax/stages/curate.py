@@ -45,7 +45,7 @@ def curate(
         tally.parsed += judgment.verdict is not None
         tally.correct += judgment.verdict == tally.label
         wanted = ("A", "B") if knobs.verdicts == "any" else (tally.label,)
-        if judgment.verdict in wanted:
+        if judgment.verdict is not None and judgment.verdict in wanted:
             candidate = (judgment.sample, judgment.id, judgment.verdict)
             tally.best = candidate if tally.best is None else min(tally.best, candidate)
     dropped: Counter[str] = Counter()
