@@ -25,7 +25,7 @@ from ste_jax.rundir import RunDir
 SETS = ("same-task", "other-task")
 RESAMPLES = 2000
 
-RECIPE = Cell(name="recipe", told="the recipe")
+RECIPE = Cell(name="demo", told="the recipe")
 
 
 def cells(kept: int) -> list[Cell]:

@@ -427,8 +427,13 @@ def check(config: Config) -> None:
                 f"decoding.prompt_buckets holds {bucket}, not a multiple of "
                 f"decoding.prefill_chunk={config.decoding.prefill_chunk}"
             )
-    if config.curate.limit < 0:
-        raise RequestError(f"curate.limit must be 0 (all) or more, not {config.curate.limit}")
+    if config.curate.limit < 0 or config.curate.limit == 1:
+        raise RequestError(f"curate.limit must be 0 (all) or at least 2, not {config.curate.limit}")
+    if config.curate.verdicts == "any" and config.curate.min_agreement > 0:
+        raise RequestError(
+            "curate.min_agreement counts correct verdicts, which curate.verdicts=any does not ask "
+            "for; set one of them back"
+        )
     if config.finetune.epochs <= 0 or config.finetune.max_steps < 0:
         raise RequestError("finetune.epochs must be above 0 and finetune.max_steps at least 0")
     if not 0 <= config.curate.min_agreement <= 1:

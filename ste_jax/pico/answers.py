@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from random import Random
 
-from ste_jax.pico.kinds import Solution
+from ste_jax.pico.kinds import MONTHS, Solution, days_in
 from ste_jax.pico.world import Task
 
 STYLES = ("The answer is {answer}.", "It is {answer}.", "{answer}")
@@ -35,7 +35,7 @@ def stated(answer: str) -> str:
 
 
 def is_right(task: Task, answer: str) -> bool:
-    """Whether an answer states the right result, by the right steps or by none."""
+    """Whether an answer states the right result, by the steps of the solution or by none."""
     found = _STATED.search(answer.strip())
     working = answer.strip()[: found.start()] if found else ""
     right = working in ("", f"{', '.join(task.solution.steps)}. ")
@@ -47,8 +47,14 @@ def wrong_solution(task: Task, draw: Random) -> Solution:
     right = task.solution
     while True:
         wrong = _slip(task, right, draw)
-        if wrong.answer != right.answer and wrong.answer.split(" ")[-1] != "0":
+        if wrong.answer != right.answer and _could_be(wrong.answer):
             return wrong
+
+
+def _could_be(answer: str) -> bool:
+    """Whether it takes more than a look to refuse an answer: no zero, no 31st of June."""
+    month, _, number = answer.rpartition(" ")
+    return 0 < int(number) <= (days_in(MONTHS.index(month)) if month else 10_000)
 
 
 def _slip(task: Task, right: Solution, draw: Random) -> Solution:
@@ -62,10 +68,9 @@ def _slip(task: Task, right: Solution, draw: Random) -> Solution:
     previous, last = result, str(slipped)
     for step in right.steps[at + 1 :]:
         left, _, result = step.partition(" = ")
-        a, sign, b = left.split(" ")
-        a, b = (last if each == previous else each for each in (a, b))
-        value = int(a) + int(b) if sign == "+" else int(a) - int(b)
-        steps.append(f"{a} {sign} {b} = {value}")
+        _, sign, b = left.split(" ")
+        value = int(last) + int(b) if sign == "+" else int(last) - int(b)
+        steps.append(f"{last} {sign} {b} = {value}")
         previous, last = result, str(value)
     stem = right.answer.removesuffix(previous)
     return Solution(f"{stem}{last}", tuple(steps))

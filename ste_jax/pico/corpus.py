@@ -107,6 +107,11 @@ def _other_number(number: str, draw: Random) -> str:
             return other
 
 
+def ask_to_check(task: Task, answer: str) -> tuple[Message, ...]:
+    """A task, an answer to it, and the wish to have that checked."""
+    return user(task.instruction), assistant(answer), user("Check this answer.")
+
+
 def check(draw: Random, share: Share) -> Chat:
     """An answer, right or wrong, checked: the task solved again, the results compared."""
     turns: list[Message] = []
@@ -116,15 +121,9 @@ def check(draw: Random, share: Share) -> Chat:
         right = draw.random() < 0.5
         solution = task.solution if right else wrong_or_similar(task, draw)
         answer = draw_answer(solution, draw)
-        turns += [
-            user(task.instruction),
-            assistant(answer),
-            user("Check this answer."),
-            assistant(
-                f"{write_answer(task.solution, 0)}\n"
-                f"It says {compared(stated(answer), task.solution.answer)}."
-            ),
-        ]
+        told = compared(stated(answer), task.solution.answer)
+        turns += ask_to_check(task, answer)
+        turns.append(assistant(f"{write_answer(task.solution, 0)}\nIt says {told}."))
         learnt += [len(turns) - 1]
     return Chat("check", tuple(turns), tuple(learnt))
 
@@ -133,20 +132,18 @@ def wrong_or_similar(task: Task, draw: Random, near: float = 0.5) -> Solution:
     """What is wrong for a task: a near miss, or what is right for a similar one."""
     if draw.random() < near:
         return wrong_solution(task, draw)
-    return next(changes(task, draw)).solution
+    return similar(task, draw).solution
+
+
+def similar(task: Task, draw: Random) -> Task:
+    """A similar task of the same share."""
+    return next(new for new in changes(task, draw) if new.share == task.share)
 
 
 def modify(draw: Random, share: Share) -> Chat:
     """A similar but different instruction, and its answer."""
-    while True:
-        task = draw_task(draw, share)
-        for _ in range(8):
-            new = next(changes(task, draw))
-            if new.share == share:
-                return _modify(draw, task, new)
-
-
-def _modify(draw: Random, task: Task, new: Task) -> Chat:
+    task = draw_task(draw, share)
+    new = similar(task, draw)
     asked = ask("modify", instruction=task.instruction, answer=draw_answer(task.solution, draw))
     reply = (
         f"{INSTRUCTION_MARK}\n{new.instruction}\n\n"

@@ -17,11 +17,6 @@ Values = dict[str, Any]
 
 NAMES = ["Mia", "Tom", "Ana", "Ben", "Eva", "Leo", "Ida", "Max", "Zoe", "Sam"]
 THINGS = ["apples", "books", "coins", "stones", "cards", "eggs", "shells", "pens"]
-WORDS = (
-    *("apple", "chair", "dog", "house", "river", "lamp", "bread", "cloud", "horse", "piano"),
-    *("tiger", "bottle", "garden", "window", "mirror", "spoon", "candle", "forest", "bridge"),
-)
-LETTERS = "abcdefghijklmnoprstuw"
 MONTHS = (
     *("January", "February", "March", "April", "May", "June"),
     *("July", "August", "September", "October", "November", "December"),
@@ -49,6 +44,8 @@ class Kind:
     level: Callable[[Values], int]
     """The difficulty of given operands, from 1 to 3."""
     solve: Callable[[Values], Solution]
+    possible: Callable[[Values], bool]
+    """Whether there is an answer to given operands, and `draw` could have drawn their like."""
     related: str = ""
     """A kind with the same places that asks for something else."""
 
@@ -96,6 +93,20 @@ def _difference_numbers(draw: Random, level: int) -> Values:
 
 def _level_of_difference(values: Values) -> int:
     return _level_of_pair(values["number1"], values["number2"], _borrows)
+
+
+def _numbers_below(*bounds: int) -> Callable[[Values], bool]:
+    """Whether `number1`, `number2` .. lie from 1 up to below their bounds."""
+
+    def possible(values: Values) -> bool:
+        return all(values[f"number{n}"] in range(1, b) for n, b in enumerate(bounds, start=1))
+
+    return possible
+
+
+def _distinct(values: Values) -> bool:
+    numbers = values["numbers"]
+    return len(set(numbers)) == len(numbers) in (2, 3) and max(numbers) < 1000
 
 
 def _sum(values: Values) -> Solution:
@@ -165,6 +176,11 @@ def days_in(month: int) -> int:
     return 28 if month == 1 else 30 if month in (3, 5, 8, 10) else 31
 
 
+def _day_exists(values: Values) -> bool:
+    days = days_in(MONTHS.index(values["month"]))
+    return values["number1"] in range(1, 1 + days) and values["number2"] in range(1, 21)
+
+
 def _later(values: Values) -> Solution:
     month = MONTHS.index(values["month"])
     first, shift, days = values["number1"], values["number2"], days_in(month)
@@ -177,7 +193,7 @@ def _later(values: Values) -> Solution:
 
 
 def _hours(draw: Random, level: int) -> Values:
-    hours = draw.randint(2, 9)
+    hours = draw.randint(2, 12)
     minutes = (draw.randint(1, 9), draw.randint(10, 39), draw.randint(40, 59))[level - 1]
     return {"number1": hours, "number2": minutes}
 
@@ -228,6 +244,11 @@ def _story(draw: Random, level: int) -> Values:
     }
 
 
+def _something_left(values: Values) -> bool:
+    a, b, c = (values[f"number{n}"] for n in (1, 2, 3))
+    return bool(a + b > c) and max(a, b, c) < 100 and min(a, b, c) > 0
+
+
 def _level_of_story(values: Values) -> int:
     return 3 if values["number2"] > 9 else 2 if values["number1"] > 9 else 1
 
@@ -250,6 +271,7 @@ KINDS = (
         _sum_numbers,
         _level_of_sum,
         _sum,
+        _numbers_below(100, 100),
         related="difference",
     ),
     Kind(
@@ -264,6 +286,7 @@ KINDS = (
         _difference_numbers,
         _level_of_difference,
         _difference,
+        lambda values: 0 < values["number2"] < values["number1"] < 100,
         related="sum",
     ),
     Kind(
@@ -277,6 +300,7 @@ KINDS = (
         _three_numbers,
         _level_of_three,
         _total,
+        _numbers_below(100, 100, 100),
     ),
     Kind(
         "cents",
@@ -289,6 +313,7 @@ KINDS = (
         _dollars,
         _level_of_dollars,
         _cents,
+        _numbers_below(10, 100),
     ),
     Kind(
         "minutes",
@@ -301,6 +326,7 @@ KINDS = (
         _hours,
         _level_of_hours,
         _minutes,
+        _numbers_below(13, 60),
     ),
     Kind(
         "later",
@@ -313,6 +339,7 @@ KINDS = (
         _day_of_year,
         _level_of_date,
         _later,
+        _day_exists,
     ),
     Kind(
         "largest",
@@ -325,6 +352,7 @@ KINDS = (
         _compared,
         _level_of_compared,
         lambda values: Solution(str(max(values["numbers"]))),
+        _distinct,
         related="smallest",
     ),
     Kind(
@@ -338,6 +366,7 @@ KINDS = (
         _compared,
         _level_of_compared,
         lambda values: Solution(str(min(values["numbers"]))),
+        _distinct,
         related="largest",
     ),
     Kind(
@@ -351,6 +380,7 @@ KINDS = (
         _middle_numbers,
         _level_of_middle,
         lambda values: Solution(str(sorted(values["numbers"])[1])),
+        lambda values: _distinct(values) and len(values["numbers"]) == 3,
     ),
     Kind(
         "story",
@@ -365,6 +395,7 @@ KINDS = (
         _story,
         _level_of_story,
         _story_end,
+        _something_left,
     ),
 )
 

@@ -3,7 +3,8 @@
 `python -m ste_jax.pico.make_data` writes them.
 
 The same files every time. Held-out tasks are of a share of the world that neither the seed's
-training nor the instructions draw from, so they are fresh in every phrasing.
+training nor the instructions draw from, so they are fresh in every phrasing (a sum that is a task
+of one share may be a step in another).
 """
 
 from __future__ import annotations
@@ -18,30 +19,26 @@ from typing import Any
 from ste_jax.pico.answers import draw_answer, wrong_solution
 from ste_jax.pico.kinds import KINDS
 from ste_jax.pico.noise import draw_noise
-from ste_jax.pico.world import Task, changes, draw_task, rephrased
+from ste_jax.pico.world import Task, changes, draw_task
 
 SHIPPED = Path(__file__).parent / "shipped"
 TASKS, NEAR_DUPLICATES, NOISE = 1500, 120, 180
-HELDOUT = 300
-"""Labelled pairs of each sort: 30 of each kind."""
+HELDOUT = 260
+"""Labelled pairs of each sort: 26 of each kind."""
 
 
 def instructions(draw: Random) -> Iterator[dict[str, Any]]:
-    """The pool: tasks, some said twice in other words, and what is no task."""
-    rows = []
-    tasks = [draw_task(draw, "known") for _ in range(TASKS)]
-    for task in [*tasks, *(rephrased(each, draw) for each in draw.sample(tasks, NEAR_DUPLICATES))]:
-        rows.append({"instruction": task.instruction})
-    for _ in range(NOISE):
-        rows.append({"instruction": draw_noise(draw)})
-    draw.shuffle(rows)
-    yield from rows
+    """The pool: tasks, some of them twice with other marks at their end, and what is no task."""
+    texts = [draw_task(draw, "known").instruction for _ in range(TASKS)]
+    texts += [text[:-1] + draw.choice(("", "!")) for text in draw.sample(texts, NEAR_DUPLICATES)]
+    texts += [draw_noise(draw) for _ in range(NOISE)]
+    draw.shuffle(texts)
+    yield from ({"instruction": text} for text in texts)
 
 
-def labelled(draw: Random, *, same_task: bool) -> Iterator[dict[str, Any]]:
+def labelled(draw: Random, *, same_task: bool, seen: set[str]) -> Iterator[dict[str, Any]]:
     """Pairs of a right answer and a wrong one: a near miss to the same task, or an answer that is
-    right for a similar one."""
-    seen: set[str] = set()
+    right for a similar one. Tasks of which one was `seen` are left out."""
     for number in range(HELDOUT):
         kind = KINDS[number % len(KINDS)]
         task = draw_task(draw, "heldout", kind)
@@ -68,10 +65,11 @@ def _row(task: Task, right: str, wrong: str, draw: Random) -> dict[str, Any]:
 
 def tables() -> dict[str, Iterator[dict[str, Any]]]:
     """The rows of every file, by its name."""
+    seen: set[str] = set()
     return {
         "instructions": instructions(Random("instructions")),
-        "same-task": labelled(Random("same task"), same_task=True),
-        "other-task": labelled(Random("other task"), same_task=False),
+        "same-task": labelled(Random("same task"), same_task=True, seen=seen),
+        "other-task": labelled(Random("other task"), same_task=False, seen=seen),
     }
 
 

@@ -29,7 +29,7 @@ from tqdm import tqdm
 from ste_jax import compilation_cache, preemption
 from ste_jax.checkpoints import load_checkpoint, save_checkpoint
 from ste_jax.config import DecodingKnobs, FinetuneKnobs, MeshKnobs
-from ste_jax.errors import Preempted
+from ste_jax.errors import Preempted, WorkError
 from ste_jax.finetuning.loop import Validate, finetune
 from ste_jax.finetuning.packing import Example
 from ste_jax.generators.local import LocalGenerator
@@ -47,8 +47,8 @@ from ste_jax.sharding import make_mesh
 from ste_jax.tokenizers import Tokenizer, load_tokenizer
 
 _KNOBS = FinetuneKnobs(
-    sequence_length=160,
-    batch_rows=12,
+    sequence_length=192,
+    batch_rows=10,
     final_learning_rate_fraction=0.05,
     weight_decay=0.05,
     beta2=0.98,
@@ -207,9 +207,14 @@ def make_seed(out: Path, work: Path, phases: Sequence[Phase]) -> None:
     for phase in phases:
         examples = make_examples(make_chats(phase), made)
         model = _train(phase, model, examples, tokenizer, work, skills_of)
-    save_hf(on_mesh(model, here, "bfloat16"), out)
-    skills = {name: round(value, 4) for name, value in skills_of(model, 0).items() if value}
-    (out / "skills.json").write_text(json.dumps(skills, indent=2) + "\n")
+    shipped = on_mesh(model, here, "bfloat16")
+    save_hf(shipped, out)
+    local = on_mesh(shipped, here, DECODING.dtype)
+    skills = measure_skills(LocalGenerator(local, tokenizer, DECODING, here), "dev", 2000)
+    print(json.dumps(skills, indent=2))
+    (out / "skills.json").write_text(
+        json.dumps({name: round(value, 4) for name, value in skills.items()}, indent=2) + "\n"
+    )
 
 
 def _train(
@@ -233,7 +238,7 @@ def _train(
         bar.set_postfix(loss=f"{event['loss']:.3f}", refresh=True)
 
     with bar:
-        finetune(
+        result = finetune(
             model=model,
             examples=examples,
             knobs=phase.knobs,
@@ -245,6 +250,8 @@ def _train(
             log=log,
             stop_requested=preemption.requested,
         )
+    if result.dropped:
+        raise WorkError(f"{len(result.dropped)} chats are longer than a row of training")
     return load_checkpoint(kept, mesh)
 
 

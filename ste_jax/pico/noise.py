@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from random import Random
 
-from ste_jax.pico.kinds import LETTERS, NAMES, THINGS, WORDS
+from ste_jax.pico.kinds import NAMES, THINGS
 
+_WORDS = (
+    *("apple", "chair", "dog", "house", "river", "lamp", "bread", "cloud", "horse", "piano"),
+    *("tiger", "bottle", "garden", "window", "mirror", "spoon", "candle", "forest", "bridge"),
+)
+_LETTERS = "abcdefghijklmnoprstuw"
 _OFF_TOPIC = (
     "Write a poem about a {word}.",
     "Tell me a story about {name} and a {word}.",
@@ -22,8 +27,8 @@ def draw_noise(draw: Random) -> str:
     """Something that is no task of this world: keys hit at random, or another subject."""
     if draw.random() < 0.3:
         return " ".join(
-            "".join(draw.choice(LETTERS) for _ in range(draw.randint(1, 4)))
+            "".join(draw.choice(_LETTERS) for _ in range(draw.randint(1, 4)))
             for _ in range(draw.randint(2, 5))
         )
-    places = {"word": draw.choice(WORDS), "name": draw.choice(NAMES), "thing": draw.choice(THINGS)}
+    places = {"word": draw.choice(_WORDS), "name": draw.choice(NAMES), "thing": draw.choice(THINGS)}
     return draw.choice(_OFF_TOPIC).format(**places)

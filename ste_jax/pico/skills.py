@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from random import Random
 
 from ste_jax.generators.protocol import Completion, Generator, Message, Request, Sampling
-from ste_jax.pico.answers import is_right
-from ste_jax.pico.corpus import ALL_CATEGORIES, ask, draw_answers, user
-from ste_jax.pico.traces import check_trace
+from ste_jax.pico.answers import is_right, stated
+from ste_jax.pico.corpus import ALL_CATEGORIES, ask, ask_to_check, draw_answers, user
+from ste_jax.pico.traces import check_trace, compared
 from ste_jax.pico.world import Share, Task, draw_task, understand
 from ste_jax.prompts.parse import parse_category, parse_modified, parse_verdict
 
-_TOKENS = {"classify": 16, "respond": 48, "modify": 96, "judge": 96}
+_TOKENS = {"classify": 16, "respond": 48, "check": 48, "modify": 96, "judge": 96}
 
 
 def measure_skills(generator: Generator, share: Share, count: int) -> dict[str, float]:
@@ -24,11 +24,12 @@ def measure_skills(generator: Generator, share: Share, count: int) -> dict[str, 
 
     Returns:
       answers: right, greedily. categories: right, greedily.
+      checks: one answer, right or wrong, rightly told to be so, greedily.
       modified: a modified instruction that parses, is a task, and has another answer;
       modified_answered: and its answer is right.
       judge: right verdict on a right answer against a near miss or against the answer to a similar
         task, half of each; judge_consistent: in both orders; judge_parsed: with a verdict at all;
-        judge_a: A among the verdicts; judge_sound: right in every step.
+        judge_a: verdict A; judge_sound: right in every step.
     """
     draw = Random("skills")
     tasks = [draw_task(draw, share) for _ in range(count)]
@@ -36,6 +37,7 @@ def measure_skills(generator: Generator, share: Share, count: int) -> dict[str, 
     texts = [answer.text for answer in answers]
     found = {"answers": sum(map(is_right, tasks, texts)) / count}
     found |= _categories(generator, tasks)
+    found |= _checks(generator, tasks, draw)
     found |= _modified(generator, tasks, texts)
     found |= _judgments(generator, tasks, draw)
     return found
@@ -54,6 +56,17 @@ def _categories(generator: Generator, tasks: Sequence[Task]) -> dict[str, float]
         for task, each in zip(tasks, said, strict=True)
     ]
     return {"categories": sum(right) / len(tasks)}
+
+
+def _checks(generator: Generator, tasks: Sequence[Task], draw: Random) -> dict[str, float]:
+    shown = [draw_answers(draw, task)[n % 2] for n, task in enumerate(tasks)]
+    prompts = [ask_to_check(task, answer) for task, answer in zip(tasks, shown, strict=True)]
+    said = _ask(generator, "check", prompts, 0.0)
+    right = [
+        each.text.endswith(f"\nIt says {compared(stated(answer), task.solution.answer)}.")
+        for task, answer, each in zip(tasks, shown, said, strict=True)
+    ]
+    return {"checks": sum(right) / len(tasks)}
 
 
 def _modified(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import re
 from collections.abc import Iterator
@@ -23,6 +22,8 @@ _PATTERNS = {
     "name": "|".join(kinds.NAMES),
     "month": "|".join(kinds.MONTHS),
 }
+_SCENERY = ("name", "thing")
+"""Places whose value has no part in the answer."""
 _PLACE = re.compile(r"\{([a-z]+)(\d?)\}")
 
 
@@ -66,8 +67,9 @@ class Task:
 
     @property
     def identity(self) -> str:
-        """The same for all phrasings, and for operands whose order says nothing."""
-        values = self.values
+        """The same for all phrasings, for names and things, and for operands whose order says
+        nothing."""
+        values = {key: value for key, value in self.values.items() if key not in _SCENERY}
         if self.kind in ("sum", "total"):
             return f"{self.kind} {sorted(values.values())}"
         if self.kind in ("largest", "smallest", "middle"):
@@ -124,7 +126,7 @@ def understand(instruction: str) -> Task | None:
         if match:
             values = {name: _value(name, text) for name, text in match.groupdict().items()}
             task = make_task(kind, values, phrasing)
-            return task if _possible(task) else None
+            return task if kind.possible(values) else None
     return None
 
 
@@ -147,7 +149,7 @@ def changes(task: Task, draw: Random) -> Iterator[Task]:
                 values = {"number1": high, "number2": low}
         else:
             fresh = kind.draw(draw, task.level)
-            names = [name for name in values if name not in ("name", "thing")]
+            names = [name for name in values if name not in _SCENERY]
             if draw.random() < 0.4:
                 values.update({name: fresh[name] for name in names})
             else:
@@ -155,23 +157,8 @@ def changes(task: Task, draw: Random) -> Iterator[Task]:
                 values[name] = _changed(name, values, fresh, draw)
         phrasing = task.phrasing if draw.random() < 0.5 else draw.randrange(len(new.phrasings))
         changed = make_task(new, values, phrasing % len(new.phrasings))
-        if _possible(changed) and changed.solution.answer != task.solution.answer:
+        if new.possible(values) and changed.solution.answer != task.solution.answer:
             yield changed
-
-
-def _possible(task: Task) -> bool:
-    """Whether there is an answer, and one that the kind could have drawn."""
-    values = task.values
-    if task.kind == "middle":
-        return len(values["numbers"]) == len(set(values["numbers"])) == 3
-    if task.kind == "difference":
-        return bool(values["number1"] > values["number2"])
-    if task.kind == "story":
-        return bool(values["number1"] + values["number2"] > values["number3"])
-    if task.kind == "later":
-        days = kinds.days_in(kinds.MONTHS.index(values["month"]))
-        return values["number1"] in range(1, 1 + days)
-    return True
 
 
 def _changed(name: str, values: Values, fresh: Values, draw: Random) -> Any:
@@ -187,9 +174,3 @@ def _changed(name: str, values: Values, fresh: Values, draw: Random) -> Any:
         value[at] = draw.choice(others)
         return value
     return fresh[name]
-
-
-def rephrased(task: Task, draw: Random) -> Task:
-    """The same task in other words (a near-duplicate)."""
-    count = len(BY_NAME[task.kind].phrasings)
-    return dataclasses.replace(task, phrasing=(task.phrasing + draw.randrange(1, count)) % count)

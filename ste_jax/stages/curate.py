@@ -53,7 +53,7 @@ def curate(
     for id, tally in sorted(tallies.items()):
         if tally.best is None:
             dropped["no_correct" if tally.parsed else "no_verdict"] += 1
-        elif tally.correct < knobs.min_agreement * tally.parsed:
+        elif tally.correct / tally.parsed < knobs.min_agreement:
             dropped["low_agreement"] += 1
         else:
             kept[tally.best[2]][id] = tally.best[1]

@@ -42,18 +42,20 @@ def judge_fingerprint(judging: judge.Judge) -> list[Any]:
 
 
 def annotate(context: Context, iteration: int) -> None:
-    """The last iteration's judge judges every training pair in both orders."""
+    """The last iteration's judge judges every training pair."""
     here, asked = context.run.iteration(iteration), context.run.iteration(iteration - 1)
     judging = make_judge(context, asked, "annotate", iteration)
     pairs_of = _pairs_of_split(context, "train")
     knobs = context.config.annotate
+    asked_knobs = to_dict(knobs)
+    del asked_knobs["orders"]  # it decides which prompts there are, not what is made of each
     _make_prompts(context, here.prompts, here.root, pairs_of, judging, orders=knobs.orders)
     stage = ShardedStage(
         name="annotate",
         print_=fingerprint(
             "annotate",
             annotation.VERSION,
-            [to_dict(knobs), judge_fingerprint(judging)],
+            [asked_knobs, judge_fingerprint(judging)],
             model=answers_of(context, asked),
         ),
         home=here.root,

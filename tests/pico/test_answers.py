@@ -44,6 +44,19 @@ def test_a_slip_is_carried_on() -> None:
         assert second[0] == f"{first[1]} - 9"
 
 
+def test_the_other_operand_stays_though_it_equals_the_result() -> None:
+    task = understand("Add up 4, 5 and 9.")
+    assert task is not None
+    for seed in range(50):
+        assert wrong_solution(task, Random(seed)).steps[1].split(" = ")[0].endswith(" + 9")
+
+
+@given(tasks(), st.integers(0, 2**32))
+def test_a_near_miss_is_not_refused_by_sight(task: Task, seed: int) -> None:
+    number = int(wrong_solution(task, Random(seed)).answer.split(" ")[-1])
+    assert number > 0 and (number <= 31 or task.kind != "later")
+
+
 def test_a_right_result_by_a_wrong_step_is_not_right() -> None:
     task = understand("Mia has 23 apples, finds 14 and loses 9. How many are left?")
     assert task is not None

@@ -88,10 +88,13 @@ def test_a_judgment_that_is_taught_is_right_throughout(seed):
 def test_no_held_out_task_is_read():
     phases = [dataclasses.replace(phase, chats=1500) for phase in (SKILLS, JUDGING)]
     chats = [chat for phase in phases for chat in make_chats(phase)]
-    texts = [turn["content"] for chat in chats for turn in chat.messages if turn["role"] == "user"]
-    tasks = [task for task in map(understand, texts) if task is not None]
-    assert len(tasks) > 1000
-    assert {task.share for task in tasks} == {"known"}
+    tasks = []
+    for chat in chats:
+        for turn in chat.messages:
+            tasks += [understand(line) for line in turn["content"].splitlines()]
+    found = [task for task in tasks if task is not None]
+    assert len(found) > 2500
+    assert {task.share for task in found} == {"known"}
 
 
 def test_judgments_are_few_and_seen_again():

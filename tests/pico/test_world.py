@@ -13,7 +13,7 @@ from ste_jax.config import PoolKnobs
 from ste_jax.pico import make_data
 from ste_jax.pico.kinds import KINDS, Kind
 from ste_jax.pico.noise import draw_noise
-from ste_jax.pico.world import Task, changes, draw_task, make_task, rephrased, understand
+from ste_jax.pico.world import Task, changes, draw_task, make_task, understand
 from ste_jax.stages.intake import read_pool
 
 SHARES = ("known", "dev", "heldout")
@@ -78,6 +78,9 @@ def test_the_checker_knows_the_answer(instruction: str, answer: str) -> None:
         "Mia has 3 apples, finds 1 and loses 9. How many are left?",
         "What is 4 - 9?",
         "Which number lies between the others: 4, 9, 4?",
+        "What date is 100 days after January 5?",
+        "Which number is the largest: 5, 5?",
+        "Turn 9 hours and 90 minutes into minutes.",
         "Write a poem about a dog.",
     ],
 )
@@ -99,16 +102,16 @@ def test_a_changed_task_is_another_with_another_answer(task: Task, seed: int) ->
     assert understand(changed.instruction) == changed
 
 
-@given(tasks(), st.integers(0, 2**32))
-def test_other_words_are_the_same_task(task: Task, seed: int) -> None:
-    again = rephrased(task, Random(seed))
-    assert again.instruction != task.instruction
-    assert (again.identity, again.share) == (task.identity, task.share)
-
-
 def test_order_that_says_nothing_is_no_other_task() -> None:
     one, two = understand("What is 47 + 38?"), understand("Add 38 and 47.")
     assert one is not None and two is not None and one.identity == two.identity
+
+
+def test_names_and_things_make_no_other_task() -> None:
+    one = understand("Mia has 23 apples, finds 14 and loses 9. How many are left?")
+    two = understand("Tom had 23 books, got 14 more and gave 9 away. How many remain?")
+    assert one is not None and two is not None
+    assert (one.identity, one.share) == (two.identity, two.share)
 
 
 def test_the_shipped_files_are_those_that_the_command_makes() -> None:
@@ -121,6 +124,7 @@ def test_held_out_tasks_are_fresh() -> None:
     pool = [row.messages[-1]["content"] for row in read_pool(PoolKnobs(path=("pico",)))]
     known = {task.identity for task in map(understand, pool) if task is not None}
     assert len(known) > 1000
+    seen: set[str] = set()
     for name in ("same-task", "other-task"):
         rows = (make_data.SHIPPED / f"{name}.jsonl").read_text().splitlines()
         found = [understand(json.loads(row)["instruction"]) for row in rows]
@@ -128,4 +132,5 @@ def test_held_out_tasks_are_fresh() -> None:
         identities = {task.identity for task in found if task is not None}
         assert len(identities) == len(found), "some are no task or stand twice"
         assert {task.share for task in found if task is not None} == {"heldout"}
-        assert not identities & known
+        assert not identities & (known | seen)
+        seen |= identities
