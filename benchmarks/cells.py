@@ -62,7 +62,8 @@ def run_cell(cell: Cell, config: str, seed: int, root: Path, base: Path | None =
 
 
 def shuffle_labels(run: RunDir) -> None:
-    """Which answer of a pair is called the better one becomes chance, but in the held-out pairs."""
+    """Which answer of a pair is called the better one becomes chance, in the training pairs and in
+    those that the checkpoint is chosen by; the held-out ones keep their labels."""
     draw = np.random.default_rng(0)
     for shard in range(run.pairs.shards):
         heldout = {row.id for row in run.selected.read(shard) if row.split == "heldout"}

@@ -259,7 +259,7 @@ def main() -> int:
     """Make the seed."""
     parser = argparse.ArgumentParser(description="Make pico's seed model, from nothing.")
     parser.add_argument("--out", type=Path, default=SHIPPED / "seed", metavar="DIR")
-    parser.add_argument("--work", type=Path, default=Path("runs/pico-seed"), metavar="DIR",
+    parser.add_argument("--work", type=Path, default=Path("runs/make-seed"), metavar="DIR",
                         help="where a training in hand is kept")  # fmt: skip
     parser.add_argument("--part", type=float, default=1.0, metavar="SHARE",
                         help="train on this share of the chats only: to try it")  # fmt: skip

@@ -10,7 +10,7 @@ from ste_jax.prompts.render import Template
 from ste_jax.records import Instruction, instruction_id, make_pair
 from ste_jax.stages.annotate import annotate, waves
 from ste_jax.stages.asking import Role
-from ste_jax.stages.judge import Judge, build_prompts
+from ste_jax.stages.judge import Judge, build_prompts, one_prompt
 from tests.stages.scripted import Scripted
 
 
@@ -21,13 +21,13 @@ def make_judge(start: str = "", **knobs) -> Judge:
     return Judge(role=role, knobs=JudgeKnobs(**knobs), model="m", iteration=1)
 
 
-def prompts(judge: Judge, pairs: int = 3):
+def prompts(judge: Judge, pairs: int = 3, build=build_prompts):
     made = []
     for n in range(pairs):
         messages = ({"role": "user", "content": f"question {n}"},)
         row = Instruction(id=instruction_id(messages), messages=messages, source="test")
         pair = make_pair(row, chosen="good", rejected="bad", modified_instruction="m", source="t")
-        made += build_prompts(pair, judge.role.template)
+        made += build(pair, judge.role.template)
     return made
 
 
@@ -38,6 +38,18 @@ def test_both_orders_and_their_labels():
     assert first.messages[-1]["content"] == "question 0 good | bad"
     assert second.messages[-1]["content"] == "question 0 bad | good"
     assert first.id != second.id
+
+
+def test_one_order_shows_each_pair_once_and_either_answer_first():
+    judge = make_judge()
+    made = prompts(judge, 200, build=one_prompt)
+    assert len({prompt.pair_id for prompt in made}) == len(made) == 200
+    assert 70 < [prompt.label for prompt in made].count("A") < 130
+    assert set(made_ids(made)) <= set(made_ids(prompts(judge, 200)))
+
+
+def made_ids(made):
+    return [prompt.id for prompt in made]
 
 
 @pytest.mark.parametrize(
