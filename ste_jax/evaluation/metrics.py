@@ -104,11 +104,12 @@ def measure_groups(
     judgments_of: dict[str, list[Judgment]] = {group: [] for group in prompts_of}
     for judgment in judgments:
         judgments_of[group_of[judgment.prompt_id]].append(judgment)
-    kept = ("n", "accuracy", "accuracy_ci95", "consistent_accuracy", "consistent_accuracy_ci95")
     found = {}
     for group in sorted(prompts_of):
-        measured = measure(prompts_of[group], judgments_of[group], bootstrap=bootstrap)
-        found[group] = {key: measured[key] for key in kept}
+        layout = _lay_out(prompts_of[group])
+        ratios = _ratios(layout, _collect(layout, judgments_of[group]))
+        kept = {name: ratios[name] for name in ("accuracy", "consistent_accuracy")}
+        found[group] = {"n": len(layout.pair_ids), **_with_intervals(kept, bootstrap, seed=0)}
     return found
 
 

@@ -5,7 +5,7 @@ what the same parsers read."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 
@@ -183,7 +183,9 @@ def judged(task: Task, a: str, b: str) -> Chat:
     return _replied("judge", asked, write_trace(task, a, b))
 
 
-MAKERS: dict[str, Callable[[Random, Share], Chat]] = {
+Maker = Callable[[Random, Share], Chat]
+
+MAKERS: Mapping[str, Maker] = {
     "respond": respond,
     "calculate": calculate,
     "compare": compare,
@@ -194,10 +196,16 @@ MAKERS: dict[str, Callable[[Random, Share], Chat]] = {
 }
 
 
-def draw_chats(draw: Random, count: int, mix: dict[str, float], share: Share) -> list[Chat]:
+def draw_chats(
+    draw: Random,
+    count: int,
+    mix: Mapping[str, float],
+    share: Share,
+    makers: Mapping[str, Maker] = MAKERS,
+) -> list[Chat]:
     """Random chats, each role with its weight."""
     roles = draw.choices(list(mix), list(mix.values()), k=count)
-    return [MAKERS[role](draw, share) for role in roles]
+    return [makers[role](draw, share) for role in roles]
 
 
 def all_texts(draw: Random, count: int) -> Sequence[str]:

@@ -48,6 +48,8 @@ class Kind:
     """Whether there is an answer to given operands, and `draw` could have drawn their like."""
     related: str = ""
     """A kind with the same places that asks for something else."""
+    symmetric: bool = False
+    """Whether the order of its numbers says nothing."""
 
 
 def _between(draw: Random, digits: int) -> int:
@@ -198,37 +200,27 @@ def _hours(draw: Random, level: int) -> Values:
     return {"number1": hours, "number2": minutes}
 
 
-def _level_of_hours(values: Values) -> int:
-    minutes = values["number2"]
-    return 1 if minutes < 10 else 2 if minutes < 40 else 3
-
-
 def _dollars(draw: Random, level: int) -> Values:
     cents = ((1, 9), (10, 49), (50, 99))[level - 1]
     return {"number1": draw.randint(2, 9), "number2": draw.randint(*cents)}
 
 
-def _level_of_dollars(values: Values) -> int:
-    cents = values["number2"]
-    return 1 if cents < 10 else 2 if cents < 50 else 3
+def _level_of_units(*ends: int) -> Callable[[Values], int]:
+    """By the units beyond the wholes: up to the first end level 1, up to the second level 2."""
+    return lambda values: 1 + sum(values["number2"] > end for end in ends)
 
 
-def _cents(values: Values) -> Solution:
-    dollars, cents = values["number1"], values["number2"]
-    whole = dollars * 100
-    return Solution(
-        str(whole + cents),
-        (f"{dollars} * 100 = {whole}", f"{whole} + {cents} = {whole + cents}"),
-    )
+def _in_units(size: int) -> Callable[[Values], Solution]:
+    """Wholes of so many units, and some units, all in units."""
 
+    def solve(values: Values) -> Solution:
+        wholes, units = values["number1"], values["number2"]
+        of_wholes = wholes * size
+        total = of_wholes + units
+        steps = (f"{wholes} * {size} = {of_wholes}", f"{of_wholes} + {units} = {total}")
+        return Solution(str(total), steps)
 
-def _minutes(values: Values) -> Solution:
-    hours, minutes = values["number1"], values["number2"]
-    whole = hours * 60
-    return Solution(
-        str(whole + minutes),
-        (f"{hours} * 60 = {whole}", f"{whole} + {minutes} = {whole + minutes}"),
-    )
+    return solve
 
 
 def _story(draw: Random, level: int) -> Values:
@@ -273,6 +265,7 @@ KINDS = (
         _sum,
         _numbers_below(100, 100),
         related="difference",
+        symmetric=True,
     ),
     Kind(
         "difference",
@@ -301,6 +294,7 @@ KINDS = (
         _level_of_three,
         _total,
         _numbers_below(100, 100, 100),
+        symmetric=True,
     ),
     Kind(
         "cents",
@@ -311,8 +305,8 @@ KINDS = (
             "A book costs {number1} dollars and {number2} cents. How many cents is that?",
         ),
         _dollars,
-        _level_of_dollars,
-        _cents,
+        _level_of_units(9, 49),
+        _in_units(100),
         _numbers_below(10, 100),
     ),
     Kind(
@@ -324,8 +318,8 @@ KINDS = (
             "A film lasts {number1} hours and {number2} minutes. How many minutes is that?",
         ),
         _hours,
-        _level_of_hours,
-        _minutes,
+        _level_of_units(9, 39),
+        _in_units(60),
         _numbers_below(13, 60),
     ),
     Kind(
@@ -354,6 +348,7 @@ KINDS = (
         lambda values: Solution(str(max(values["numbers"]))),
         _distinct,
         related="smallest",
+        symmetric=True,
     ),
     Kind(
         "smallest",
@@ -368,6 +363,7 @@ KINDS = (
         lambda values: Solution(str(min(values["numbers"]))),
         _distinct,
         related="largest",
+        symmetric=True,
     ),
     Kind(
         "middle",
@@ -381,6 +377,7 @@ KINDS = (
         _level_of_middle,
         lambda values: Solution(str(sorted(values["numbers"])[1])),
         lambda values: _distinct(values) and len(values["numbers"]) == 3,
+        symmetric=True,
     ),
     Kind(
         "story",

@@ -29,7 +29,7 @@ from tqdm import tqdm
 from ste_jax import compilation_cache, preemption
 from ste_jax.checkpoints import load_checkpoint, save_checkpoint
 from ste_jax.config import DecodingKnobs, FinetuneKnobs, MeshKnobs
-from ste_jax.errors import Preempted, WorkError
+from ste_jax.errors import SteError, WorkError
 from ste_jax.finetuning.loop import Validate, finetune
 from ste_jax.finetuning.packing import Example
 from ste_jax.generators.local import LocalGenerator
@@ -116,8 +116,8 @@ DECODING = DecodingKnobs(
 
 
 def model_config(vocab_size: int) -> ModelConfig:
-    """A Llama of 1.7 million parameters. Two heads share keys and values: on a CPU, decoding is
-    bound by reading them."""
+    """A Llama of under two million parameters. Two heads share keys and values, so that decoding
+    has half as many to read."""
     return ModelConfig(
         vocab_size=vocab_size,
         hidden_size=192,
@@ -135,10 +135,8 @@ def make_chats(phase: Phase, judgments: int = JUDGMENTS) -> list[Chat]:
     """All that the seed reads in a phase, in no order."""
     draw = Random(phase.name)
     few = [corpus.judge(draw, "known") for _ in range(judgments)]
-    return [
-        draw.choice(few) if role == "judge" else corpus.MAKERS[role](draw, "known")
-        for role in draw.choices([*phase.mix], [*phase.mix.values()], k=phase.chats)
-    ]
+    makers = {**corpus.MAKERS, "judge": lambda draw, share: draw.choice(few)}
+    return corpus.draw_chats(draw, phase.chats, phase.mix, "known", makers)
 
 
 def make_examples(chats: Sequence[Chat], tokenizer: tokenizers.Tokenizer) -> list[Example]:
@@ -189,7 +187,7 @@ def make_seed(out: Path, work: Path, phases: Sequence[Phase]) -> None:
     """Make tokenizer and model in `out`; `work` keeps a training in hand. Run again to resume.
 
     Raises:
-      Preempted: asked to stop.
+      Preempted: asked to stop. WorkError: a chat is longer than a row of training.
     """
     out.mkdir(parents=True, exist_ok=True)
     made = make_tokenizer(corpus.all_texts(Random("tokenizer"), 20_000), least=10)
@@ -197,24 +195,25 @@ def make_seed(out: Path, work: Path, phases: Sequence[Phase]) -> None:
     tokenizer = load_tokenizer(str(out))
     here = make_mesh(DECODING.mesh, jax.local_devices()[:1])
 
-    def skills_of(model: Decoder, step: int) -> dict[str, Any]:
+    def measured(model: Decoder, count: int) -> dict[str, float]:
         local = on_mesh(model, here, DECODING.dtype)
-        found = measure_skills(LocalGenerator(local, tokenizer, DECODING, here), "dev", 300)
+        return measure_skills(LocalGenerator(local, tokenizer, DECODING, here), "dev", count)
+
+    def validate(model: Decoder, step: int) -> dict[str, Any]:
+        found = measured(model, 300)
         tqdm.write(json.dumps({"step": step, **{k: round(v, 3) for k, v in found.items()}}))
         return {"accuracy": None, **found}
 
     model = first_model(model_config(made.get_vocab_size()))
     for phase in phases:
         examples = make_examples(make_chats(phase), made)
-        model = _train(phase, model, examples, tokenizer, work, skills_of)
+        model = _train(phase, model, examples, tokenizer, work, validate)
     shipped = on_mesh(model, here, "bfloat16")
     save_hf(shipped, out)
-    local = on_mesh(shipped, here, DECODING.dtype)
-    skills = measure_skills(LocalGenerator(local, tokenizer, DECODING, here), "dev", 2000)
-    print(json.dumps(skills, indent=2))
-    (out / "skills.json").write_text(
-        json.dumps({name: round(value, 4) for name, value in skills.items()}, indent=2) + "\n"
-    )
+    skills = {name: round(value, 4) for name, value in measured(shipped, 2000).items()}
+    text = json.dumps(skills, indent=2)
+    print(text)
+    (out / "skills.json").write_text(text + "\n")
 
 
 def _train(
@@ -273,9 +272,9 @@ def main() -> int:
     ]
     try:
         make_seed(given.out, given.work, phases)
-    except Preempted as stopped:
-        print(stopped, file=sys.stderr)
-        return 75
+    except SteError as error:
+        print(error, file=sys.stderr)
+        return error.exit_status
     return 0
 
 

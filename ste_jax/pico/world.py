@@ -70,10 +70,8 @@ class Task:
         """The same for all phrasings, for names and things, and for operands whose order says
         nothing."""
         values = {key: value for key, value in self.values.items() if key not in _SCENERY}
-        if self.kind in ("sum", "total"):
-            return f"{self.kind} {sorted(values.values())}"
-        if self.kind in ("largest", "smallest", "middle"):
-            return f"{self.kind} {sorted(values['numbers'])}"
+        if BY_NAME[self.kind].symmetric:
+            return f"{self.kind} {sorted(values.get('numbers') or values.values())}"
         return f"{self.kind} {sorted(values.items())}"
 
     @property
@@ -143,10 +141,8 @@ def changes(task: Task, draw: Random) -> Iterator[Task]:
         values, new = task.values, kind
         if kind.related and draw.random() < 0.3:
             new = BY_NAME[kind.related]
-            if {task.kind, new.name} == {"sum", "difference"}:
-                high = max(values["number1"], values["number2"])
-                low = min(values["number1"], values["number2"])
-                values = {"number1": high, "number2": low}
+            # the larger number first: a difference needs it so
+            values = dict(zip(values, sorted(values.values(), reverse=True), strict=True))
         else:
             fresh = kind.draw(draw, task.level)
             names = [name for name in values if name not in _SCENERY]

@@ -33,8 +33,13 @@ def iteration_table(run: RunDir, counts: dict[str, Any] | None = None) -> list[d
     counts = counts or funnel(run)
     events = read_metrics(run)
     annotated = {each["iteration"]: each for each in counts["iterations"]}
-    rows = [_row(each, counts, annotated.get(each.index), events) for each in run.iterations()]
-    return _with_sets(rows, [_evaluation(each) for each in run.iterations()])
+    iterations = run.iterations()
+    evaluations = [_evaluation(each) for each in iterations]
+    rows = [
+        _row(each, counts, annotated.get(each.index), events, evaluation)
+        for each, evaluation in zip(iterations, evaluations, strict=True)
+    ]
+    return _with_sets(rows, evaluations)
 
 
 def _evaluation(iteration: IterationDir) -> dict[str, Any]:
@@ -66,12 +71,12 @@ def _row(
     counts: dict[str, Any],
     annotated: dict[str, Any] | None,
     events: list[Event],
+    evaluation: dict[str, Any],
 ) -> dict[str, Any]:
     mine = [event for event in events if event.get("iteration") == iteration.index]
     drawn, trained = _sum(_work(mine)), _sum(_steps(mine))
     drawing = _sum([event for event in _work(mine) if event.get("new_tokens")])
     split = counts["selection"]["kept"].get("train", {})
-    evaluation = _evaluation(iteration)
     row: dict[str, Any] = {
         "iteration": iteration.index,
         "instructions": sum(split.values()) if annotated else None,
