@@ -8,23 +8,31 @@ nothing.
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from etils import epath
-from numpy.typing import NDArray
 
 from ste_jax import files
 from ste_jax.config import load_config
 from ste_jax.distributed import Processes
+from ste_jax.evaluation.metrics import with_intervals
 from ste_jax.pipeline import run
+from ste_jax.reporting.columns import read_verdicts
+from ste_jax.reporting.examples import orders_right
+from ste_jax.reporting.tables import cells
 from ste_jax.rundir import RunDir
 
+SETS = ("same-task", "other-task")
+"""The labelled sets that pico's judges are measured on."""
+RESAMPLES = 2000
 SHARED = ("manifest.json", "rejected.jsonl", "instructions", "pairs", "labelled", "iterations/0")
 """What of a run does not depend on how its judges are trained."""
 
@@ -39,6 +47,18 @@ class Cell:
     overrides: tuple[str, ...] = ()
     prepare: Callable[[RunDir], None] | None = None
     """Changes the copied tables before the run goes on; happens once."""
+
+
+DEMO = Cell(name="demo", told="the recipe")
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """Which config is run, under which seeds, and where."""
+    made = argparse.ArgumentParser(description=description)
+    made.add_argument("--config", default="configs/pico.yaml")
+    made.add_argument("--out", type=Path, default=Path("runs/pico-seeds"), metavar="DIR")
+    made.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    return made
 
 
 def run_cell(cell: Cell, config: str, seed: int, root: Path, base: Path | None = None) -> RunDir:
@@ -81,34 +101,31 @@ def evaluations(run: RunDir) -> list[dict[str, Any]]:
     return [files.read_json(each.evaluation) for each in run.iterations()]
 
 
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table as Markdown."""
-    lines = ["| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *rows)]
+def markdown(rows: Sequence[dict[str, Any]]) -> str:
+    """Rows as a table in Markdown: a measure is joined by its interval, `<name>_ci95`."""
+    header, body = cells(rows)
+    lines = ["| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *body)]
     return "\n".join(lines)
 
 
-def share(measured: Mapping[str, Any], key: str) -> str:
-    """A measure with its interval."""
-    low, high = measured[f"{key}_ci95"]
-    return f"{measured[key]:.3f} [{low:.3f}, {high:.3f}]"
-
-
-def single_verdicts(run: RunDir, name: str) -> NDArray[np.float64]:
-    """Of every judge on a labelled set: the share of both orders that are right, by pair.
+def accuracy_curve(runs: Sequence[RunDir], names: Sequence[str]) -> list[dict[str, Any]]:
+    """Accuracy of each iteration's judge on some labelled sets together, the mean over runs.
 
     Returns:
-      [iterations, pairs], the pairs ordered by id.
+      For each iteration `accuracy` and `accuracy_ci95`: of the mean over these very runs, resampled
+      by pair, all runs together.
     """
-    found = []
-    for iteration in run.iterations():
-        right: dict[str, float] = {}
-        judged = iteration.labelled(name)
-        said = {each.prompt_id: each.verdict for each in judged.judgments.rows() if not each.sample}
-        for prompt in judged.prompts.rows():
-            hit = said[prompt.id] == prompt.label
-            right[prompt.pair_id] = right.get(prompt.pair_id, 0.0) + hit / 2
-        found.append([right[id] for id in sorted(right)])
-    return np.array(found)
+    curve = []
+    for judges in zip(*(each.iterations() for each in runs), strict=True):
+        right = Counter[tuple[str, str]]()
+        for judge in judges:
+            for name in names:
+                found = orders_right(judge.labelled(name))
+                right.update({(name, pair): orders for pair, orders in found.items()})
+        hits = np.array([right[pair] for pair in sorted(right)])
+        asked = np.full(len(hits), 2 * len(runs))
+        curve.append(with_intervals({"accuracy": (hits, asked)}, RESAMPLES, seed=0))
+    return curve
 
 
 def both_parsed(run: RunDir, name: str) -> tuple[int, float, float]:
@@ -117,9 +134,9 @@ def both_parsed(run: RunDir, name: str) -> tuple[int, float, float]:
     judges = run.iterations()
     first, last = (
         {
-            each.prompt_id: each.verdict
-            for each in judge.labelled(name).judgments.rows()
-            if not each.sample and each.verdict is not None
+            said.prompt_id: said.verdict
+            for said in read_verdicts(judge.labelled(name).judgments)
+            if not said.sample and said.verdict is not None
         }
         for judge in (judges[0], judges[-1])
     )

@@ -7,25 +7,27 @@ table and a page with a plot. Killed, it goes on; finished, it only prints.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from pathlib import Path
-
-import numpy as np
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks.cells import Cell, markdown, run_cell, shuffle_labels, single_verdicts
+from benchmarks.cells import (
+    DEMO,
+    SETS,
+    Cell,
+    accuracy_curve,
+    markdown,
+    parser,
+    run_cell,
+    shuffle_labels,
+)
 from ste_jax import compilation_cache, files
 from ste_jax.reporting.page import note, page, section, tag
-from ste_jax.reporting.plots import Share, agreement_plot
+from ste_jax.reporting.plots import agreement_plot, share_of
 from ste_jax.rundir import RunDir
-
-SETS = ("same-task", "other-task")
-RESAMPLES = 2000
-
-RECIPE = Cell(name="demo", told="the recipe")
 
 
 def cells(kept: int) -> list[Cell]:
@@ -42,81 +44,57 @@ def cells(kept: int) -> list[Cell]:
     ]  # fmt: skip
 
 
-def curve(runs: list[RunDir], names: tuple[str, ...]) -> list[Share]:
-    """Accuracy of each iteration's judge on some sets, the mean over runs. The interval is of the
-    mean over the same pairs, resampled together for all runs."""
-    draw = np.random.default_rng(0)
-    right = np.concatenate(
-        [np.stack([single_verdicts(run, name) for run in runs]) for name in names], axis=2
-    ).mean(axis=0)  # [iterations, pairs]
-    picked = draw.integers(0, right.shape[1], (RESAMPLES, right.shape[1]))
-    means = right[:, picked].mean(axis=2)
-    low, high = np.quantile(means, (0.025, 0.975), axis=1)
-    return [
-        Share(float(each.mean()), (float(low[index]), float(high[index])))
-        for index, each in enumerate(right)
-    ]
-
-
-def told(share: Share) -> str:
-    """A share with its interval."""
-    assert share.interval is not None
-    return f"{share.value:.3f} [{share.interval[0]:.3f}, {share.interval[1]:.3f}]"
-
-
 def main() -> None:
     """Run every cell, then write what was found."""
-    parser = argparse.ArgumentParser(description="The recipe's parts, one by one, on pico.")
-    parser.add_argument("--config", default="configs/pico.yaml")
-    parser.add_argument("--out", type=Path, default=Path("runs/pico-seeds"), metavar="DIR",
-                        help="that of pico_seeds.py, whose runs are shared")  # fmt: skip
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--only", nargs="+", default=[], metavar="CELL", help="names of cells")
-    given = parser.parse_args()
+    options = parser("The recipe's parts, one by one, on pico.")
+    options.add_argument("--only", nargs="+", default=[], metavar="CELL", help="names of cells")
+    given = options.parse_args()
     compilation_cache.enable()
     runs: dict[str, list[RunDir]] = {}
-    names = {RECIPE.name: RECIPE.told}
+    names = {DEMO.name: DEMO.told}
     for seed in given.seeds:
         home = given.out / f"seed-{seed}"
-        recipe = run_cell(RECIPE, given.config, seed, home / "demo")
-        runs.setdefault(RECIPE.name, []).append(recipe)
+        recipe = run_cell(DEMO, given.config, seed, home / DEMO.name)
+        runs.setdefault(DEMO.name, []).append(recipe)
         kept = sum(files.read_json(recipe.iteration(1).curation)["kept"].values())
         for cell in cells(kept):
             if given.only and cell.name not in given.only:
                 continue
             names[cell.name] = cell.told
-            made = run_cell(cell, given.config, seed, home / cell.name, base=home / "demo")
+            made = run_cell(cell, given.config, seed, home / cell.name, base=home / DEMO.name)
             runs.setdefault(cell.name, []).append(made)
     write(given.out, runs, names)
 
 
 def write(out: Path, runs: dict[str, list[RunDir]], names: dict[str, str]) -> None:
     """The table, on the terminal and in a file, and the page."""
-    table, series = [], {}
-    whole = {name: curve(of, SETS) for name, of in runs.items()}
-    gain = whole[RECIPE.name][-1].value - whole[RECIPE.name][0].value
+    whole = {name: accuracy_curve(of, SETS) for name, of in runs.items()}
+    gain = whole[DEMO.name][-1]["accuracy"] - whole[DEMO.name][0]["accuracy"]
+    table = []
     for name, of in runs.items():
-        both = whole[name]
-        series[names[name]] = both
-        table.append(
-            [
-                names[name],
-                told(both[0]),
-                told(both[-1]),
-                f"{(both[-1].value - both[0].value) / gain:+.0%}",
-                *(told(curve(of, (each,))[-1]) for each in SETS),
-            ]
-        )
-    seeds = len(runs[RECIPE.name])
-    header = ["", "seed", "last judge", "of the recipe's gain", *(f"last, {s}" for s in SETS)]
-    text = markdown(header, table)
+        first, last = whole[name][0], whole[name][-1]
+        row: dict[str, Any] = {"cell": names[name]}
+        for told, measured in (("seed", first), ("last judge", last)):
+            row |= {told: measured["accuracy"], f"{told}_ci95": measured["accuracy_ci95"]}
+        gained = last["accuracy"] - first["accuracy"]
+        row["of the recipe's gain"] = f"{gained / gain:+.0%}" if gain else None
+        for one in SETS:
+            measured = accuracy_curve(of, [one])[-1]
+            row |= {f"last, {one}": measured["accuracy"],
+                    f"last, {one}_ci95": measured["accuracy_ci95"]}  # fmt: skip
+        table.append(row)
+    seeds = len(runs[DEMO.name])
+    text = markdown(table)
     print(text)
     (out / "ablation.md").write_text(text + "\n")
-    judges = ["seed", *(f"iteration {n}" for n in range(1, len(whole[RECIPE.name])))]
+    judges = ["seed", *(f"iteration {n}" for n in range(1, len(whole[DEMO.name])))]
+    series = {
+        names[name]: [share_of(each, "accuracy") for each in of] for name, of in whole.items()
+    }
     plotted = [
-        section(name, agreement_plot(judges, {RECIPE.told: series[RECIPE.told], name: of}))
-        for name, of in series.items()
-        if name != RECIPE.told
+        section(told, agreement_plot(judges, {DEMO.told: series[DEMO.told], told: of}))
+        for told, of in series.items()
+        if told != DEMO.told
     ]
     remark = note(
         f"Accuracy of the single verdict on the labelled pairs, the mean of {seeds} run seeds; "
@@ -124,11 +102,7 @@ def write(out: Path, runs: dict[str, list[RunDir]], names: dict[str, str]) -> No
     )
     title = "Which part of the recipe makes the judge better?"
     (out / "ablation.html").write_text(page(title, tag("h1", title), remark, *plotted))
-    raw = {
-        name: [{"accuracy": each.value, "ci95": each.interval} for each in of]
-        for name, of in whole.items()
-    }
-    (out / "ablation.json").write_text(json.dumps(raw, indent=2) + "\n")
+    (out / "ablation.json").write_text(json.dumps(whole, indent=2) + "\n")
 
 
 if __name__ == "__main__":

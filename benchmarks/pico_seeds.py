@@ -7,7 +7,6 @@ is 1 if a claim does not hold.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Iterator
@@ -16,12 +15,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks.cells import Cell, both_parsed, evaluations, markdown, run_cell, share
+from benchmarks.cells import DEMO, SETS, both_parsed, evaluations, markdown, parser, run_cell
 from ste_jax import compilation_cache
 from ste_jax.rundir import RunDir
-
-DEMO = Cell(name="demo", told="the demo")
-SETS = ("same-task", "other-task")
 
 
 def claims(run: RunDir) -> Iterator[tuple[str, bool]]:
@@ -50,35 +46,31 @@ def _pooled(evaluation: dict[str, Any]) -> dict[str, float]:
     return {key: sum(each[key] for each in sets) / len(sets) for key in keys}
 
 
-def rows(seed: int, run: RunDir) -> Iterator[list[str]]:
+def rows(seed: int, run: RunDir) -> Iterator[dict[str, Any]]:
     """A line of the table for each judge of a run."""
+    measures = {"right": "accuracy", "in_both_orders": "consistent_accuracy",
+                "every_step_right": "sound"}  # fmt: skip
     for index, evaluation in enumerate(evaluations(run)):
-        cells = [f"{seed}", "seed" if index == 0 else f"{index}"]
+        row: dict[str, Any] = {"run_seed": seed, "judge": index or "seed"}
         for name in SETS:
-            measured = evaluation["sets"][name]
-            cells += [share(measured, key) for key in ("accuracy", "consistent_accuracy", "sound")]
-        yield [*cells, f"{_pooled(evaluation)['share_a']:.3f}"]
+            for told, key in measures.items():
+                row[f"{name}: {told}"] = evaluation["sets"][name][key]
+                row[f"{name}: {told}_ci95"] = evaluation["sets"][name][f"{key}_ci95"]
+        yield {**row, "A among verdicts": _pooled(evaluation)["share_a"]}
 
 
 def main() -> int:
     """Run, print, check."""
-    parser = argparse.ArgumentParser(description="The pico demo under several run seeds.")
-    parser.add_argument("--config", default="configs/pico.yaml")
-    parser.add_argument("--out", type=Path, default=Path("runs/pico-seeds"), metavar="DIR")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    given = parser.parse_args()
+    given = parser("The pico demo under several run seeds.").parse_args()
     compilation_cache.enable()
-    table: list[list[str]] = []
+    table: list[dict[str, Any]] = []
     results: dict[str, Any] = {}
     for seed in given.seeds:
         run = run_cell(DEMO, given.config, seed, given.out / f"seed-{seed}" / DEMO.name)
         table += rows(seed, run)
         parsed = {name: both_parsed(run, name) for name in SETS}
         results[str(seed)] = {"claims": dict(claims(run)), "both_parsed": parsed}
-    header = ["run seed", "judge"]
-    for name in SETS:
-        header += [f"{name}: right", "in both orders", "every step right"]
-    print(markdown([*header, "A among verdicts"], table))
+    print(markdown(table))
     (given.out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
     for seed, found in results.items():
         for name, (n, before, after) in found["both_parsed"].items():

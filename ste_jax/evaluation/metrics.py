@@ -79,7 +79,7 @@ def measure(
         "n_prompts": 2 * len(layout.pair_ids),
         "votes": votes.verdicts.shape[2],
     }
-    result.update(_with_intervals(ratios, bootstrap, seed))
+    result.update(with_intervals(ratios, bootstrap, seed))
     result["failures"] = dict(sorted(votes.failures.items()))
     return result
 
@@ -109,7 +109,7 @@ def measure_groups(
         layout = _lay_out(prompts_of[group])
         ratios = _ratios(layout, _collect(layout, judgments_of[group]))
         kept = {name: ratios[name] for name in ("accuracy", "consistent_accuracy")}
-        found[group] = {"n": len(layout.pair_ids), **_with_intervals(kept, bootstrap, seed=0)}
+        found[group] = {"n": len(layout.pair_ids), **with_intervals(kept, bootstrap, seed=0)}
     return found
 
 
@@ -138,7 +138,7 @@ def compare(
         for name in of_a
         if name.endswith("accuracy")
     }
-    return {"n": len(layout.pair_ids), **_with_intervals(differences, bootstrap, seed)}
+    return {"n": len(layout.pair_ids), **with_intervals(differences, bootstrap, seed)}
 
 
 # ---------------------------------------------------------------------------------------------
@@ -283,7 +283,12 @@ def _of_pairs(flags: Bools) -> Ratio:
     return np.asarray(flags.all(1), np.int64), np.ones(len(flags), np.int64)
 
 
-def _with_intervals(ratios: Mapping[str, Ratio], bootstrap: int, seed: int) -> dict[str, Any]:
+def with_intervals(ratios: Mapping[str, Ratio], bootstrap: int, seed: int) -> dict[str, Any]:
+    """Measures given as counts per pair: each value, and its interval under `<name>_ci95`.
+
+    Raises:
+      RequestError: `bootstrap` is below 1.
+    """
     if bootstrap < 1:
         raise RequestError(f"the number of bootstrap resamples must be at least 1, not {bootstrap}")
     over = np.stack([ratio[0] for ratio in ratios.values()])

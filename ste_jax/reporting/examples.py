@@ -61,7 +61,7 @@ def _examples(
     judged = {index: each for index, each in by_judge.items() if each.judgments.complete()}
     if not judged:
         return []
-    first, last = _right(judged[min(judged)]), _right(judged[max(judged)])
+    first, last = orders_right(judged[min(judged)]), orders_right(judged[max(judged)])
     both = sorted(first.keys() & last.keys())
     chosen = [id for id in both if last[id] > first[id]][:better]
     chosen += [id for id in both if last[id] < first[id]][:worse]
@@ -71,8 +71,8 @@ def _examples(
     return [Example(found[id], first[id], last[id], views[id]) for id in chosen if id in found]
 
 
-def _right(judged: JudgedDir) -> dict[str, int]:
-    """Pair id -> orders in which the single verdict is right."""
+def orders_right(judged: JudgedDir) -> dict[str, int]:
+    """Pair id -> orders (0 to 2) in which the single verdict is right."""
     asked = read_columns(judged.prompts, "id", "pair_id", "label")
     prompts = {id: (pair_id, label) for id, pair_id, label in asked}
     right = {pair_id: 0 for pair_id, _ in prompts.values()}

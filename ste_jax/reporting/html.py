@@ -29,7 +29,7 @@ from ste_jax.reporting.funnel import (
     reasons,
 )
 from ste_jax.reporting.page import Child, Safe, line, note, page, section, table, tag, words
-from ste_jax.reporting.plots import Share, agreement_plot, loss_plot
+from ste_jax.reporting.plots import agreement_plot, loss_plot, share_of
 from ste_jax.reporting.tables import cells, iteration_table, number, stage_table
 from ste_jax.rundir import IterationDir, RunDir
 
@@ -106,7 +106,7 @@ def _agreement(evaluations: dict[int, dict[str, Any]]) -> Safe:
     if not evaluations:
         return section(title, note(_NOT_YET))
     series = {
-        name: [_share(each, key) for each in evaluations.values()]
+        name: [share_of(each, key) for each in evaluations.values()]
         for key, name in _MEASURES.items()
     }
     last = evaluations[max(evaluations)]
@@ -139,7 +139,7 @@ def _labelled(run: RunDir, evaluations: dict[int, dict[str, Any]]) -> list[Safe]
         if last["votes"] == 1:
             del measures["majority_accuracy"]
         series = {
-            told: [_share(each, key) for each in by_judge.values()]
+            told: [share_of(each, key) for each in by_judge.values()]
             for key, told in measures.items()
             if key in last
         }
@@ -190,11 +190,6 @@ def _across(rows: Sequence[dict[str, Any]]) -> Safe:
     header, body = cells(rows)
     first, *others = [list(line) for line in zip(header, *body, strict=True)]
     return table(first, others)
-
-
-def _share(evaluation: dict[str, Any], key: str) -> Share | None:
-    value, interval = evaluation.get(key), evaluation.get(f"{key}_ci95")
-    return None if value is None else Share(value, tuple(interval) if interval else None)
 
 
 def _difference(

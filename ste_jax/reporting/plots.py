@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ste_jax.reporting.page import Safe, tag
 
@@ -24,6 +25,12 @@ class Share:
 
     value: float
     interval: tuple[float, float] | None
+
+
+def share_of(measured: Mapping[str, Any], key: str) -> Share | None:
+    """A measure and its interval, as `evaluation.metrics` gives them; None if it is not there."""
+    value, interval = measured.get(key), measured.get(f"{key}_ci95")
+    return None if value is None else Share(value, tuple(interval) if interval else None)
 
 
 def agreement_plot(judges: Sequence[str], series: Mapping[str, Sequence[Share | None]]) -> Safe:

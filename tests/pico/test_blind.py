@@ -6,20 +6,20 @@ from pathlib import Path
 
 import yaml
 
+from tests.comparing import assert_same_arrays, assert_same_files
 from tests.running import run, write_config
 from tests.test_labelled_sets import write_pairs
 
-
-def made(root: Path) -> dict[str, bytes]:
-    """Every file of a run that something is learnt from, or that was learnt."""
-    names = ("instructions", "pairs", "iterations")
-    files = [path for name in names for path in (root / name).rglob("*") if path.is_file()]
-    return {
-        str(path.relative_to(root)): path.read_bytes()
-        for path in files
-        if (path.suffix == ".parquet" and "evaluation" not in path.parts)
-        or path.name in ("curation.json", "finetune.json")
-    }  # fmt: skip
+LEARNT = (
+    "instructions/**/*.parquet",
+    "pairs/**/*.parquet",
+    "iterations/1/prompts/*.parquet",
+    "iterations/1/judgments/*.parquet",
+    "iterations/1/training/*.parquet",
+    "iterations/1/curation.json",
+    "iterations/1/finetune.json",
+)
+"""What something is learnt from, and how it was learnt."""
 
 
 def test_labelled_sets_and_their_checker_change_nothing_that_is_learnt(tmp_path: Path) -> None:
@@ -35,6 +35,7 @@ def test_labelled_sets_and_their_checker_change_nothing_that_is_learnt(tmp_path:
     assert run(["run", str(config), "--dir", str(measured)]) == 0
     assert (measured / "iterations" / "1" / "evaluation" / "sets" / "words").is_dir()
     assert "sound" in (measured / "iterations" / "1" / "evaluation.json").read_text()
-    kept = made(plain)
-    assert any("training" in name for name in kept) and "iterations/1/finetune.json" in kept
-    assert made(measured) == kept
+    for pattern in LEARNT:
+        assert_same_files(plain, measured, pattern)
+    checkpoint = Path("iterations", "1", "checkpoint")
+    assert_same_arrays(plain / checkpoint, measured / checkpoint)

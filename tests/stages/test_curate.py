@@ -35,18 +35,24 @@ def judgment(number: int, sample: int, verdict: str | None) -> Judgment:
     )
 
 
-@given(
-    st.lists(
-        st.tuples(st.sampled_from("AB"), st.lists(letters, min_size=1, max_size=5)), max_size=12
-    )
-)
-def test_kept_are_correct_balanced_and_of_the_lowest_index(drawn):
+def rows(drawn):
+    """Prompts of these labels, and judgments of these verdicts."""
     prompts = [prompt(n, label) for n, (label, _) in enumerate(drawn)]
     judgments = [
         judgment(n, sample, verdict)
         for n, (_, verdicts) in enumerate(drawn)
         for sample, verdict in enumerate(verdicts)
     ]
+    return prompts, judgments
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from("AB"), st.lists(letters, min_size=1, max_size=5)), max_size=12
+    )
+)
+def test_kept_are_correct_balanced_and_of_the_lowest_index(drawn):
+    prompts, judgments = rows(drawn)
     found = curate(prompts, judgments, CurateKnobs())
     by_id = {each.id: each for each in judgments}
     labels = {each.id: each.label for each in prompts}
@@ -74,12 +80,7 @@ def test_reasons():
     st.integers(0, 8),
 )
 def test_the_control_keeps_the_first_verdict_whatever_it_is(drawn, limit):
-    prompts = [prompt(n, label) for n, (label, _) in enumerate(drawn)]
-    judgments = [
-        judgment(n, sample, verdict)
-        for n, (_, verdicts) in enumerate(drawn)
-        for sample, verdict in enumerate(verdicts)
-    ]
+    prompts, judgments = rows(drawn)
     found = curate(prompts, judgments, CurateKnobs(verdicts="any", limit=limit))
     by_id = {each.id: each for each in judgments}
     for prompt_id, judgment_id in found.kept.items():
