@@ -10,19 +10,22 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
 import shutil
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from etils import epath
+from numpy.typing import NDArray
 
 from ste_jax import files
 from ste_jax.config import load_config
 from ste_jax.distributed import Processes
+from ste_jax.errors import WorkError
 from ste_jax.evaluation.metrics import with_intervals
 from ste_jax.pipeline import run
 from ste_jax.reporting.columns import read_verdicts
@@ -62,7 +65,12 @@ def parser(description: str) -> argparse.ArgumentParser:
 
 
 def run_cell(cell: Cell, config: str, seed: int, root: Path, base: Path | None = None) -> RunDir:
-    """Bring a cell to its end. With `base` its beginning is copied from there."""
+    """Bring a cell to its end. With `base` its beginning is copied from there.
+
+    Raises:
+      WorkError: the pairs are no longer those that were copied (and perhaps shuffled): since then
+        the config or the code that makes them has changed.
+    """
     if base is not None and not root.exists():
         fresh = root.with_name(root.name + ".partial")
         shutil.rmtree(fresh, ignore_errors=True)
@@ -76,9 +84,27 @@ def run_cell(cell: Cell, config: str, seed: int, root: Path, base: Path | None =
                 shutil.copyfile(source, target)
         if cell.prepare is not None:
             cell.prepare(RunDir(epath.Path(fresh)))
+        (fresh / _COPIED).write_text(_digest(fresh / "pairs"))
         fresh.rename(root)
     knobs = load_config(config, [f"seed={seed}", f"name={cell.name}-{seed}", *cell.overrides])
-    return run(knobs, epath.Path(root), Processes())
+    made = run(knobs, epath.Path(root), Processes())
+    if base is not None and (root / _COPIED).read_text() != _digest(root / "pairs"):
+        raise WorkError(
+            f"the pairs in {root} were made anew since they were copied from {base}, so the two "
+            f"no longer differ in one thing: delete {root} and run again"
+        )
+    return made
+
+
+_COPIED = "copied_pairs.sha256"
+
+
+def _digest(directory: Path) -> str:
+    """Of all tables in a directory, by their bytes."""
+    digest = hashlib.sha256()
+    for path in sorted(directory.rglob("*.parquet")):
+        digest.update(str(path.relative_to(directory)).encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
 def shuffle_labels(run: RunDir) -> None:
@@ -108,24 +134,49 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def accuracy_curve(runs: Sequence[RunDir], names: Sequence[str]) -> list[dict[str, Any]]:
-    """Accuracy of each iteration's judge on some labelled sets together, the mean over runs.
+def kept(run: RunDir) -> list[int]:
+    """Judgments kept in each iteration, A and B together."""
+    return [sum(files.read_json(each.curation)["kept"].values()) for each in run.iterations()[1:]]
 
-    Returns:
-      For each iteration `accuracy` and `accuracy_ci95`: of the mean over these very runs, resampled
-      by pair, all runs together.
-    """
-    curve = []
-    for judges in zip(*(each.iterations() for each in runs), strict=True):
-        right = Counter[tuple[str, str]]()
-        for judge in judges:
+
+@dataclass(frozen=True)
+class Hits:
+    """How often the judges of some runs, iteration by iteration, were right on labelled pairs."""
+
+    right: NDArray[np.int64]
+    """[judges, pairs]: orders got right, summed over the runs."""
+    asked: int
+    """How often each pair was judged: twice in each run."""
+
+    def accuracies(self) -> list[dict[str, Any]]:
+        """Of each iteration's judge, `accuracy` and `accuracy_ci95`: of the mean over these very
+        runs, resampled by pair, all runs together."""
+        asked = np.full(self.right.shape[1], self.asked)
+        return [
+            with_intervals({"accuracy": (right, asked)}, RESAMPLES, seed=0) for right in self.right
+        ]
+
+    def share_of_gain(self, whole: Hits) -> dict[str, Any]:
+        """`share` and `share_ci95`: the gain from the first judge to the last, over that of
+        `whole`, whose first judge is the same."""
+        gains = self.right[-1] - self.right[0], whole.right[-1] - whole.right[0]
+        return with_intervals({"share": gains}, RESAMPLES, seed=0)
+
+
+def hits(runs: Iterable[RunDir], names: Sequence[str]) -> Hits:
+    """Count over runs of equally many iterations, on some labelled sets together."""
+    right: list[Counter[tuple[str, str]]] = []
+    asked = 0
+    for each in runs:
+        asked += 2
+        for index, judge in enumerate(each.iterations()):
+            if index == len(right):
+                right.append(Counter())
             for name in names:
                 found = orders_right(judge.labelled(name))
-                right.update({(name, pair): orders for pair, orders in found.items()})
-        hits = np.array([right[pair] for pair in sorted(right)])
-        asked = np.full(len(hits), 2 * len(runs))
-        curve.append(with_intervals({"accuracy": (hits, asked)}, RESAMPLES, seed=0))
-    return curve
+                right[index].update({(name, pair): orders for pair, orders in found.items()})
+    pairs = sorted(right[0])
+    return Hits(np.array([[judge[pair] for pair in pairs] for judge in right]), asked)
 
 
 def both_parsed(run: RunDir, name: str) -> tuple[int, float, float]:

@@ -11,6 +11,7 @@ import yaml
 from etils import epath
 
 from ste_jax.cli import main
+from ste_jax.reporting.examples import labelled_examples, orders_right
 from ste_jax.reporting.tables import iteration_table
 from ste_jax.rundir import RunDir
 from tests import tiny
@@ -107,3 +108,18 @@ def test_a_name_that_is_no_directory_is_refused(measured, tmp_path, capsys, name
     path.write_text(yaml.safe_dump(values))
     status, error = told(capsys, "run", str(path), "--dir", str(tmp_path / "run"))
     assert status == 2 and "evaluate.sets" in error and one_sentence(error)
+
+
+def test_pairs_worth_reading_are_those_that_the_last_judge_judges_otherwise(measured):
+    run, *_ = measured
+    first, *_, last = (orders_right(each.labelled("words")) for each in run.iterations())
+    better = {id for id in first if last[id] > first[id]}
+    worse = {id for id in first if last[id] < first[id]}
+    shown = labelled_examples(run, "words")
+    assert {each.pair.id for each in shown} <= better | worse
+    assert sum(each.pair.id in better for each in shown) == min(5, len(better))
+    assert sum(each.pair.id in worse for each in shown) == min(2, len(worse))
+    assert better | worse, "the set is to hold a pair that is judged otherwise"
+    for each in shown:
+        assert (each.first_right, each.last_right) == (first[each.pair.id], last[each.pair.id])
+        assert [view.said.keys() for view in each.views] == [{0, 1, 2}] * 2

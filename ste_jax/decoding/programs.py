@@ -43,6 +43,10 @@ NOWHERE = 2**30
 Cache = Any
 """Per-layer keys and values: a dict of arrays with a first axis L, or a list of L such dicts."""
 
+Axes = tuple[str | None, ...]
+Shapes = tuple[tuple[str, tuple[int, ...]], ...]
+"""Names and shapes of a layer's arrays."""
+
 
 class Control(NamedTuple):
     """What the host says about every row of a lane before a round: arrays [G,N] unless said."""
@@ -94,24 +98,11 @@ class Programs:
             state = jax.device_put(state, state_sharding(state, mesh))
         # Plain arrays: flattening the state's own classes costs milliseconds in every call.
         self._weights, structure = jax.tree.flatten(state)
-
-        def model_of(weights: list[jax.Array]) -> Decoder:
-            merged: Decoder = nnx.merge(graph, jax.tree.unflatten(structure, weights))
-            merged.dtype = self._dtype
-            return merged
-
-        def program(function: Callable[..., Any], *donated: str) -> Callable[..., Any]:
-            bound = functools.partial(function, model_of)
-            return self._within_mesh(jax.jit(bound, donate_argnames=donated))
-
-        self._prefill = program(functools.partial(_prefill, chunk=chunk), "buffer")
-        self._score = program(functools.partial(_score, chunk=chunk))
-        self._decode = program(functools.partial(_decode, steps=steps), "suffix")
-        self.load = self._within_mesh(jax.jit(_load, donate_argnames="buffer"))
-        self.fill = self._within_mesh(jax.jit(_fill, donate_argnames="prefix"))
-        self._zeros = self._within_mesh(
-            jax.jit(self._make_zeros, static_argnames=("axes", "shapes"))
-        )
+        jitted = _jitted(graph, structure, self._dtype, chunk, steps)
+        self._prefill, self._score, self._decode = map(self._within_mesh, jitted)
+        self.load = self._within_mesh(_load_jitted)
+        self.fill = self._within_mesh(_fill_jitted)
+        self._zeros = self._within_mesh(_zeros_jitted)
 
     # Public faces of the programs; the weights go along.
 
@@ -156,14 +147,14 @@ class Programs:
     def buffer(self, bucket: int) -> Cache:
         """An empty buffer: `k`, `v` [L,K,S,d]."""
         shape = (self.config.num_kv_heads, bucket, self.config.head_dim)
-        return self._zeros(axes=("kv_heads", None, None), shapes=(("k", shape), ("v", shape)))
+        return self._empty(("kv_heads", None, None), (("k", shape), ("v", shape)))
 
     def prefix(self, groups: int, bucket: int) -> Cache:
         """Empty prompts of a lane: `prefix_k` [L,G,K,d,S] and `prefix_v` [L,G,K,S,d]."""
         kv_heads, size = self.config.num_kv_heads, self.config.head_dim
-        return self._zeros(
-            axes=("batch", "kv_heads", None, None),
-            shapes=(
+        return self._empty(
+            ("batch", "kv_heads", None, None),
+            (
                 ("prefix_k", (groups, kv_heads, size, bucket)),
                 ("prefix_v", (groups, kv_heads, bucket, size)),
             ),
@@ -172,27 +163,15 @@ class Programs:
     def suffix(self, groups: int, rows: int, bucket: int) -> Cache:
         """Empty pasts of a lane's rows: `suffix_k`, `suffix_v` [L,G,N,K,S',d]."""
         shape = (groups, rows, self.config.num_kv_heads, bucket, self.config.head_dim)
-        return self._zeros(
-            axes=("batch", None, "kv_heads", None, None),
-            shapes=(("suffix_k", shape), ("suffix_v", shape)),
+        return self._empty(
+            ("batch", None, "kv_heads", None, None), (("suffix_k", shape), ("suffix_v", shape))
         )
 
-    def _make_zeros(
-        self,
-        *,
-        axes: tuple[str | None, ...],
-        shapes: tuple[tuple[str, tuple[int, ...]], ...],
-    ) -> Cache:
+    def _empty(self, axes: Axes, shapes: Shapes) -> Cache:
         layers = self.config.num_layers
-        if self._as_list:
-            return [
-                {name: constrain(jnp.zeros(shape, self._dtype), axes) for name, shape in shapes}
-                for _ in range(layers)
-            ]
-        return {
-            name: constrain(jnp.zeros((layers, *shape), self._dtype), ("layers", *axes))
-            for name, shape in shapes
-        }
+        return self._zeros(
+            layers=layers, as_list=self._as_list, dtype=self._dtype, axes=axes, shapes=shapes
+        )
 
     def _within_mesh(self, function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
@@ -202,6 +181,40 @@ class Programs:
                 return function(*args, **kwargs)
 
         return call
+
+
+@functools.lru_cache(maxsize=8)
+def _jitted(
+    graph: Any, structure: Any, dtype: Any, chunk: int, steps: int
+) -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
+    """The programs that run the model: prefill, score, decode. Judges of one architecture share
+    them, so that the next one's are compiled already; they hold no weights."""
+
+    def model_of(weights: list[jax.Array]) -> Decoder:
+        merged: Decoder = nnx.merge(graph, jax.tree.unflatten(structure, weights))
+        merged.dtype = dtype
+        return merged
+
+    def program(function: Callable[..., Any], *donated: str) -> Callable[..., Any]:
+        return jax.jit(functools.partial(function, model_of), donate_argnames=donated)
+
+    return (
+        program(functools.partial(_prefill, chunk=chunk), "buffer"),
+        program(functools.partial(_score, chunk=chunk)),
+        program(functools.partial(_decode, steps=steps), "suffix"),
+    )
+
+
+def _make_zeros(*, layers: int, as_list: bool, dtype: Any, axes: Axes, shapes: Shapes) -> Cache:
+    if as_list:
+        return [
+            {name: constrain(jnp.zeros(shape, dtype), axes) for name, shape in shapes}
+            for _ in range(layers)
+        ]
+    return {
+        name: constrain(jnp.zeros((layers, *shape), dtype), ("layers", *axes))
+        for name, shape in shapes
+    }
 
 
 def _by_layer(function: Callable[..., Any], cache: Cache, *stacked: Any) -> Cache:
@@ -239,6 +252,13 @@ def _fill(*, prefix: Cache, buffer: Cache, group: jax.Array, length: jax.Array) 
     if isinstance(prefix, list):
         return [layer(into, one["k"], one["v"]) for into, one in zip(prefix, buffer, strict=True)]
     return _by_layer(layer, prefix, buffer["k"], buffer["v"])
+
+
+_load_jitted = jax.jit(_load, donate_argnames="buffer")
+_fill_jitted = jax.jit(_fill, donate_argnames="prefix")
+_zeros_jitted = jax.jit(
+    _make_zeros, static_argnames=("layers", "as_list", "dtype", "axes", "shapes")
+)
 
 
 def _prefill(

@@ -11,7 +11,7 @@ from random import Random
 
 from ste_jax.generators.protocol import Message
 from ste_jax.pico.answers import draw_answer, stated, write_answer, wrong_solution
-from ste_jax.pico.kinds import CATEGORIES, KINDS, Solution
+from ste_jax.pico.kinds import CATEGORIES, KINDS, NAMES, Solution
 from ste_jax.pico.noise import draw_noise
 from ste_jax.pico.traces import compared, write_trace
 from ste_jax.pico.world import Share, Task, changes, draw_task
@@ -128,6 +128,25 @@ def check(draw: Random, share: Share) -> Chat:
     return Chat("check", tuple(turns), tuple(learnt))
 
 
+def review(draw: Random, share: Share) -> Chat:
+    """Answers of several people to one task, right or wrong, checked one by one."""
+    task = draw_task(draw, share)
+    solutions = [
+        task.solution if draw.random() < 0.5 else wrong_or_similar(task, draw)
+        for _ in range(draw.choice((2, 2, 3)))
+    ]
+    names = draw.sample(NAMES, len(solutions))
+    answers = [draw_answer(solution, draw) for solution in solutions]
+    shown = [f"{name} answers: {answer}" for name, answer in zip(names, answers, strict=True)]
+    told = [
+        f"{name} says {compared(stated(answer), task.solution.answer)}."
+        for name, answer in zip(names, answers, strict=True)
+    ]
+    asked = "\n".join([task.instruction, *shown, "Check these answers."])
+    reply = "\n".join([write_answer(task.solution, 0), *told])
+    return Chat("review", (user(asked), assistant(reply)), (1,))
+
+
 def wrong_or_similar(task: Task, draw: Random, near: float = 0.5) -> Solution:
     """What is wrong for a task: a near miss, or what is right for a similar one."""
     if draw.random() < near:
@@ -190,6 +209,7 @@ MAKERS: Mapping[str, Maker] = {
     "calculate": calculate,
     "compare": compare,
     "check": check,
+    "review": review,
     "modify": modify,
     "classify": classify,
     "judge": judge,

@@ -29,7 +29,7 @@ from tqdm import tqdm
 from ste_jax import compilation_cache, preemption
 from ste_jax.checkpoints import load_checkpoint, save_checkpoint
 from ste_jax.config import DecodingKnobs, FinetuneKnobs, MeshKnobs
-from ste_jax.errors import SteError, WorkError
+from ste_jax.errors import SteError
 from ste_jax.finetuning.loop import Validate, finetune
 from ste_jax.finetuning.packing import Example
 from ste_jax.generators.local import LocalGenerator
@@ -74,12 +74,13 @@ class Phase:
 
 SKILLS = Phase(
     name="skills",
-    chats=185_000,
+    chats=190_000,
     mix={
         "respond": 0.24,
-        "calculate": 0.16,
-        "compare": 0.28,
-        "check": 0.17,
+        "calculate": 0.14,
+        "compare": 0.2,
+        "check": 0.09,
+        "review": 0.18,
         "modify": 0.12,
         "classify": 0.03,
     },
@@ -99,14 +100,16 @@ JUDGING = Phase(
     },
     knobs=dataclasses.replace(_KNOBS, learning_rate=8e-4, warmup_steps=20),
 )
+TASKS = 2000
+"""That the seed's skills are measured on."""
 JUDGMENTS = 300
 """Different judgments: the same few, again and again."""
 VERDICT_WEIGHT = 4.0
 """Weight of the verdict in the loss of a judgment, one token of about fifty."""
 
 DECODING = DecodingKnobs(
-    prompt_buckets=(96, 128, 192),
-    new_buckets=(48, 112),
+    prompt_buckets=(64, 96, 128, 192),
+    new_buckets=(16, 40, 64),
     groups=64,
     group_size=1,
     prefill_chunk=32,
@@ -183,11 +186,12 @@ def first_model(config: ModelConfig) -> Decoder:
     return with_parameters(model, parameters)
 
 
-def make_seed(out: Path, work: Path, phases: Sequence[Phase]) -> None:
-    """Make tokenizer and model in `out`; `work` keeps a training in hand. Run again to resume.
+def make_seed(out: Path, work: Path, phases: Sequence[Phase], tasks: int) -> None:
+    """Make tokenizer and model in `out`, and measure them on so many tasks (in between on fewer);
+    `work` keeps a training in hand. Run again to resume.
 
     Raises:
-      Preempted: asked to stop. WorkError: a chat is longer than a row of training.
+      Preempted: asked to stop.
     """
     out.mkdir(parents=True, exist_ok=True)
     made = make_tokenizer(corpus.all_texts(Random("tokenizer"), 20_000), least=10)
@@ -200,7 +204,7 @@ def make_seed(out: Path, work: Path, phases: Sequence[Phase]) -> None:
         return measure_skills(LocalGenerator(local, tokenizer, DECODING, here), "dev", count)
 
     def validate(model: Decoder, step: int) -> dict[str, Any]:
-        found = measured(model, 300)
+        found = measured(model, min(300, tasks))
         tqdm.write(json.dumps({"step": step, **{k: round(v, 3) for k, v in found.items()}}))
         return {"accuracy": None, **found}
 
@@ -210,7 +214,7 @@ def make_seed(out: Path, work: Path, phases: Sequence[Phase]) -> None:
         model = _train(phase, model, examples, tokenizer, work, validate)
     shipped = on_mesh(model, here, "bfloat16")
     save_hf(shipped, out)
-    skills = {name: round(value, 4) for name, value in measured(shipped, 2000).items()}
+    skills = {name: round(value, 4) for name, value in measured(shipped, tasks).items()}
     text = json.dumps(skills, indent=2)
     print(text)
     (out / "skills.json").write_text(text + "\n")
@@ -250,7 +254,7 @@ def _train(
             stop_requested=preemption.requested,
         )
     if result.dropped:
-        raise WorkError(f"{len(result.dropped)} chats are longer than a row of training")
+        print(f"{phase.name}: {len(result.dropped)} chats are longer than a row and were left out")
     return load_checkpoint(kept, mesh)
 
 
@@ -261,7 +265,7 @@ def main() -> int:
     parser.add_argument("--work", type=Path, default=Path("runs/make-seed"), metavar="DIR",
                         help="where a training in hand is kept")  # fmt: skip
     parser.add_argument("--part", type=float, default=1.0, metavar="SHARE",
-                        help="train on this share of the chats only: to try it")  # fmt: skip
+                        help="train and measure on this share only: to try it")  # fmt: skip
     given = parser.parse_args()
     jax.config.update("jax_num_cpu_devices", 2)
     compilation_cache.enable()
@@ -271,7 +275,7 @@ def main() -> int:
         for phase in (SKILLS, JUDGING)
     ]
     try:
-        make_seed(given.out, given.work, phases)
+        make_seed(given.out, given.work, phases, tasks=max(1, round(TASKS * given.part)))
     except SteError as error:
         print(error, file=sys.stderr)
         return error.exit_status

@@ -1,6 +1,7 @@
 """How well does a model play each role? Measured by the checker, on tasks of a share of its own.
 
-The prompts, the parsers and the generator are those of a run.
+The prompts, the parsers, the generator and the sampling are those of a run (`configs/pico.yaml`),
+except that answers are drawn greedily.
 """
 
 from __future__ import annotations
@@ -16,7 +17,13 @@ from ste_jax.pico.traces import check_trace, compared
 from ste_jax.pico.world import Share, Task, draw_task, understand
 from ste_jax.prompts.parse import parse_category, parse_modified, parse_verdict
 
-_TOKENS = {"classify": 16, "respond": 48, "check": 48, "modify": 96, "judge": 96}
+_SAMPLING = {
+    "classify": Sampling(max_new_tokens=16, temperature=0.0),
+    "respond": Sampling(max_new_tokens=40, temperature=0.0),
+    "check": Sampling(max_new_tokens=40, temperature=0.0),
+    "modify": Sampling(max_new_tokens=64, temperature=1.0, top_p=1.0),
+    "judge": Sampling(max_new_tokens=64, temperature=0.7, top_p=0.9),
+}
 
 
 def measure_skills(generator: Generator, share: Share, count: int) -> dict[str, float]:
@@ -33,7 +40,7 @@ def measure_skills(generator: Generator, share: Share, count: int) -> dict[str, 
     """
     draw = Random("skills")
     tasks = [draw_task(draw, share) for _ in range(count)]
-    answers = _ask(generator, "respond", [(user(task.instruction),) for task in tasks], 0.0)
+    answers = _ask(generator, "respond", [(user(task.instruction),) for task in tasks])
     texts = [answer.text for answer in answers]
     found = {"answers": sum(map(is_right, tasks, texts)) / count}
     found |= _categories(generator, tasks)
@@ -49,7 +56,6 @@ def _categories(generator: Generator, tasks: Sequence[Task]) -> dict[str, float]
         generator,
         "classify",
         [ask("classify", instruction=t.instruction, categories=categories) for t in tasks],
-        0.0,
     )
     right = [
         parse_category(each.text, ALL_CATEGORIES)[0] == task.category
@@ -61,7 +67,7 @@ def _categories(generator: Generator, tasks: Sequence[Task]) -> dict[str, float]
 def _checks(generator: Generator, tasks: Sequence[Task], draw: Random) -> dict[str, float]:
     shown = [draw_answers(draw, task)[n % 2] for n, task in enumerate(tasks)]
     prompts = [ask_to_check(task, answer) for task, answer in zip(tasks, shown, strict=True)]
-    said = _ask(generator, "check", prompts, 0.0)
+    said = _ask(generator, "check", prompts)
     right = [
         each.text.endswith(f"\nIt says {compared(stated(answer), task.solution.answer)}.")
         for task, answer, each in zip(tasks, shown, said, strict=True)
@@ -75,7 +81,7 @@ def _modified(
     shown = zip(tasks, answers, strict=True)
     prompts = [ask("modify", instruction=t.instruction, answer=a) for t, a in shown]
     counts: Counter[str] = Counter()
-    for task, reply in zip(tasks, _ask(generator, "modify", prompts, 0.7), strict=True):
+    for task, reply in zip(tasks, _ask(generator, "modify", prompts), strict=True):
         modified, _ = parse_modified(
             reply.text, with_response=True, finish_reason=reply.finish_reason
         )
@@ -99,9 +105,7 @@ def _judgments(generator: Generator, tasks: Sequence[Task], draw: Random) -> dic
     ]
     counts: Counter[str] = Counter()
     hits = []
-    for (task, a, b, label), said in zip(
-        shown, _ask(generator, "judge", prompts, 0.7), strict=True
-    ):
+    for (task, a, b, label), said in zip(shown, _ask(generator, "judge", prompts), strict=True):
         verdict = parse_verdict(said.text, said.finish_reason).verdict
         hits.append(verdict == label)
         counts["judge_parsed"] += verdict is not None
@@ -115,12 +119,10 @@ def _judgments(generator: Generator, tasks: Sequence[Task], draw: Random) -> dic
     }
 
 
-def _ask(
-    generator: Generator, role: str, prompts: Sequence[Sequence[Message]], temperature: float
-) -> list[Completion]:
+def _ask(generator: Generator, role: str, prompts: Sequence[Sequence[Message]]) -> list[Completion]:
     """One sample of each prompt, in their order."""
-    sampling = Sampling(max_new_tokens=_TOKENS[role], temperature=temperature, top_p=0.9)
     for number, messages in enumerate(prompts):
-        generator.submit(Request(id=f"{number}", messages=messages, sampling=sampling, alone=True))
+        request = Request(id=f"{number}", messages=messages, sampling=_SAMPLING[role], alone=True)
+        generator.submit(request)
     found = {int(each.request_id): each for each in generator.completions()}
     return [found[number] for number in range(len(prompts))]

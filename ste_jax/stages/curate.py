@@ -52,7 +52,8 @@ def curate(
     kept: dict[str, dict[str, str]] = {"A": {}, "B": {}}
     for id, tally in sorted(tallies.items()):
         if tally.best is None:
-            dropped["no_correct" if tally.parsed else "no_verdict"] += 1
+            wrong = tally.parsed and knobs.verdicts == "correct"
+            dropped["no_correct" if wrong else "no_verdict"] += 1
         elif tally.correct / tally.parsed < knobs.min_agreement:
             dropped["low_agreement"] += 1
         else:

@@ -1,0 +1,115 @@
+"""Do compared runs differ in what they are said to differ in, and are they counted right?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.cells import (
+    Cell,
+    Hits,
+    both_parsed,
+    evaluations,
+    hits,
+    kept,
+    markdown,
+    run_cell,
+    shuffle_labels,
+)
+from ste_jax.errors import WorkError
+from tests.comparing import assert_same_files
+from tests.test_labelled_sets import write_pairs
+
+
+@pytest.fixture(scope="module")
+def shuffled(finished, tmp_path_factory):
+    """A cell that goes on from the finished run with shuffled labels: (it, how to run it again)."""
+    base, config = finished
+    root = tmp_path_factory.mktemp("cells")
+    write_pairs(root / "words.jsonl", 12)
+    measure = f"evaluate.sets=[{{name: words, data: {root / 'words.jsonl'}}}]"
+    cell = Cell(name="shuffled", told="shuffled", overrides=(measure,), prepare=shuffle_labels)
+
+    def again():
+        return run_cell(cell, str(config), 0, root / "shuffled", Path(base.root))
+
+    return again(), again
+
+
+def test_shuffling_turns_half_of_the_pairs_but_none_that_is_held_out(finished, shuffled):
+    base, cell = finished[0], shuffled[0]
+    before = {pair.id: pair for pair in base.pairs.rows()}
+    after = {pair.id: pair for pair in cell.pairs.rows()}
+    assert before.keys() == after.keys()
+    turned = {id for id, pair in after.items() if pair.chosen != before[id].chosen}
+    assert all(after[id].chosen == before[id].rejected for id in turned)
+    split = {row.id: row.split for row in base.selected.rows()}
+    of = {name: {id for id, pair in before.items() if split[pair.instruction_id] == name}
+          for name in ("train", "validation", "heldout")}  # fmt: skip
+    assert not turned & of["heldout"]
+    assert 0.3 < len(turned & of["train"]) / len(of["train"]) < 0.7
+    assert turned & of["validation"]
+
+
+def test_a_cell_shares_what_came_before_and_trains_on_what_it_changed(finished, shuffled):
+    base, cell = finished[0], shuffled[0]
+    for pattern in ("instructions/**/*.parquet", "iterations/0/evaluation/judgments/*.parquet"):
+        assert_same_files(Path(base.root), Path(cell.root), pattern)
+    pairs = {pair.id: pair for pair in cell.pairs.rows()}
+    for prompt in cell.iteration(1).prompts.rows():
+        pair = pairs[prompt.pair_id]
+        a, b = (pair.chosen, pair.rejected)[:: 1 if prompt.label == "A" else -1]
+        assert prompt.messages[-1]["content"].endswith(f"\n {a}\n {b}")
+
+
+def test_a_finished_cell_does_nothing_more(shuffled):
+    cell, again = shuffled
+    before = cell.metrics.read_text().count('"work"')
+    again()
+    assert cell.metrics.read_text().count('"work"') == before
+
+
+def test_a_cell_whose_pairs_were_made_anew_is_refused(shuffled):
+    cell, again = shuffled
+    mark = Path(cell.root) / "copied_pairs.sha256"
+    copied = mark.read_text()
+    mark.write_text("another")
+    try:
+        with pytest.raises(WorkError, match=r"shuffled were made anew"):
+            again()
+    finally:
+        mark.write_text(copied)
+
+
+def test_runs_are_counted_as_they_are_evaluated(shuffled):
+    cell, _ = shuffled
+    curve = hits([cell], ["words"]).accuracies()
+    told = [each["sets"]["words"] for each in evaluations(cell)]
+    assert [each["accuracy"] for each in curve] == [each["accuracy"] for each in told]
+    twice = hits([cell, cell], ["words"])
+    assert twice.asked == 4
+    assert [each["accuracy"] for each in twice.accuracies()] == [each["accuracy"] for each in curve]
+    n, _, last = both_parsed(cell, "words")
+    assert n <= told[-1]["n_prompts"] and last * n <= told[-1]["accuracy"] * told[-1]["n_prompts"]
+    assert kept(cell) == [len(list(each.training.rows())) for each in cell.iterations()[1:]]
+
+
+def test_the_share_of_a_gain():
+    whole = Hits(np.array([[0, 1, 0, 1] * 25, [2, 2, 2, 1] * 25]), asked=2)
+    part = Hits(np.array([[0, 1, 0, 1] * 25, [1, 1, 1, 1] * 25]), asked=2)
+    gain = part.share_of_gain(whole)
+    assert gain["share"] == pytest.approx(2 / 5)
+    low, high = gain["share_ci95"]
+    assert 0.3 < low < 2 / 5 < high < 0.5
+    assert whole.share_of_gain(whole)["share_ci95"] == [1.0, 1.0]
+
+
+def test_a_table_in_markdown():
+    rows = [{"cell": "one", "accuracy": 0.5, "accuracy_ci95": [0.25, 0.75]}]
+    assert markdown(rows).splitlines() == [
+        "| cell | accuracy |",
+        "| --- | --- |",
+        "| one | 0.500 [0.250, 0.750] |",
+    ]
