@@ -83,7 +83,7 @@ def compare(draw: Random, share: Share) -> Chat:
         else:
             task = draw_task(draw, share)
             own = task.solution.answer
-            said = own if draw.random() < 0.5 else wrong_or_similar(task, draw).answer
+            said = right_or_wrong(task, draw).answer
         pairs.append((said, own))
     asked = " and ".join(f"{said} with {own}" for said, own in pairs)
     told = " and ".join(compared(said, own) for said, own in pairs)
@@ -118,9 +118,7 @@ def check(draw: Random, share: Share) -> Chat:
     learnt = []
     for _ in range(draw.choice((1, 1, 2))):
         task = draw_task(draw, share)
-        right = draw.random() < 0.5
-        solution = task.solution if right else wrong_or_similar(task, draw)
-        answer = draw_answer(solution, draw)
+        answer = draw_answer(right_or_wrong(task, draw), draw)
         told = compared(stated(answer), task.solution.answer)
         turns += ask_to_check(task, answer)
         turns.append(assistant(f"{write_answer(task.solution, 0)}\nIt says {told}."))
@@ -131,10 +129,7 @@ def check(draw: Random, share: Share) -> Chat:
 def review(draw: Random, share: Share) -> Chat:
     """Answers of several people to one task, right or wrong, checked one by one."""
     task = draw_task(draw, share)
-    solutions = [
-        task.solution if draw.random() < 0.5 else wrong_or_similar(task, draw)
-        for _ in range(draw.choice((2, 2, 3)))
-    ]
+    solutions = [right_or_wrong(task, draw) for _ in range(draw.choice((2, 2, 3)))]
     names = draw.sample(NAMES, len(solutions))
     answers = [draw_answer(solution, draw) for solution in solutions]
     shown = [f"{name} answers: {answer}" for name, answer in zip(names, answers, strict=True)]
@@ -145,6 +140,11 @@ def review(draw: Random, share: Share) -> Chat:
     asked = "\n".join([task.instruction, *shown, "Check these answers."])
     reply = "\n".join([write_answer(task.solution, 0), *told])
     return Chat("review", (user(asked), assistant(reply)), (1,))
+
+
+def right_or_wrong(task: Task, draw: Random) -> Solution:
+    """What is right for a task, or what is wrong for it: as often."""
+    return task.solution if draw.random() < 0.5 else wrong_or_similar(task, draw)
 
 
 def wrong_or_similar(task: Task, draw: Random, near: float = 0.5) -> Solution:
