@@ -313,7 +313,7 @@ def _add_evaluate(commands: Any) -> None:
     parser = _new(commands, "evaluate", _evaluate, "measure a judge on pairs with known labels")
     parser.add_argument("model", metavar="MODEL")
     parser.add_argument("--benchmark", required=True, metavar="NAME", help="pairs or llmbar")
-    parser.add_argument("--data", required=True, metavar="PATH")
+    parser.add_argument("--data", required=True, metavar="PATH", help="or a shipped set: pico/NAME")
     parser.add_argument("--out", required=True, metavar="DIR", help="judgments and evaluation.json")
     _add_judging(parser)
     _add_decoding(parser)

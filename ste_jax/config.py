@@ -267,6 +267,8 @@ class EvaluateKnobs:
 
     votes: int = 3
     """Judgments per prompt; the first is the single verdict, all of them vote."""
+    greedy: bool = False
+    """At temperature 0, whatever the judge role's is: a gain is then none in sharpness alone."""
     bootstrap: int = 2000
     """Resamples for the 95% intervals (by pair)."""
     sets: tuple[LabelledSetKnobs, ...] = ()
@@ -367,6 +369,9 @@ def _apply(values: dict[str, Any], override: str) -> None:
     values[last] = value
 
 
+_FIXED = "roles.judge.sampling.temperature=0"
+
+
 def check(config: Config) -> None:
     """Refuse knobs that contradict each other.
 
@@ -411,16 +416,17 @@ def check(config: Config) -> None:
                 f"roles.{name}.sampling.max_new_tokens={tokens} must lie between 1 and the largest "
                 f"of decoding.new_buckets, {longest}"
             )
-    if config.roles.judge.sampling.temperature == 0:
-        for key, value in (
-            ("annotate.samples", config.annotate.samples),
-            ("evaluate.votes", config.evaluate.votes),
-        ):
-            if value > 1:
-                raise RequestError(
-                    f"{key}={value} at roles.judge.sampling.temperature=0 would be one and the "
-                    f"same text {value} times; raise the temperature or set {key}=1"
-                )
+    fixed = config.roles.judge.sampling.temperature == 0
+    for key, value, same, why in (
+        ("annotate.samples", config.annotate.samples, fixed, _FIXED),
+        ("evaluate.votes", config.evaluate.votes, fixed, _FIXED),
+        ("evaluate.votes", config.evaluate.votes, config.evaluate.greedy, "evaluate.greedy=true"),
+    ):
+        if same and value > 1:
+            raise RequestError(
+                f"{key}={value} at {why} would be one and the same text {value} times; "
+                f"change that or set {key}=1"
+            )
     for bucket in config.decoding.prompt_buckets:
         if bucket % config.decoding.prefill_chunk:
             raise RequestError(

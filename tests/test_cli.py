@@ -62,6 +62,7 @@ def test_every_command_has_help():
         ("roles.judge.sampling.top_p=0", "top_p must be above 0"),
         ("roles.judge.sampling.temperature=-1", "temperature must be at least 0"),
         ("roles.judge.sampling.temperature=0", "annotate.samples=4"),
+        ("evaluate.greedy=true", "evaluate.votes="),
         ("finetune.epochs=0", "finetune.epochs"),
         ("finetune.batch_rows=3", "finetune.batch_rows"),
         ("decoding.new_buckets=[24, 4]", "rising"),

@@ -11,9 +11,11 @@ import yaml
 from etils import epath
 
 from ste_jax.cli import main
+from ste_jax.evaluation.runner import SHARDS
+from ste_jax.records import Judgment
 from ste_jax.reporting.examples import labelled_examples, orders_right
 from ste_jax.reporting.tables import iteration_table
-from ste_jax.rundir import RunDir
+from ste_jax.rundir import RunDir, Table
 from tests import tiny
 from tests.test_cli import one_sentence, told
 
@@ -87,6 +89,27 @@ def test_pairs_more_are_judged_and_no_other_again(measured):
     assert len(after) == 2 * 14 * votes
     new = [json.loads(line) for line in run.metrics.read_text().splitlines() if '"work"' in line]
     assert sum(event["rows"] for event in new[asked:]) == 3 * 2 * 2  # three judges, two pairs
+
+
+def test_judges_are_measured_greedily_where_that_is_asked_for(measured, tmp_path):
+    run, _, data, words = measured
+    copy = tmp_path / "run"
+    shutil.copytree(run.root, copy)
+    words = [*words[:-1], str(copy), "evaluate.greedy=true", "evaluate.votes=1"]
+    assert main(words) == 0
+    judge = RunDir(epath.Path(copy)).iteration(2)
+    alone = tmp_path / "alone"
+    words = ["evaluate", str(judge.checkpoint), "--benchmark", "pairs"]
+    assert main([*words, "--data", str(data), "--out", str(alone)]) == 0  # one vote: greedy
+    found = {each.prompt_id: each.text for each in judge.labelled("words").judgments.rows()}
+    again = Table(epath.Path(alone) / "judgments", Judgment, SHARDS).rows()
+    assert found == {each.prompt_id: each.text for each in again}
+    sampled = {
+        each.prompt_id: each.text
+        for each in run.iteration(2).labelled("words").judgments.rows()
+        if not each.sample
+    }
+    assert found.keys() == sampled.keys() and found != sampled
 
 
 def test_a_column_that_is_not_there_is_named(measured, tmp_path, capsys):

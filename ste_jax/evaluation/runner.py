@@ -14,7 +14,7 @@ from typing import Any
 
 from etils import epath
 
-from ste_jax import checkpoints, files, judge_card, preemption
+from ste_jax import checkpoints, files, judge_card, preemption, shipped
 from ste_jax.config import DecodingKnobs
 from ste_jax.distributed import Processes
 from ste_jax.errors import RequestError
@@ -176,7 +176,7 @@ def evaluate_benchmark(
       RequestError: bad data, or `out` holds something else.
     """
     root = epath.Path(out)
-    pairs = list(read_pairs(benchmark, data))
+    pairs = list(read_pairs(benchmark, shipped.path_of(data)))
     found = locate(options.model)
     judging = make_judge(found, options)
     if root.exists() and not root.is_dir():

@@ -11,10 +11,10 @@ from random import Random
 
 from ste_jax.generators.protocol import Message
 from ste_jax.pico.answers import draw_answer, stated, write_answer, wrong_solution
-from ste_jax.pico.kinds import CATEGORIES, KINDS, NAMES, Solution
+from ste_jax.pico.kinds import CATEGORIES, KINDS, NAMES, Kind, Solution
 from ste_jax.pico.noise import draw_noise
 from ste_jax.pico.traces import compared, write_trace
-from ste_jax.pico.world import Share, Task, changes, draw_task
+from ste_jax.pico.world import Task, Tasks, changes
 from ste_jax.prompts.parse import INSTRUCTION_MARK, RESPONSE_MARK
 from ste_jax.prompts.render import load_template
 
@@ -30,7 +30,8 @@ class Chat:
     learnt: tuple[int, ...]
 
 
-_CALCULATED = [kind for kind in KINDS if kind.solve(kind.draw(Random(0), 1)).steps]
+def _is_calculated(kind: Kind) -> bool:
+    return bool(kind.solve(kind.draw(Random(0), 1)).steps)
 
 
 def user(text: str) -> Message:
@@ -52,28 +53,27 @@ def _replied(role: str, asked: tuple[Message, ...], reply: str) -> Chat:
     return Chat(role, (*asked, assistant(reply)), (len(asked),))
 
 
-def respond(draw: Random, share: Share) -> Chat:
+def respond(draw: Random, tasks: Tasks) -> Chat:
     """Some instructions, one after another, and their answers."""
     turns: list[Message] = []
     for _ in range(draw.choice((1, 1, 2, 3))):
-        task = draw_task(draw, share)
+        task = tasks.draw(draw)
         turns += [user(task.instruction), assistant(draw_answer(task.solution, draw))]
     return Chat("respond", tuple(turns), tuple(range(1, len(turns), 2)))
 
 
-def calculate(draw: Random, share: Share) -> Chat:
+def calculate(draw: Random, tasks: Tasks) -> Chat:
     """Steps of answers, one after another."""
     steps: list[str] = []
     wanted = draw.randint(3, 8)
     while len(steps) < wanted:
-        task = draw_task(draw, share, draw.choice(_CALCULATED))
-        steps += task.solution.steps
+        steps += tasks.draw(draw, _is_calculated).solution.steps
     asked = ", ".join(step.partition(" = ")[0] for step in steps)
     turns = (user(f"Calculate {asked}."), assistant(f"{', '.join(steps)}."))
     return Chat("calculate", turns, (1,))
 
 
-def compare(draw: Random, share: Share) -> Chat:
+def compare(draw: Random, tasks: Tasks) -> Chat:
     """Are two results the same? Asked of several at once."""
     pairs = []
     for _ in range(draw.randint(2, 5)):
@@ -81,7 +81,7 @@ def compare(draw: Random, share: Share) -> Chat:
             own = str(_number(draw))
             said = own if draw.random() < 0.5 else _other_number(own, draw)
         else:
-            task = draw_task(draw, share)
+            task = tasks.draw(draw)
             own = task.solution.answer
             said = right_or_wrong(task, draw).answer
         pairs.append((said, own))
@@ -112,12 +112,12 @@ def ask_to_check(task: Task, answer: str) -> tuple[Message, ...]:
     return user(task.instruction), assistant(answer), user("Check this answer.")
 
 
-def check(draw: Random, share: Share) -> Chat:
+def check(draw: Random, tasks: Tasks) -> Chat:
     """An answer, right or wrong, checked: the task solved again, the results compared."""
     turns: list[Message] = []
     learnt = []
     for _ in range(draw.choice((1, 1, 2))):
-        task = draw_task(draw, share)
+        task = tasks.draw(draw)
         answer = draw_answer(right_or_wrong(task, draw), draw)
         told = compared(stated(answer), task.solution.answer)
         turns += ask_to_check(task, answer)
@@ -126,11 +126,29 @@ def check(draw: Random, share: Share) -> Chat:
     return Chat("check", tuple(turns), tuple(learnt))
 
 
-def review(draw: Random, share: Share) -> Chat:
+def review(draw: Random, tasks: Tasks) -> Chat:
     """Answers of several people to one task, right or wrong, checked one by one."""
-    task = draw_task(draw, share)
+    task = tasks.draw(draw)
     solutions = [right_or_wrong(task, draw) for _ in range(draw.choice((2, 2, 3)))]
-    names = draw.sample(NAMES, len(solutions))
+    asked, reply = _checked(task, solutions, draw.sample(NAMES, len(solutions)), draw)
+    return Chat("review", (user(asked), assistant(reply)), (1,))
+
+
+def dictated(draw: Random, tasks: Tasks) -> Chat:
+    """How a verdict is written: two answers are checked, then the letter that the user names is
+    given, whatever the answers are worth."""
+    task = tasks.draw(draw)
+    solutions = [right_or_wrong(task, draw) for _ in range(2)]
+    asked, reply = _checked(task, solutions, ("A", "B"), draw)
+    letter = draw.choice("AB")
+    turns = (user(f"{asked}\nWrite {letter}."), assistant(f"{reply}\n[[{letter}]]"))
+    return Chat("dictated", turns, (1,))
+
+
+def _checked(
+    task: Task, solutions: Sequence[Solution], names: Sequence[str], draw: Random
+) -> tuple[str, str]:
+    """The wish to have some people's answers to a task checked, and the reply."""
     answers = [draw_answer(solution, draw) for solution in solutions]
     shown = [f"{name} answers: {answer}" for name, answer in zip(names, answers, strict=True)]
     told = [
@@ -138,8 +156,7 @@ def review(draw: Random, share: Share) -> Chat:
         for name, answer in zip(names, answers, strict=True)
     ]
     asked = "\n".join([task.instruction, *shown, "Check these answers."])
-    reply = "\n".join([write_answer(task.solution, 0), *told])
-    return Chat("review", (user(asked), assistant(reply)), (1,))
+    return asked, "\n".join([write_answer(task.solution, 0), *told])
 
 
 def right_or_wrong(task: Task, draw: Random) -> Solution:
@@ -159,9 +176,9 @@ def similar(task: Task, draw: Random) -> Task:
     return next(new for new in changes(task, draw) if new.share == task.share)
 
 
-def modify(draw: Random, share: Share) -> Chat:
+def modify(draw: Random, tasks: Tasks) -> Chat:
     """A similar but different instruction, and its answer."""
-    task = draw_task(draw, share)
+    task = tasks.draw(draw)
     new = similar(task, draw)
     asked = ask("modify", instruction=task.instruction, answer=draw_answer(task.solution, draw))
     reply = (
@@ -171,12 +188,12 @@ def modify(draw: Random, share: Share) -> Chat:
     return _replied("modify", asked, reply)
 
 
-def classify(draw: Random, share: Share) -> Chat:
+def classify(draw: Random, tasks: Tasks) -> Chat:
     """An instruction's category and difficulty."""
     if draw.random() < 0.2:
         text, category, level = draw_noise(draw), "other", 1
     else:
-        task = draw_task(draw, share)
+        task = tasks.draw(draw)
         text, category, level = task.instruction, task.category, 1 + task.level
     asked = ask("classify", instruction=text, categories=", ".join(ALL_CATEGORIES))
     return _replied("classify", asked, f"Category: {category}\nDifficulty: {level}")
@@ -188,9 +205,9 @@ def draw_answers(draw: Random, task: Task, near: float = 0.5) -> tuple[str, str]
     return draw_answer(task.solution, draw), draw_answer(wrong, draw)
 
 
-def judge(draw: Random, share: Share) -> Chat:
+def judge(draw: Random, tasks: Tasks) -> Chat:
     """Two answers, checked and compared."""
-    task = draw_task(draw, share)
+    task = tasks.draw(draw)
     right, wrong = draw_answers(draw, task)
     a, b = (right, wrong) if draw.random() < 0.5 else (wrong, right)
     return judged(task, a, b)
@@ -202,7 +219,7 @@ def judged(task: Task, a: str, b: str) -> Chat:
     return _replied("judge", asked, write_trace(task, a, b))
 
 
-Maker = Callable[[Random, Share], Chat]
+Maker = Callable[[Random, Tasks], Chat]
 
 MAKERS: Mapping[str, Maker] = {
     "respond": respond,
@@ -213,6 +230,7 @@ MAKERS: Mapping[str, Maker] = {
     "modify": modify,
     "classify": classify,
     "judge": judge,
+    "dictated": dictated,
 }
 
 
@@ -220,17 +238,17 @@ def draw_chats(
     draw: Random,
     count: int,
     mix: Mapping[str, float],
-    share: Share,
+    tasks: Tasks,
     makers: Mapping[str, Maker] = MAKERS,
 ) -> list[Chat]:
     """Random chats, each role with its weight."""
     roles = draw.choices(list(mix), list(mix.values()), k=count)
-    return [makers[role](draw, share) for role in roles]
+    return [makers[role](draw, tasks) for role in roles]
 
 
 def all_texts(draw: Random, count: int) -> Sequence[str]:
     """Contents to make a tokenizer from, which holds every word of the world."""
     texts = [phrasing for kind in KINDS for phrasing in kind.phrasings]
-    for chat in draw_chats(draw, count, dict.fromkeys(MAKERS, 1.0), "known"):
+    for chat in draw_chats(draw, count, dict.fromkeys(MAKERS, 1.0), Tasks("known")):
         texts += [turn["content"] for turn in chat.messages]
     return texts

@@ -2,10 +2,10 @@
 
 The seed is trained by the project's own fine-tuning code, on generated chats in which it plays
 every role, in two phases: first the skills (answering, calculating, comparing two results, checking
-one answer, changing an instruction, sorting instructions), then the same with a few different
-judgments among them, again and again: that it has seen so few is why it judges weakly. It can be
-stopped and run again; its skills are printed as they grow, on tasks that are neither trained on nor
-held out.
+the answers of one person or of several, changing an instruction, sorting instructions), the kinds
+of task that come hardest more often; then the skills with a few judgments among them: that it has
+seen so few is why it judges weakly. It can be stopped and run again; its skills are printed as they
+grow, on tasks that are neither trained on nor held out.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import dataclasses
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -40,9 +40,11 @@ from ste_jax.opening import on_mesh
 from ste_jax.parameters import parameters_of, with_parameters
 from ste_jax.pico import corpus
 from ste_jax.pico.corpus import Chat
+from ste_jax.pico.kinds import KINDS
 from ste_jax.pico.make_data import SHIPPED
 from ste_jax.pico.skills import measure_skills
 from ste_jax.pico.tokenizer import make_tokenizer, save_tokenizer
+from ste_jax.pico.world import Tasks
 from ste_jax.sharding import make_mesh
 from ste_jax.tokenizers import Tokenizer, load_tokenizer
 
@@ -70,42 +72,45 @@ class Phase:
     mix: Mapping[str, float]
     """Shares of the roles among the chats."""
     knobs: FinetuneKnobs
+    more_often: Mapping[str, int] = field(default_factory=dict)
+    """How many times as often as others some kinds of task come."""
 
 
 SKILLS = Phase(
     name="skills",
-    chats=190_000,
+    chats=230_000,
     mix={
         "respond": 0.24,
-        "calculate": 0.14,
-        "compare": 0.2,
-        "check": 0.09,
-        "review": 0.18,
-        "modify": 0.12,
+        "calculate": 0.12,
+        "compare": 0.17,
+        "check": 0.07,
+        "review": 0.24,
+        "modify": 0.13,
         "classify": 0.03,
     },
+    more_often={"later": 3, "sum": 2, "difference": 2, "total": 2, "story": 2},
     knobs=dataclasses.replace(_KNOBS, learning_rate=2e-3, warmup_steps=100),
 )
 JUDGING = Phase(
     name="judging",
-    chats=4_500,
+    chats=2200,
     mix={
         "judge": 0.4,
-        "respond": 0.12,
-        "calculate": 0.1,
-        "compare": 0.16,
-        "check": 0.11,
-        "modify": 0.09,
-        "classify": 0.02,
+        "dictated": 0.25,
+        "respond": 0.08,
+        "calculate": 0.05,
+        "compare": 0.08,
+        "check": 0.05,
+        "modify": 0.08,
+        "classify": 0.01,
     },
-    knobs=dataclasses.replace(_KNOBS, learning_rate=8e-4, warmup_steps=20),
+    knobs=dataclasses.replace(_KNOBS, learning_rate=5e-4, warmup_steps=20),
 )
+PHASES = (SKILLS, JUDGING)
 TASKS = 2000
 """That the seed's skills are measured on."""
-JUDGMENTS = 300
+JUDGMENTS = 100
 """Different judgments: the same few, again and again."""
-VERDICT_WEIGHT = 4.0
-"""Weight of the verdict in the loss of a judgment, one token of about fifty."""
 
 DECODING = DecodingKnobs(
     prompt_buckets=(64, 96, 128, 192),
@@ -137,9 +142,11 @@ def model_config(vocab_size: int) -> ModelConfig:
 def make_chats(phase: Phase, judgments: int = JUDGMENTS) -> list[Chat]:
     """All that the seed reads in a phase, in no order."""
     draw = Random(phase.name)
-    few = [corpus.judge(draw, "known") for _ in range(judgments)]
-    makers = {**corpus.MAKERS, "judge": lambda draw, share: draw.choice(few)}
-    return corpus.draw_chats(draw, phase.chats, phase.mix, "known", makers)
+    of_judgments = Random("judgments")
+    few = [corpus.judge(of_judgments, Tasks("known")) for _ in range(judgments)]
+    makers = {**corpus.MAKERS, "judge": lambda draw, tasks: draw.choice(few)}
+    kinds = [kind for kind in KINDS for _ in range(phase.more_often.get(kind.name, 1))]
+    return corpus.draw_chats(draw, phase.chats, phase.mix, Tasks("known", kinds), makers)
 
 
 def make_examples(chats: Sequence[Chat], tokenizer: tokenizers.Tokenizer) -> list[Example]:
@@ -157,11 +164,8 @@ def make_examples(chats: Sequence[Chat], tokenizer: tokenizers.Tokenizer) -> lis
         weights: list[float] = []
         for index, turn in enumerate(chat.messages):
             content = [*next(encoded).ids, mark["end"]]
-            learnt = [float(index in chat.learnt)] * len(content)
-            if chat.role == "judge" and index in chat.learnt:
-                learnt[-2] = VERDICT_WEIGHT
             ids += [mark[turn["role"]], *content]
-            weights += [0.0, *learnt]
+            weights += [0.0, *[float(index in chat.learnt)] * len(content)]
         start = next(at for at, weight in enumerate(weights) if weight)
         examples.append(
             Example(
@@ -270,10 +274,7 @@ def main() -> int:
     jax.config.update("jax_num_cpu_devices", 2)
     compilation_cache.enable()
     preemption.install()
-    phases = [
-        dataclasses.replace(phase, chats=round(phase.chats * given.part))
-        for phase in (SKILLS, JUDGING)
-    ]
+    phases = [dataclasses.replace(phase, chats=round(phase.chats * given.part)) for phase in PHASES]
     try:
         make_seed(given.out, given.work, phases, tasks=max(1, round(TASKS * given.part)))
     except SteError as error:

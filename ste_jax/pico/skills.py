@@ -1,7 +1,7 @@
 """How well does a model play each role? Measured by the checker, on tasks of a share of its own.
 
-The prompts, the parsers, the generator and the sampling are those of a run (`configs/pico.yaml`),
-except that answers are drawn greedily.
+The prompts, the parsers, the generator and the sampling are those of a run (`configs/pico.yaml`);
+a judge is asked greedily, as where a run measures it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _SAMPLING = {
     "respond": Sampling(max_new_tokens=40, temperature=0.0),
     "check": Sampling(max_new_tokens=40, temperature=0.0),
     "modify": Sampling(max_new_tokens=64, temperature=1.0, top_p=1.0),
-    "judge": Sampling(max_new_tokens=64, temperature=0.7, top_p=0.9),
+    "judge": Sampling(max_new_tokens=64, temperature=0.0),
 }
 
 
@@ -30,8 +30,8 @@ def measure_skills(generator: Generator, share: Share, count: int) -> dict[str, 
     """Shares of `count` tasks (judging: as many pairs, in both orders).
 
     Returns:
-      answers: right, greedily. categories: right, greedily.
-      checks: one answer, right or wrong, rightly told to be so, greedily.
+      answers: right. categories: right.
+      checks: one answer, right or wrong, rightly told to be so.
       modified: a modified instruction that parses, is a task, and has another answer;
       modified_answered: and its answer is right.
       judge: right verdict on a right answer against a near miss or against the answer to a similar

@@ -23,6 +23,8 @@ CHAT_TEMPLATE = (
 )
 
 _LONG = 48
+"""Characters of a line of a template, which stands in so many texts more than a sum that recurs."""
+_OFTEN = 20
 _BEFORE_DIGIT = r"(?: (?=\d))?"
 _PIECES = "|".join(
     (
@@ -44,7 +46,7 @@ def make_tokenizer(texts: Iterable[str], least: int) -> Tokenizer:
     """A tokenizer that knows every piece which stands in `texts` at least so often."""
     texts = list(texts)
     lines = Counter(line for text in texts for line in text.split("\n") if len(line) >= _LONG)
-    said_again = (re.escape(line) for line in sorted(lines) if lines[line] >= least)
+    said_again = (re.escape(line) for line in sorted(lines) if lines[line] >= _OFTEN * least)
     whole = [rf"(?<![^\n]){line}(?![^\n])" for line in said_again]
     pieces = pre_tokenizers.Sequence(
         [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from random import Random
@@ -96,6 +96,19 @@ def draw_task(draw: Random, share: Share, kind: Kind | None = None) -> Task:
         task = make_task(wanted, values, draw.randrange(len(wanted.phrasings)))
         if task.share == share:
             return task
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """What tasks are drawn from."""
+
+    share: Share
+    kinds: Sequence[Kind] = KINDS
+    """One that is named twice comes twice as often."""
+
+    def draw(self, draw: Random, of: Callable[[Kind], bool] = lambda kind: True) -> Task:
+        """A random task, of such kinds only."""
+        return draw_task(draw, self.share, draw.choice([kind for kind in self.kinds if of(kind)]))
 
 
 @lru_cache(maxsize=1)

@@ -32,6 +32,11 @@ class Judge:
     model: str
     iteration: int
 
+    def greedy(self) -> Judge:
+        """The same, asked at temperature 0."""
+        sampling = dataclasses.replace(self.role.sampling, temperature=0.0)
+        return dataclasses.replace(self, role=dataclasses.replace(self.role, sampling=sampling))
+
 
 def build_prompts(pair: Pair, template: Template) -> tuple[Prompt, Prompt]:
     """The pair in both orders: the label is A where the chosen answer is shown first."""

@@ -6,7 +6,6 @@ result."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -170,8 +169,6 @@ def _validator(
 ) -> Callable[[Decoder, int], dict[str, Any]]:
     """Measures a judge in training on the validation pairs: greedy, both orders, forced if the run
     forces. Each process judges its share of the prompts with its own copy of the weights."""
-    sampling = dataclasses.replace(judging.role.sampling, temperature=0.0)
-    greedy = dataclasses.replace(judging, role=dataclasses.replace(judging.role, sampling=sampling))
     processes = context.processes
     mine = prompts[processes.index :: processes.count]
 
@@ -180,7 +177,7 @@ def _validator(
         counts = [0, 0, 0]
         note = context.meter("validate", judging.iteration, generator)
         for prompt, (judgment,) in judge.judge_all(
-            mine, generator, greedy, 1, in_flight=context.in_flight
+            mine, generator, judging.greedy(), 1, in_flight=context.in_flight
         ):
             counts[0] += 1
             counts[1] += judgment.verdict == prompt.label

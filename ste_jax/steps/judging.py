@@ -80,6 +80,8 @@ def evaluate(context: Context, iteration: int) -> None:
     here = context.run.iteration(iteration)
     judging = make_judge(context, here, "evaluate", 0)
     judging = dataclasses.replace(judging, iteration=iteration)
+    if context.config.evaluate.greedy:
+        judging = judging.greedy()
     _judge_pairs(context, here, here.heldout, _pairs_of_split(context, "heldout"), judging)
     for knobs in context.config.evaluate.sets:
         pairs = context.run.labelled(knobs.name)

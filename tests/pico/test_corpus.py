@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from random import Random
 
 import pytest
@@ -11,10 +12,10 @@ from hypothesis import strategies as st
 
 from ste_jax.pico import corpus
 from ste_jax.pico.corpus import ALL_CATEGORIES, MAKERS
-from ste_jax.pico.make_seed import JUDGING, SKILLS, VERDICT_WEIGHT, make_chats, make_examples
+from ste_jax.pico.make_seed import JUDGING, PHASES, SKILLS, make_chats, make_examples
 from ste_jax.pico.tokenizer import make_tokenizer, save_tokenizer
 from ste_jax.pico.traces import check_trace
-from ste_jax.pico.world import draw_task, understand
+from ste_jax.pico.world import Tasks, draw_task, understand
 from ste_jax.prompts.parse import (
     parse_category,
     parse_difficulty,
@@ -22,6 +23,8 @@ from ste_jax.prompts.parse import (
     parse_verdict,
 )
 from ste_jax.tokenizers import load_tokenizer
+
+KNOWN = Tasks("known")
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +39,7 @@ def made(tmp_path_factory):
 @pytest.mark.parametrize("role", MAKERS)
 def test_the_ids_are_those_that_a_run_would_ask_with(made, role):
     raw, tokenizer = made
-    chats = [MAKERS[role](Random(seed), "known") for seed in range(20)]
+    chats = [MAKERS[role](Random(seed), KNOWN) for seed in range(20)]
     for chat, example in zip(chats, make_examples(chats, raw), strict=True):
         first = chat.learnt[0]
         assert list(example.prompt_ids) == tokenizer.prompt_ids(chat.messages[:first])
@@ -51,28 +54,19 @@ def test_the_ids_are_those_that_a_run_would_ask_with(made, role):
             assert ids[len(prompt) + len(reply)] in tokenizer.eos_ids
 
 
-def test_only_the_verdict_weighs_more(made):
-    raw, tokenizer = made
-    (example,) = make_examples([corpus.judge(Random(0), "known")], raw)
-    weights = list(example.target_weights())
-    assert weights.count(VERDICT_WEIGHT) == 1
-    heavy = example.completion_ids[weights.index(VERDICT_WEIGHT)]
-    assert tokenizer.decode([heavy]) in ("[[A]]", "[[B]]")
-
-
 @settings(max_examples=50)
 @given(st.integers(0, 2**32))
 def test_replies_are_what_the_parsers_of_a_run_read(seed):
     draw = Random(seed)
-    classified = corpus.classify(draw, "known").messages[-1]["content"]
+    classified = corpus.classify(draw, KNOWN).messages[-1]["content"]
     assert parse_category(classified, ALL_CATEGORIES)[0] in ALL_CATEGORIES
     assert parse_difficulty(classified)[0] in range(1, 6)
     modified, failure = parse_modified(
-        corpus.modify(draw, "known").messages[-1]["content"], with_response=True
+        corpus.modify(draw, KNOWN).messages[-1]["content"], with_response=True
     )
     assert failure is None and modified is not None
     assert understand(modified.instruction) is not None
-    assert parse_verdict(corpus.judge(draw, "known").messages[-1]["content"]).verdict in ("A", "B")
+    assert parse_verdict(corpus.judge(draw, KNOWN).messages[-1]["content"]).verdict in ("A", "B")
 
 
 @settings(max_examples=50)
@@ -86,7 +80,7 @@ def test_a_judgment_that_is_taught_is_right_throughout(seed):
 
 
 def test_no_held_out_task_is_read():
-    phases = [dataclasses.replace(phase, chats=1500) for phase in (SKILLS, JUDGING)]
+    phases = [dataclasses.replace(phase, chats=1500) for phase in PHASES]
     chats = [chat for phase in phases for chat in make_chats(phase)]
     tasks = []
     for chat in chats:
@@ -102,6 +96,30 @@ def test_judgments_are_few_and_seen_again():
     chats = [chat for chat in make_chats(phase, judgments=50) if chat.role == "judge"]
     assert len(chats) > 100
     assert len({chat.messages for chat in map(_hashable, chats)}) <= 50
+
+
+def test_a_phase_asks_some_kinds_more_often():
+    phase = dataclasses.replace(SKILLS, chats=2000, mix={"respond": 1.0})
+    asked = [understand(chat.messages[0]["content"]) for chat in make_chats(phase)]
+    counts = Counter(task.kind for task in asked if task is not None)
+    more = {name: times for name, times in phase.more_often.items() if times >= 3}
+    assert more
+    for name in more:
+        assert all(
+            counts[name] > 1.5 * counts[other] for other in counts if other not in phase.more_often
+        )
+
+
+def test_a_dictated_letter_says_nothing_about_the_answers():
+    draw = Random(0)
+    letters = {"right": Counter(), "wrong": Counter()}
+    for _ in range(2000):
+        reply = corpus.dictated(draw, KNOWN).messages[-1]["content"]
+        of_a = next(line for line in reply.splitlines() if line.startswith("A says"))
+        worth = "right" if of_a.endswith("same.") else "wrong"
+        letters[worth][parse_verdict(reply).verdict] += 1
+    for counts in letters.values():
+        assert 0.45 < counts["A"] / counts.total() < 0.55
 
 
 def _hashable(chat):
@@ -120,6 +138,6 @@ def test_any_text_survives_the_tokenizer(made, text):
 
 def test_the_lines_of_the_judge_s_prompt_are_single_tokens(made):
     raw, _ = made
-    chat = corpus.judge(Random(0), "known")
+    chat = corpus.judge(Random(0), KNOWN)
     system = chat.messages[0]["content"]
     assert len(raw.encode(system).ids) <= 2 * len(system.splitlines())
