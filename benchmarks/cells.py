@@ -18,11 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from etils import epath
 from numpy.typing import NDArray
 
-from ste_jax import files
+from ste_jax import compilation_cache, files
 from ste_jax.config import load_config
 from ste_jax.distributed import Processes
 from ste_jax.errors import WorkError
@@ -55,13 +56,15 @@ class Cell:
 DEMO = Cell(name="demo", told="the recipe")
 
 
-def parser(description: str) -> argparse.ArgumentParser:
-    """Which config is run, under which seeds, and where."""
+def start(description: str) -> argparse.Namespace:
+    """Which config is run, under which seeds, and where; on two devices, as `make demo`."""
+    jax.config.update("jax_num_cpu_devices", 2)
+    compilation_cache.enable()
     made = argparse.ArgumentParser(description=description)
     made.add_argument("--config", default="configs/pico.yaml")
     made.add_argument("--out", type=Path, default=Path("runs/pico-seeds"), metavar="DIR")
     made.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    return made
+    return made.parse_args()
 
 
 def run_cell(cell: Cell, config: str, seed: int, root: Path, base: Path | None = None) -> RunDir:

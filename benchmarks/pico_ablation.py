@@ -23,11 +23,10 @@ from benchmarks.cells import (
     hits,
     kept,
     markdown,
-    parser,
     run_cell,
     shuffle_labels,
+    start,
 )
-from ste_jax import compilation_cache
 from ste_jax.reporting.page import note, page, section, tag
 from ste_jax.reporting.plots import agreement_plot, share_of
 from ste_jax.rundir import RunDir
@@ -58,8 +57,7 @@ def as_few(limit: int) -> Cell:
 
 def main() -> None:
     """Run every cell, then write what was found."""
-    given = parser("The recipe's parts, one by one, on pico.").parse_args()
-    compilation_cache.enable()
+    given = start("The recipe's parts, one by one, on pico.")
     runs: dict[str, list[RunDir]] = {}
     for seed in given.seeds:
         home = given.out / f"seed-{seed}"

@@ -15,8 +15,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks.cells import DEMO, SETS, both_parsed, evaluations, hits, markdown, parser, run_cell
-from ste_jax import compilation_cache
+from benchmarks.cells import DEMO, SETS, both_parsed, evaluations, hits, markdown, run_cell, start
 from ste_jax.rundir import RunDir
 
 MEASURES = {
@@ -65,8 +64,7 @@ def rows(seed: int, run: RunDir) -> Iterator[dict[str, Any]]:
 
 def main() -> int:
     """Run, print, check."""
-    given = parser("The pico demo under several run seeds.").parse_args()
-    compilation_cache.enable()
+    given = start("The pico demo under several run seeds.")
     table: list[dict[str, Any]] = []
     results: dict[str, Any] = {}
     for seed in given.seeds:

@@ -268,7 +268,8 @@ class EvaluateKnobs:
     votes: int = 3
     """Judgments per prompt; the first is the single verdict, all of them vote."""
     greedy: bool = False
-    """At temperature 0, whatever the judge role's is: a gain is then none in sharpness alone."""
+    """Judge at temperature 0, so that a judge that merely became surer measures no better.
+    Annotation is sampled all the same; validation is greedy in any case."""
     bootstrap: int = 2000
     """Resamples for the 95% intervals (by pair)."""
     sets: tuple[LabelledSetKnobs, ...] = ()

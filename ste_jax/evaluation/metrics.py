@@ -38,7 +38,7 @@ def measure(
     *,
     bootstrap: int,
     seed: int = 0,
-    sound: Mapping[str, bool] | None = None,
+    steps: Mapping[str, Mapping[str, bool]] | None = None,
 ) -> dict[str, Any]:
     """Measure one judge on prompts that show each pair in both orders.
 
@@ -46,7 +46,7 @@ def measure(
     the printed verdicts of all V samples (no strict plurality, or one of ties, is wrong). Verdicts
     count as printed, by force or not; what the judge said by itself has `failure` null.
 
-    `sound` tells, by prompt, whether every step of the single judgment is right, where that can be
+    `steps` tells, by prompt, which steps of the single judgment are right, where that can be
     recomputed.
 
     Returns, ready for JSON, every share with its interval under `<name>_ci95` as [low, high]:
@@ -59,8 +59,8 @@ def measure(
       accuracy_unforced: right among those; null if there are none.
       majority_accuracy, majority_consistent_accuracy: as above for the vote.
       majority_undecided: prompts without a strict plurality for A or B.
-      sound, sound_of_right: with `sound` only; judgments right in every step, over prompts, and
-        over those with a right verdict.
+      sound, sound_of_right: with `steps` only; judgments right in every step, over prompts, and
+        over those with a right verdict; step_NAME: right in this step, over prompts.
       failures: why the judge gave no verdict by itself, {kind: prompts}, over the single verdicts;
         they and the ones counted in parsed_unforced add up to n_prompts.
 
@@ -72,8 +72,8 @@ def measure(
     layout = _lay_out(prompts)
     votes = _collect(layout, judgments)
     ratios = _ratios(layout, votes)
-    if sound is not None:
-        ratios |= _soundness(layout, votes, sound)
+    if steps is not None:
+        ratios |= _soundness(layout, votes, steps)
     result: dict[str, Any] = {
         "n": len(layout.pair_ids),
         "n_prompts": 2 * len(layout.pair_ids),
@@ -250,15 +250,20 @@ def _ratios(layout: _Layout, votes: _Votes) -> dict[str, Ratio]:
     }
 
 
-def _soundness(layout: _Layout, votes: _Votes, sound: Mapping[str, bool]) -> dict[str, Ratio]:
-    flags = np.zeros(layout.labels.size, np.bool_)
+def _soundness(
+    layout: _Layout, votes: _Votes, steps: Mapping[str, Mapping[str, bool]]
+) -> dict[str, Ratio]:
+    flags = {name: np.zeros(layout.labels.size, np.bool_) for name in next(iter(steps.values()))}
     for id, place in layout.places.items():
-        flags[place] = sound[id]
-    both = flags.reshape(layout.labels.shape)
+        for name, of_step in flags.items():
+            of_step[place] = steps[id][name]
+    by_step = {name: each.reshape(layout.labels.shape) for name, each in flags.items()}
+    sound = np.all(list(by_step.values()), axis=0)
     right = votes.verdicts[:, :, 0] == layout.labels
     return {
-        "sound": _of_prompts(both),
-        "sound_of_right": (_per_pair(both & right), _per_pair(right)),
+        "sound": _of_prompts(sound),
+        "sound_of_right": (_per_pair(sound & right), _per_pair(right)),
+        **{f"step_{name}": _of_prompts(each) for name, each in by_step.items()},
     }
 
 

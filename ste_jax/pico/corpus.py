@@ -11,7 +11,7 @@ from random import Random
 
 from ste_jax.generators.protocol import Message
 from ste_jax.pico.answers import draw_answer, stated, write_answer, wrong_solution
-from ste_jax.pico.kinds import CATEGORIES, KINDS, NAMES, Kind, Solution
+from ste_jax.pico.kinds import CATEGORIES, KINDS, NAMES, Solution
 from ste_jax.pico.noise import draw_noise
 from ste_jax.pico.traces import compared, write_trace
 from ste_jax.pico.world import Task, Tasks, changes
@@ -30,8 +30,7 @@ class Chat:
     learnt: tuple[int, ...]
 
 
-def _is_calculated(kind: Kind) -> bool:
-    return bool(kind.solve(kind.draw(Random(0), 1)).steps)
+_CALCULATED = {kind.name for kind in KINDS if kind.solve(kind.draw(Random(0), 1)).steps}
 
 
 def user(text: str) -> Message:
@@ -67,7 +66,7 @@ def calculate(draw: Random, tasks: Tasks) -> Chat:
     steps: list[str] = []
     wanted = draw.randint(3, 8)
     while len(steps) < wanted:
-        steps += tasks.draw(draw, _is_calculated).solution.steps
+        steps += tasks.draw(draw, _CALCULATED).solution.steps
     asked = ", ".join(step.partition(" = ")[0] for step in steps)
     turns = (user(f"Calculate {asked}."), assistant(f"{', '.join(steps)}."))
     return Chat("calculate", turns, (1,))
@@ -135,10 +134,11 @@ def review(draw: Random, tasks: Tasks) -> Chat:
 
 
 def dictated(draw: Random, tasks: Tasks) -> Chat:
-    """How a verdict is written: two answers are checked, then the letter that the user names is
-    given, whatever the answers are worth."""
+    """How a verdict is written: two answers, both right or both wrong, are checked, then the letter
+    that the user names is given. So no letter contradicts what was found."""
     task = tasks.draw(draw)
-    solutions = [right_or_wrong(task, draw) for _ in range(2)]
+    right = draw.random() < 0.5
+    solutions = [task.solution if right else wrong_or_similar(task, draw) for _ in range(2)]
     asked, reply = _checked(task, solutions, ("A", "B"), draw)
     letter = draw.choice("AB")
     turns = (user(f"{asked}\nWrite {letter}."), assistant(f"{reply}\n[[{letter}]]"))

@@ -3,9 +3,9 @@
 The seed is trained by the project's own fine-tuning code, on generated chats in which it plays
 every role, in two phases: first the skills (answering, calculating, comparing two results, checking
 the answers of one person or of several, changing an instruction, sorting instructions), the kinds
-of task that come hardest more often; then the skills with a few judgments among them: that it has
-seen so few is why it judges weakly. It can be stopped and run again; its skills are printed as they
-grow, on tasks that are neither trained on nor held out.
+of task that come hardest more often; then these with a few judgments among them, and with the form
+of a verdict (`dictated`): that it has seen so few is why it judges weakly. It can be stopped and
+run again; its skills are printed as they grow, on tasks that are neither trained on nor held out.
 """
 
 from __future__ import annotations
@@ -41,7 +41,6 @@ from ste_jax.parameters import parameters_of, with_parameters
 from ste_jax.pico import corpus
 from ste_jax.pico.corpus import Chat
 from ste_jax.pico.kinds import KINDS
-from ste_jax.pico.make_data import SHIPPED
 from ste_jax.pico.skills import measure_skills
 from ste_jax.pico.tokenizer import make_tokenizer, save_tokenizer
 from ste_jax.pico.world import Tasks
@@ -265,7 +264,7 @@ def _train(
 def main() -> int:
     """Make the seed."""
     parser = argparse.ArgumentParser(description="Make pico's seed model, from nothing.")
-    parser.add_argument("--out", type=Path, default=SHIPPED / "seed", metavar="DIR")
+    parser.add_argument("--out", type=Path, default=Path("runs/make-seed/seed"), metavar="DIR")
     parser.add_argument("--work", type=Path, default=Path("runs/make-seed"), metavar="DIR",
                         help="where a training in hand is kept")  # fmt: skip
     parser.add_argument("--part", type=float, default=1.0, metavar="SHARE",

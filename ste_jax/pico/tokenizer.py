@@ -23,8 +23,9 @@ CHAT_TEMPLATE = (
 )
 
 _LONG = 48
-"""Characters of a line of a template, which stands in so many texts more than a sum that recurs."""
+"""Characters of a line that may become one piece,"""
 _OFTEN = 20
+"""if it stands so many times oftener than a piece must: a template's does, a sum's does not."""
 _BEFORE_DIGIT = r"(?: (?=\d))?"
 _PIECES = "|".join(
     (

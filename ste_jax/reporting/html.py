@@ -39,6 +39,8 @@ _MEASURES = {
     "consistent_accuracy": "right in both orders",
     "majority_accuracy": "majority vote",
 }
+_STEPS = "step_"
+"""What the shares of a judgment's steps begin with."""
 _HABITS = {
     "parsed_unforced": "verdict by itself",
     "forced": "by force",
@@ -105,16 +107,16 @@ def _agreement(evaluations: dict[int, dict[str, Any]]) -> Safe:
     title = "Agreement with constructed labels"
     if not evaluations:
         return section(title, note(_NOT_YET))
+    last = evaluations[max(evaluations)]
     series = {
         name: [share_of(each, key) for each in evaluations.values()]
-        for key, name in _MEASURES.items()
+        for key, name in _measures(last).items()
     }
-    last = evaluations[max(evaluations)]
     return section(
         title,
         agreement_plot([_judge_name(index) for index in evaluations], series),
         note(
-            f"On {last['n']} held-out pairs, each judged in both orders; {last['votes']} votes. "
+            f"On {last['n']} held-out pairs, each judged in both orders; votes: {last['votes']}. "
             "Whiskers are 95% intervals, resampled by pair. The labels were constructed by the "
             "recipe itself and not checked by people. Dotted: chance for a single verdict (0.5) "
             "and for being right in both orders (0.25). A missing verdict counts as wrong."
@@ -135,9 +137,7 @@ def _labelled(run: RunDir, evaluations: dict[int, dict[str, Any]]) -> list[Safe]
             if name in each.get("sets", {})
         }
         last = by_judge[max(by_judge)]
-        measures = {**_MEASURES, "sound": "every step right"}
-        if last["votes"] == 1:
-            del measures["majority_accuracy"]
+        measures = {**_measures(last), "sound": "every step right"}
         series = {
             told: [share_of(each, key) for each in by_judge.values()]
             for key, told in measures.items()
@@ -148,6 +148,8 @@ def _labelled(run: RunDir, evaluations: dict[int, dict[str, Any]]) -> list[Safe]
             note(f"On {last['n']} pairs: {last['what']}. Nothing was learnt or chosen by them."),
             _habits(by_judge),
         ]
+        if any(key.startswith(_STEPS) for key in last):
+            parts += [tag("h3", "Step by step"), _steps(by_judge)]
         for column in last["by"]:
             parts += [tag("h3", f"By {column}"), _by(column, by_judge)]
         chosen = labelled_examples(run, name)
@@ -156,6 +158,26 @@ def _labelled(run: RunDir, evaluations: dict[int, dict[str, Any]]) -> list[Safe]
             parts += [tag("h3", "Judgments to read"), note(told), *map(_example, chosen)]
         found.append(section(f"Accuracy on {name}", *parts))
     return found
+
+
+def _measures(evaluation: dict[str, Any]) -> dict[str, str]:
+    """What is told of a judge: of one vote there is no majority."""
+    several = evaluation["votes"] > 1
+    return {
+        key: told for key, told in _MEASURES.items() if several or not key.startswith("majority")
+    }
+
+
+def _steps(by_judge: dict[int, dict[str, Any]]) -> Safe:
+    """How often each step of the judgments is right."""
+    rows = []
+    for index, evaluation in by_judge.items():
+        row: dict[str, Any] = {"right in this step": _judge_name(index)}
+        for key in evaluation:
+            if key.startswith(_STEPS):
+                row[key.removeprefix(_STEPS)] = evaluation[key]  # and what ends in _ci95
+        rows.append(row)
+    return _across(rows)
 
 
 def _by(column: str, by_judge: dict[int, dict[str, Any]]) -> Safe:
@@ -210,7 +232,7 @@ def _difference(
     except WorkError as error:
         return section(title, note(f"The two were not judged on the same prompts: {error}"))
     body: list[list[Child]] = []
-    for key, name in _MEASURES.items():
+    for key, name in _measures(evaluations[last.index]).items():
         low, high = difference[f"{key}_ci95"]
         told = "higher" if low > 0 else "lower" if high < 0 else "no difference shown"
         body.append(

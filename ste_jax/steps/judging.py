@@ -148,17 +148,17 @@ def _measure_set(context: Context, here: IterationDir, knobs: LabelledSetKnobs) 
     judged, bootstrap = here.labelled(knobs.name), context.config.evaluate.bootstrap
     pairs = {pair.id: pair for pair in context.run.labelled(knobs.name).rows()}
     prompts, judgments = list(judged.prompts.rows()), list(judged.judgments.rows())
-    sound = None
+    steps = None
     if knobs.traces:
         check, asked = CHECKERS[knobs.traces], {prompt.id: prompt for prompt in prompts}
-        sound = {
+        steps = {
             said.prompt_id: check(
                 said.text, pairs[asked[said.prompt_id].pair_id], asked[said.prompt_id]
             )
             for said in judgments
             if said.sample == 0
         }
-    found = measure(prompts, judgments, bootstrap=bootstrap, sound=sound)
+    found = measure(prompts, judgments, bootstrap=bootstrap, steps=steps)
     by = {}
     for column in knobs.by:
         groups = {id: str(json.loads(pair.extra)[column]) for id, pair in pairs.items()}

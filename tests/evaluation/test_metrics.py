@@ -370,3 +370,16 @@ def test_what_is_too_much_is_named() -> None:
         measure(prompts, [judgment("q000ab", 0, "C")], bootstrap=1)
     with pytest.raises(RequestError, match="at least 1, not 0"):
         measure(prompts, judgments, bootstrap=0)
+
+
+def test_a_judgment_is_sound_where_each_of_its_steps_is() -> None:
+    prompts, judgments = judge([[["A"], ["A"]], [["A"], ["A"]]])  # right in the first order
+    right = ((True, True), (True, False), (False, True), (True, False))
+    steps = {
+        prompt.id: {"solved": solved, "concluded": concluded}
+        for prompt, (solved, concluded) in zip(prompts, right, strict=True)
+    }
+    found = measure(prompts, judgments, bootstrap=10, steps=steps)
+    assert (found["step_solved"], found["step_concluded"]) == (0.75, 0.5)
+    assert found["sound"] == 0.25
+    assert found["sound_of_right"] == 0.5
