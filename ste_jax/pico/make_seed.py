@@ -197,7 +197,7 @@ def make_seed(out: Path, work: Path, phases: Sequence[Phase], tasks: int) -> Non
       Preempted: asked to stop.
     """
     out.mkdir(parents=True, exist_ok=True)
-    made = make_tokenizer(corpus.all_texts(Random("tokenizer"), 20_000), least=10)
+    made = make_tokenizer(corpus.all_texts(Random("tokenizer"), 60_000), least=10)
     save_tokenizer(made, out)
     tokenizer = load_tokenizer(str(out))
     here = make_mesh(DECODING.mesh, jax.local_devices()[:1])
