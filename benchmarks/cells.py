@@ -58,13 +58,14 @@ DEMO = Cell(name="demo", told="the recipe")
 
 def start(description: str) -> argparse.Namespace:
     """Which config is run, under which seeds, and where; on two devices, as `make demo`."""
-    jax.config.update("jax_num_cpu_devices", 2)
-    compilation_cache.enable()
     made = argparse.ArgumentParser(description=description)
     made.add_argument("--config", default="configs/pico.yaml")
     made.add_argument("--out", type=Path, default=Path("runs/pico-seeds"), metavar="DIR")
     made.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    return made.parse_args()
+    given = made.parse_args()
+    jax.config.update("jax_num_cpu_devices", 2)
+    compilation_cache.enable()
+    return given
 
 
 def run_cell(cell: Cell, config: str, seed: int, root: Path, base: Path | None = None) -> RunDir:

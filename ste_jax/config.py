@@ -370,9 +370,6 @@ def _apply(values: dict[str, Any], override: str) -> None:
     values[last] = value
 
 
-_FIXED = "roles.judge.sampling.temperature=0"
-
-
 def check(config: Config) -> None:
     """Refuse knobs that contradict each other.
 
@@ -418,10 +415,10 @@ def check(config: Config) -> None:
                 f"of decoding.new_buckets, {longest}"
             )
     fixed = config.roles.judge.sampling.temperature == 0
-    for key, value, same, why in (
-        ("annotate.samples", config.annotate.samples, fixed, _FIXED),
-        ("evaluate.votes", config.evaluate.votes, fixed, _FIXED),
-        ("evaluate.votes", config.evaluate.votes, config.evaluate.greedy, "evaluate.greedy=true"),
+    why = "roles.judge.sampling.temperature=0" if fixed else "evaluate.greedy=true"
+    for key, value, same in (
+        ("annotate.samples", config.annotate.samples, fixed),
+        ("evaluate.votes", config.evaluate.votes, fixed or config.evaluate.greedy),
     ):
         if same and value > 1:
             raise RequestError(

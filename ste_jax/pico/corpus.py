@@ -13,7 +13,7 @@ from ste_jax.generators.protocol import Message
 from ste_jax.pico.answers import draw_answer, stated, write_answer, wrong_solution
 from ste_jax.pico.kinds import CATEGORIES, KINDS, NAMES, Solution
 from ste_jax.pico.noise import draw_noise
-from ste_jax.pico.traces import compared, write_trace
+from ste_jax.pico.traces import compared, write_check, write_trace
 from ste_jax.pico.world import Task, Tasks, changes
 from ste_jax.prompts.parse import INSTRUCTION_MARK, RESPONSE_MARK
 from ste_jax.prompts.render import load_template
@@ -65,8 +65,9 @@ def calculate(draw: Random, tasks: Tasks) -> Chat:
     """Steps of answers, one after another."""
     steps: list[str] = []
     wanted = draw.randint(3, 8)
+    calculated = Tasks(tasks.share, [kind for kind in tasks.kinds if kind.name in _CALCULATED])
     while len(steps) < wanted:
-        steps += tasks.draw(draw, _CALCULATED).solution.steps
+        steps += calculated.draw(draw).solution.steps
     asked = ", ".join(step.partition(" = ")[0] for step in steps)
     turns = (user(f"Calculate {asked}."), assistant(f"{', '.join(steps)}."))
     return Chat("calculate", turns, (1,))
@@ -149,14 +150,12 @@ def _checked(
     task: Task, solutions: Sequence[Solution], names: Sequence[str], draw: Random
 ) -> tuple[str, str]:
     """The wish to have some people's answers to a task checked, and the reply."""
-    answers = [draw_answer(solution, draw) for solution in solutions]
-    shown = [f"{name} answers: {answer}" for name, answer in zip(names, answers, strict=True)]
-    told = [
-        f"{name} says {compared(stated(answer), task.solution.answer)}."
-        for name, answer in zip(names, answers, strict=True)
+    answers = [
+        (name, draw_answer(solution, draw)) for name, solution in zip(names, solutions, strict=True)
     ]
+    shown = [f"{name} answers: {answer}" for name, answer in answers]
     asked = "\n".join([task.instruction, *shown, "Check these answers."])
-    return asked, "\n".join([write_answer(task.solution, 0), *told])
+    return asked, write_check(task, answers)
 
 
 def right_or_wrong(task: Task, draw: Random) -> Solution:

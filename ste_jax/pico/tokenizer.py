@@ -23,9 +23,10 @@ CHAT_TEMPLATE = (
 )
 
 _LONG = 48
-"""Characters of a line that may become one piece,"""
+"""A line of so many characters may be one piece."""
 _OFTEN = 20
-"""if it stands so many times oftener than a piece must: a template's does, a sum's does not."""
+"""It is one if it stands in the texts so many times oftener than other pieces have to: a template's
+line does, a sum that recurs does not."""
 _BEFORE_DIGIT = r"(?: (?=\d))?"
 _PIECES = "|".join(
     (

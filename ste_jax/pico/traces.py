@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ste_jax.pico.answers import is_right, stated, write_answer
@@ -23,12 +24,15 @@ def compared(said: str, own: str) -> str:
 
 def write_trace(task: Task, answer_a: str, answer_b: str) -> str:
     """The judgment that is right throughout: solve the task, compare both answers, conclude."""
+    verdict = "A" if stated(answer_a) == task.solution.answer else "B"
+    return f"{write_check(task, [('A', answer_a), ('B', answer_b)])}\n[[{verdict}]]"
+
+
+def write_check(task: Task, answers: Iterable[tuple[str, str]]) -> str:
+    """The task solved, and each answer, by the name of who gave it, held against the result."""
     right = task.solution
-    lines = [write_answer(right, 0)]
-    for letter, answer in (("A", answer_a), ("B", answer_b)):
-        lines.append(f"{letter} says {compared(stated(answer), right.answer)}.")
-    verdict = "A" if stated(answer_a) == right.answer else "B"
-    return "\n".join([*lines, f"[[{verdict}]]"])
+    told = [f"{name} says {compared(stated(answer), right.answer)}." for name, answer in answers]
+    return "\n".join([write_answer(right, 0), *told])
 
 
 @dataclass(frozen=True)

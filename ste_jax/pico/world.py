@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from random import Random
@@ -106,10 +106,9 @@ class Tasks:
     kinds: Sequence[Kind] = KINDS
     """One that is named twice comes twice as often."""
 
-    def draw(self, draw: Random, names: Container[str] = BY_NAME) -> Task:
-        """A random task, of kinds of these names only."""
-        kinds = [kind for kind in self.kinds if kind.name in names]
-        return draw_task(draw, self.share, draw.choice(kinds))
+    def draw(self, draw: Random) -> Task:
+        """A random task."""
+        return draw_task(draw, self.share, draw.choice(self.kinds))
 
 
 @lru_cache(maxsize=1)
