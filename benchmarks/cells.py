@@ -28,7 +28,11 @@ from ste_jax.config import load_config
 from ste_jax.distributed import Processes
 from ste_jax.errors import WorkError
 from ste_jax.evaluation.metrics import with_intervals
+from ste_jax.evaluation.traces import CHECKERS
+from ste_jax.pico.answers import is_right, stated
+from ste_jax.pico.world import understand
 from ste_jax.pipeline import run
+from ste_jax.records import Pair
 from ste_jax.reporting.columns import read_verdicts
 from ste_jax.reporting.examples import orders_right
 from ste_jax.reporting.tables import cells
@@ -138,9 +142,51 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def pooled(evaluation: dict[str, Any], measure: str) -> float:
+    """A judge's measure on all sets together: they are equally large."""
+    return sum(evaluation["sets"][name][measure] for name in SETS) / len(SETS)
+
+
 def kept(run: RunDir) -> list[int]:
     """Judgments kept in each iteration, A and B together."""
     return [sum(files.read_json(each.curation)["kept"].values()) for each in run.iterations()[1:]]
+
+
+def taught(run: RunDir) -> list[dict[str, Any]]:
+    """What the checker finds in that which each iteration's judge learnt from. A row per iteration:
+    how many judgments, the shares of them that are of a rightly labelled pair (the chosen answer is
+    right, the rejected one is not) and that are right in every step."""
+    pairs = {pair.id: pair for pair in run.pairs.rows()}
+    found = []
+    for each in run.iterations()[1:]:
+        prompts = {prompt.id: prompt for prompt in each.prompts.rows()}
+        counts: Counter[str] = Counter()
+        for row in each.training.rows():
+            prompt = prompts[row.prompt_id]
+            pair = pairs[prompt.pair_id]
+            counts["learnt"] += 1
+            counts["labelled"] += rightly_labelled(pair)
+            counts["sound"] += all(CHECKERS["pico"](row.completion, pair, prompt).values())
+        n = counts["learnt"]
+        found.append(
+            {
+                "iteration": each.index,
+                "judgments": n,
+                "of rightly labelled pairs": counts["labelled"] / n,
+                "right in every step": counts["sound"] / n,
+            }
+        )
+    return found
+
+
+def rightly_labelled(pair: Pair) -> bool:
+    """Whether the checker finds the chosen answer right and the rejected one not."""
+    task = understand(pair.messages[-1]["content"])
+    return (
+        task is not None
+        and is_right(task, pair.chosen)
+        and stated(pair.rejected) != task.solution.answer
+    )
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,18 @@
 `python benchmarks/pico_ablation.py` trains pico's judge under variations of the recipe, each under
 run seeds 1, 2 and 3, all from the same instructions and pairs of that seed. It writes a Markdown
 table and a page with a plot. Killed, it goes on; finished, it only prints.
+
+A judgment whatever its verdict is the first that was sampled (N = 1), so `no rejection sampling` is
+to be held against `N = 1`, which draws as many, and against `the recipe on as few`, which learns
+from as many in the first iteration. In later ones the judges keep what they come to, up to that
+number.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +26,12 @@ from benchmarks.cells import (
     DEMO,
     SETS,
     Cell,
+    both_parsed,
+    evaluations,
     hits,
     kept,
     markdown,
+    pooled,
     run_cell,
     shuffle_labels,
     start,
@@ -40,11 +49,14 @@ OTHERS = (
 )
 
 
+CONTROLS = (SHUFFLED.told, "no rejection sampling")
+
+
 def any_verdict(limit: int) -> Cell:
     """No more than the recipe keeps; balanced, so where a letter is rare it is fewer."""
     return Cell(
         name="any-verdict",
-        told="no rejection sampling",
+        told=CONTROLS[1],
         overrides=("curate.verdicts=any", "annotate.samples=1", f"curate.limit={limit}"),
     )
 
@@ -81,22 +93,18 @@ def write(out: Path, runs: dict[str, list[RunDir]]) -> None:
     """The table, on the terminal and in a file, the same as JSON, and the page."""
     counted = {told: hits(of, SETS) for told, of in runs.items()}
     curves = {told: each.accuracies() for told, each in counted.items()}
-    table = []
+    whole = counted[DEMO.told]
+    table = [_row("the seed", runs[DEMO.told], 0)]
     for told, of in runs.items():
-        gain = counted[told].share_of_gain(counted[DEMO.told])
-        row: dict[str, Any] = {
-            "cell": told,
-            "kept": " / ".join(f"{each:.0f}" for each in np.mean([kept(run) for run in of], 0)),
-            **_named("seed", curves[told][0], "accuracy"),
-            **_named("last judge", curves[told][-1], "accuracy"),
-            **_named("of the recipe's gain", gain, "share"),
-        }
-        for one in SETS:
-            row |= _named(f"last, {one}", hits(of, [one]).accuracies()[-1], "accuracy")
+        row = _row(told, of, -1)
+        row["kept"] = " / ".join(f"{each:.0f}" for each in np.mean([kept(run) for run in of], 0))
+        gain = counted[told].share_of_gain(whole)
+        row[_GAIN] = 100 * gain["share"]
+        row[f"{_GAIN}_ci95"] = [100 * end for end in gain["share_ci95"]]
         table.append(row)
-    text = markdown(table)
+    text = "\n".join([markdown(table), "", *_remarks(runs), ""])
     print(text)
-    (out / "ablation.md").write_text(text + "\n")
+    (out / "ablation.md").write_text(text)
     (out / "ablation.json").write_text(json.dumps(curves, indent=2) + "\n")
     judges = ["seed", *(f"iteration {n}" for n in range(1, len(curves[DEMO.told])))]
     series = {told: [share_of(each, "accuracy") for each in of] for told, of in curves.items()}
@@ -114,8 +122,37 @@ def write(out: Path, runs: dict[str, list[RunDir]]) -> None:
     (out / "ablation.html").write_text(page(title, tag("h1", title), remark, *plotted))
 
 
-def _named(name: str, measured: dict[str, Any], key: str) -> dict[str, Any]:
-    return {name: measured[key], f"{name}_ci95": measured[f"{key}_ci95"]}
+_GAIN = "% of the recipe's gain"
+
+
+def _row(told: str, runs: list[RunDir], judge: int) -> dict[str, Any]:
+    """One judge of some runs: intervals where pairs are resampled, else means over the runs."""
+    judged = [evaluations(run)[judge] for run in runs]
+    row: dict[str, Any] = {"cell": told, "kept": "", _GAIN: ""}
+    for title, names in (("both sets", SETS), *((one, [one]) for one in SETS)):
+        found = hits(runs, names).accuracies()[judge]
+        row |= {title: found["accuracy"], f"{title}_ci95": found["accuracy_ci95"]}
+    for title, measure in (
+        ("in both orders", "consistent_accuracy"),
+        ("every step right", "sound"),
+        ("unparsed", "unparsed"),
+    ):
+        row[title] = float(np.mean([pooled(each, measure) for each in judged]))
+    return row
+
+
+def _remarks(runs: dict[str, list[RunDir]]) -> Iterator[str]:
+    """The gains where form plays no part, and whether the controls stayed as low as claimed."""
+    for told, of in runs.items():
+        found = np.array([both_parsed(run, name) for run in of for name in SETS])
+        before, after = found[:, 0] @ found[:, 1:] / found[:, 0].sum()
+        gain = f"{before:.3f} -> {after:.3f}"
+        yield f"- {told}: on prompts that seed and last judge both parsed {gain}"
+    whole = hits(runs[DEMO.told], SETS)
+    for told in CONTROLS:
+        share = hits(runs[told], SETS).share_of_gain(whole)["share"]
+        holds = "holds" if share < 0.25 else "DOES NOT HOLD"
+        yield f"- {holds}: {told} reaches less than a quarter of the recipe's gain ({share:.2f})"
 
 
 if __name__ == "__main__":

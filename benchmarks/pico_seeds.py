@@ -15,7 +15,18 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks.cells import DEMO, SETS, both_parsed, evaluations, hits, markdown, run_cell, start
+from benchmarks.cells import (
+    DEMO,
+    SETS,
+    both_parsed,
+    evaluations,
+    hits,
+    markdown,
+    pooled,
+    run_cell,
+    start,
+    taught,
+)
 from ste_jax.rundir import RunDir
 
 MEASURES = {
@@ -40,15 +51,10 @@ def claims(run: RunDir, curve: list[dict[str, Any]]) -> Iterator[tuple[str, bool
         apart = first["accuracy_ci95"][1] < now["accuracy_ci95"][0]
         yield f"{name}: the error falls, intervals apart", apart
         yield f"{name}: the share right in every step does not fall", now["sound"] >= first["sound"]
-    both_orders = [_pooled(each, "consistent_accuracy") for each in (seed, last)]
+    both_orders = [pooled(each, "consistent_accuracy") for each in (seed, last)]
     yield "right in both orders: up", both_orders[1] > both_orders[0]
     yield "right in both orders: at least 0.90", both_orders[1] >= 0.90
-    yield "the seed leaves at most 2% unparsed", _pooled(seed, "unparsed") <= 0.02
-
-
-def _pooled(evaluation: dict[str, Any], measure: str) -> float:
-    """Both sets together: they are equally large."""
-    return sum(evaluation["sets"][name][measure] for name in SETS) / len(SETS)
+    yield "the seed leaves at most 2% unparsed", pooled(seed, "unparsed") <= 0.02
 
 
 def rows(seed: int, run: RunDir) -> Iterator[dict[str, Any]]:
@@ -59,17 +65,19 @@ def rows(seed: int, run: RunDir) -> Iterator[dict[str, Any]]:
             for told, key in MEASURES.items():
                 row[f"{name}: {told}"] = evaluation["sets"][name][key]
                 row[f"{name}: {told}_ci95"] = evaluation["sets"][name][f"{key}_ci95"]
-        yield {**row, "A among verdicts": _pooled(evaluation, "share_a")}
+        yield {**row, "A among verdicts": pooled(evaluation, "share_a")}
 
 
 def main() -> int:
     """Run, print, check."""
     given = start("The pico demo under several run seeds.")
     table: list[dict[str, Any]] = []
+    learnt: list[dict[str, Any]] = []
     results: dict[str, Any] = {}
     for seed in given.seeds:
         run = run_cell(DEMO, given.config, seed, given.out / f"seed-{seed}" / DEMO.name)
         table += rows(seed, run)
+        learnt += [{"run seed": seed, **each} for each in taught(run)]
         curve = hits([run], SETS).accuracies()
         results[str(seed)] = {
             "claims": dict(claims(run, curve)),
@@ -77,6 +85,7 @@ def main() -> int:
             "errors": [1 - each["accuracy"] for each in curve],
         }
     print(markdown(table))
+    print(f"\nWhat they learnt from\n\n{markdown(learnt)}\n")
     (given.out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
     for seed, found in results.items():
         for name, (n, before, after) in found["both_parsed"].items():

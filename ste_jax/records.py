@@ -95,6 +95,10 @@ class Pair:
     extra: str = ""
     """For labelled pairs: the file's other columns as JSON."""
 
+    def in_order(self, order: str) -> tuple[str, str]:
+        """What is shown as A and what as B: `ab` shows the chosen answer first."""
+        return (self.chosen, self.rejected) if order == "ab" else (self.rejected, self.chosen)
+
 
 @dataclass(frozen=True, kw_only=True)
 class DroppedPair:
@@ -107,8 +111,7 @@ class DroppedPair:
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """What the judge reads. `ab` shows the chosen answer first; `label` is the letter to be
-    printed."""
+    """What the judge reads, in one of the pair's orders; `label` is the letter to be printed."""
 
     id: str
     pair_id: str

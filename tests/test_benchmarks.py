@@ -15,10 +15,13 @@ from benchmarks.cells import (
     hits,
     kept,
     markdown,
+    rightly_labelled,
     run_cell,
     shuffle_labels,
+    taught,
 )
 from ste_jax.errors import WorkError
+from ste_jax.records import Pair
 from tests.comparing import assert_same_files
 from tests.test_labelled_sets import write_pairs
 
@@ -94,6 +97,30 @@ def test_runs_are_counted_as_they_are_evaluated(shuffled):
     n, _, last = both_parsed(cell, "words")
     assert n <= told[-1]["n_prompts"] and last * n <= told[-1]["accuracy"] * told[-1]["n_prompts"]
     assert kept(cell) == [len(list(each.training.rows())) for each in cell.iterations()[1:]]
+    learnt = taught(cell)
+    assert [each["judgments"] for each in learnt] == kept(cell)
+    assert {each["right in every step"] for each in learnt} == {0}, "there are no steps in it"
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "right"),
+    [
+        ("It is 85.", "It is 75.", True),
+        ("It is 75.", "It is 65.", False),
+        ("It is 85.", "85", False),
+    ],
+)
+def test_a_pair_is_rightly_labelled_where_its_chosen_answer_alone_is_right(chosen, rejected, right):
+    pair = Pair(
+        id="p",
+        instruction_id="i",
+        messages=({"role": "user", "content": "What is 47 + 38?"},),
+        chosen=chosen,
+        rejected=rejected,
+        modified_instruction="",
+        source="",
+    )
+    assert rightly_labelled(pair) == right
 
 
 def test_the_share_of_a_gain():

@@ -14,8 +14,8 @@ from ste_jax.records import Pair, Prompt
 
 
 def _pico(text: str, pair: Pair, prompt: Prompt) -> dict[str, bool]:
-    answers = (pair.chosen, pair.rejected) if prompt.order == "ab" else (pair.rejected, pair.chosen)
-    return dataclasses.asdict(check_trace(text, pair.messages[-1]["content"], *answers))
+    instruction = pair.messages[-1]["content"]
+    return dataclasses.asdict(check_trace(text, instruction, *pair.in_order(prompt.order)))
 
 
 CHECKERS: Mapping[str, Callable[[str, Pair, Prompt], dict[str, bool]]] = {"pico": _pico}

@@ -3,8 +3,8 @@
 `python -m ste_jax.pico.make_data` writes them.
 
 The same files every time. Held-out tasks are of a share of the world that neither the seed's
-training nor the instructions draw from, so they are fresh in every phrasing (a sum that is a task
-of one share may be a step in another).
+training nor the instructions draw from, so they are fresh in every phrasing. Fresh is the task, not
+its arithmetic: a sum that is held out as a task may have been met as a step of a longer one.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from ste_jax.pico.answers import draw_answer, wrong_solution
 from ste_jax.pico.kinds import KINDS
 from ste_jax.pico.noise import draw_noise
 from ste_jax.pico.world import Task, changes, draw_task
+from ste_jax.shipped import path_of
 
-SHIPPED = Path(__file__).parent / "shipped"
 TASKS, NEAR_DUPLICATES, NOISE = 1500, 120, 180
 HELDOUT = 260
 """Labelled pairs of each sort: 26 of each kind."""
@@ -76,7 +76,7 @@ def tables() -> dict[str, Iterator[dict[str, Any]]]:
 def main() -> None:
     """Write the files."""
     parser = argparse.ArgumentParser(description="Make the instructions and the held-out pairs.")
-    parser.add_argument("--out", type=Path, default=SHIPPED, metavar="DIR")
+    parser.add_argument("--out", type=Path, default=path_of("pico").parent, metavar="DIR")
     out = parser.parse_args().out
     out.mkdir(parents=True, exist_ok=True)
     for name, rows in tables().items():

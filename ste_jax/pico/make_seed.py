@@ -30,6 +30,7 @@ from ste_jax import compilation_cache, preemption
 from ste_jax.checkpoints import load_checkpoint, save_checkpoint
 from ste_jax.config import DecodingKnobs, FinetuneKnobs, MeshKnobs
 from ste_jax.errors import SteError
+from ste_jax.finetuning import packing
 from ste_jax.finetuning.loop import Validate, finetune
 from ste_jax.finetuning.packing import Example
 from ste_jax.generators.local import LocalGenerator
@@ -74,6 +75,11 @@ class Phase:
     more_often: Mapping[str, int] = field(default_factory=dict)
     """How many times as often as others some kinds of task come."""
 
+    def __post_init__(self) -> None:
+        unknown = set(self.more_often) - {kind.name for kind in KINDS}
+        if unknown:
+            raise ValueError(f"no kinds of task: {', '.join(sorted(unknown))}")
+
 
 SKILLS = Phase(
     name="skills",
@@ -106,6 +112,8 @@ JUDGING = Phase(
     knobs=dataclasses.replace(_KNOBS, learning_rate=5e-4, warmup_steps=20),
 )
 PHASES = (SKILLS, JUDGING)
+TEXTS, LEAST = 60_000, 10
+"""Chats that the tokenizer is made from, and how often a piece has to stand in them."""
 TASKS = 2000
 """That the seed's skills are measured on."""
 JUDGMENTS = 100
@@ -197,7 +205,7 @@ def make_seed(out: Path, work: Path, phases: Sequence[Phase], tasks: int) -> Non
       Preempted: asked to stop.
     """
     out.mkdir(parents=True, exist_ok=True)
-    made = make_tokenizer(corpus.all_texts(Random("tokenizer"), 60_000), least=10)
+    made = make_tokenizer(corpus.all_texts(Random("tokenizer"), TEXTS), LEAST)
     save_tokenizer(made, out)
     tokenizer = load_tokenizer(str(out))
     here = make_mesh(DECODING.mesh, jax.local_devices()[:1])
@@ -233,7 +241,8 @@ def _train(
 ) -> Decoder:
     """The model after a phase."""
     mesh, kept = make_mesh(phase.knobs.mesh), work / f"{phase.name}-model"
-    bar = tqdm(desc=phase.name, unit="step")
+    total = len(packing.plan(examples, phase.knobs, seed=0).steps)
+    bar = tqdm(desc=phase.name, unit="step", total=total)
 
     def save_model(trained: Decoder, step: int, found: dict[str, Any]) -> None:
         provenance = {"phase": phase.name, "step": step}

@@ -1,7 +1,8 @@
 """How well does a model play each role? Measured by the checker, on tasks of a share of its own.
 
 The prompts, the parsers, the generator and the sampling are those of a run (`configs/pico.yaml`);
-a judge is asked greedily, as where a run measures it.
+a judge is asked greedily, as where a run measures it. Tasks are drawn as they come: of kinds with
+few operands some come twice.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from ste_jax.pico.traces import check_trace, compared
 from ste_jax.pico.world import Share, Task, draw_task, understand
 from ste_jax.prompts.parse import parse_category, parse_modified, parse_verdict
 
-_SAMPLING = {
+SAMPLING = {
     "classify": Sampling(max_new_tokens=16, temperature=0.0),
     "respond": Sampling(max_new_tokens=40, temperature=0.0),
     "check": Sampling(max_new_tokens=40, temperature=0.0),
@@ -122,7 +123,7 @@ def _judgments(generator: Generator, tasks: Sequence[Task], draw: Random) -> dic
 def _ask(generator: Generator, role: str, prompts: Sequence[Sequence[Message]]) -> list[Completion]:
     """One sample of each prompt, in their order."""
     for number, messages in enumerate(prompts):
-        request = Request(id=f"{number}", messages=messages, sampling=_SAMPLING[role], alone=True)
+        request = Request(id=f"{number}", messages=messages, sampling=SAMPLING[role], alone=True)
         generator.submit(request)
     found = {int(each.request_id): each for each in generator.completions()}
     return [found[number] for number in range(len(prompts))]

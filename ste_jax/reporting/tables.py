@@ -35,11 +35,21 @@ def iteration_table(run: RunDir, counts: dict[str, Any] | None = None) -> list[d
     annotated = {each["iteration"]: each for each in counts["iterations"]}
     iterations = run.iterations()
     evaluations = [_evaluation(each) for each in iterations]
+    several = any(each["votes"] > 1 for each in evaluations if each)
+    measures = [each for each in _MEASURES if several or each[1] != "majority_accuracy"]
     rows = [
-        _row(each, counts, annotated.get(each.index), events, evaluation)
+        _row(each, counts, annotated.get(each.index), events, evaluation, measures)
         for each, evaluation in zip(iterations, evaluations, strict=True)
     ]
     return _with_sets(rows, evaluations)
+
+
+_MEASURES = (
+    ("agreement_with_constructed_labels", "accuracy"),
+    ("consistent_agreement", "consistent_accuracy"),
+    ("majority_agreement", "majority_accuracy"),
+    ("verdict_without_force", "parsed_unforced"),
+)
 
 
 def _evaluation(iteration: IterationDir) -> dict[str, Any]:
@@ -72,6 +82,7 @@ def _row(
     annotated: dict[str, Any] | None,
     events: list[Event],
     evaluation: dict[str, Any],
+    measures: Iterable[tuple[str, str]],
 ) -> dict[str, Any]:
     mine = [event for event in events if event.get("iteration") == iteration.index]
     drawn, trained = _sum(_work(mine)), _sum(_steps(mine))
@@ -91,12 +102,7 @@ def _row(
         "seconds": _add(drawn.get("seconds"), trained.get("seconds")),
         "validation_accuracy": _validation(iteration),
     }
-    for name, key in (
-        ("agreement_with_constructed_labels", "accuracy"),
-        ("consistent_agreement", "consistent_accuracy"),
-        ("majority_agreement", "majority_accuracy"),
-        ("verdict_without_force", "parsed_unforced"),
-    ):
+    for name, key in measures:
         row[name] = evaluation.get(key)
         row[f"{name}_ci95"] = evaluation.get(f"{key}_ci95")
     return row

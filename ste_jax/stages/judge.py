@@ -42,9 +42,7 @@ def build_prompts(pair: Pair, template: Template) -> tuple[Prompt, Prompt]:
     """The pair in both orders: the label is A where the chosen answer is shown first."""
     made = []
     for order in ORDERS:
-        first, second = (
-            (pair.chosen, pair.rejected) if order == "ab" else (pair.rejected, pair.chosen)
-        )
+        first, second = pair.in_order(order)
         messages = template.messages(
             instruction=transcript(pair.messages), answer_a=first, answer_b=second
         )

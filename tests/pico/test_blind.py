@@ -35,6 +35,7 @@ def test_labelled_sets_and_their_checker_change_nothing_that_is_learnt(tmp_path:
     assert run(["run", str(config), "--dir", str(measured)]) == 0
     assert (measured / "iterations" / "1" / "evaluation" / "sets" / "words").is_dir()
     assert "sound" in (measured / "iterations" / "1" / "evaluation.json").read_text()
+    assert "Step by step" in (measured / "report" / "index.html").read_text()
     for pattern in LEARNT:
         assert_same_files(plain, measured, pattern)
     checkpoint = Path("iterations", "1", "checkpoint")

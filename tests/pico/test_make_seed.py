@@ -26,7 +26,7 @@ def start(root: Path) -> subprocess.Popen[str]:
 
 def steps(progress: str) -> list[int]:
     """The numbers on the progress bar of the first phase."""
-    return [int(number) for number in re.findall(r"skills: (\d+)step", progress)]
+    return [int(number) for number in re.findall(r"skills:[^\r]*? (\d+)/\d+ \[", progress)]
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from ste_jax.pico import make_data
 from ste_jax.pico.kinds import KINDS, Kind
 from ste_jax.pico.noise import draw_noise
 from ste_jax.pico.world import Task, changes, draw_task, make_task, understand
+from ste_jax.shipped import path_of
 from ste_jax.stages.intake import read_pool
 
 SHARES = ("known", "dev", "heldout")
@@ -116,7 +117,7 @@ def test_names_and_things_make_no_other_task() -> None:
 
 def test_the_shipped_files_are_those_that_the_command_makes() -> None:
     for name, rows in make_data.tables().items():
-        lines = (make_data.SHIPPED / f"{name}.jsonl").read_text().splitlines()
+        lines = (path_of("pico").parent / f"{name}.jsonl").read_text().splitlines()
         assert [json.loads(line) for line in lines] == list(rows)
 
 
@@ -126,7 +127,7 @@ def test_held_out_tasks_are_fresh() -> None:
     assert len(known) > 1000
     seen: set[str] = set()
     for name in ("same-task", "other-task"):
-        rows = (make_data.SHIPPED / f"{name}.jsonl").read_text().splitlines()
+        rows = path_of(f"pico/{name}").read_text().splitlines()
         found = [understand(json.loads(row)["instruction"]) for row in rows]
         assert len(found) >= 250
         identities = {task.identity for task in found if task is not None}
