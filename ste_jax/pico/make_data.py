@@ -68,8 +68,8 @@ def tables() -> dict[str, Iterator[dict[str, Any]]]:
     seen: set[str] = set()
     return {
         "instructions": instructions(Random("instructions")),
-        "same-task": labelled(Random("same task"), same_task=True, seen=seen),
-        "other-task": labelled(Random("other task"), same_task=False, seen=seen),
+        "same-task": labelled(Random("held out, same task"), same_task=True, seen=seen),
+        "other-task": labelled(Random("held out, other task"), same_task=False, seen=seen),
     }
 
 

@@ -1,11 +1,15 @@
 """How was pico's seed made? `python -m ste_jax.pico.make_seed` makes it again, from nothing.
 
 The seed is trained by the project's own fine-tuning code, on generated chats in which it plays
-every role, in two phases: first the skills (answering, calculating, comparing two results, checking
-the answers of one person or of several, changing an instruction, sorting instructions), the kinds
-of task that come hardest more often; then these with a few judgments among them, and with the form
-of a verdict (`dictated`): that it has seen so few is why it judges weakly. It can be stopped and
-run again; its skills are printed as they grow, on tasks that are neither trained on nor held out.
+every role, in two phases. First the skills: answering, calculating, comparing two results, checking
+the answers of one person or of several, changing an instruction, sorting instructions; the kinds of
+task that come hardest come more often. Then, with these among them, three judgments of each kind of
+task, again and again, and how a verdict is written (`dictated`, where the letter tells nothing).
+That it has seen so few judgments is why it judges weakly: it checks both answers well, and has
+little to learn from what follows for the verdict.
+
+It can be stopped and run again; its skills are printed as they grow, on tasks that are neither
+trained on nor held out.
 """
 
 from __future__ import annotations
@@ -101,12 +105,12 @@ JUDGING = Phase(
     chats=2200,
     mix={
         "judge": 0.4,
-        "dictated": 0.25,
-        "respond": 0.08,
-        "calculate": 0.05,
-        "compare": 0.08,
-        "check": 0.05,
-        "modify": 0.08,
+        "dictated": 0.3,
+        "respond": 0.07,
+        "calculate": 0.04,
+        "compare": 0.07,
+        "check": 0.04,
+        "modify": 0.07,
         "classify": 0.01,
     },
     knobs=dataclasses.replace(_KNOBS, learning_rate=5e-4, warmup_steps=20),
@@ -116,8 +120,8 @@ TEXTS, LEAST = 60_000, 10
 """Chats that the tokenizer is made from, and how often a piece has to stand in them."""
 TASKS = 2000
 """That the seed's skills are measured on."""
-JUDGMENTS = 100
-"""Different judgments: the same few, again and again."""
+JUDGMENTS = 3
+"""Different judgments of each kind of task: the same few, again and again."""
 
 DECODING = DecodingKnobs(
     prompt_buckets=(64, 96, 128, 192),
@@ -150,7 +154,11 @@ def make_chats(phase: Phase, judgments: int = JUDGMENTS) -> list[Chat]:
     """All that the seed reads in a phase, in no order."""
     draw = Random(phase.name)
     of_judgments = Random("judgments")
-    few = [corpus.judge(of_judgments, Tasks("known")) for _ in range(judgments)]
+    few = [
+        corpus.judge(of_judgments, Tasks("known", [kind]))
+        for kind in KINDS
+        for _ in range(judgments)
+    ]
     makers = {**corpus.MAKERS, "judge": lambda draw, tasks: draw.choice(few)}
     kinds = [kind for kind in KINDS for _ in range(phase.more_often.get(kind.name, 1))]
     return corpus.draw_chats(draw, phase.chats, phase.mix, Tasks("known", kinds), makers)
