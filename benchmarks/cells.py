@@ -30,6 +30,7 @@ from ste_jax.errors import WorkError
 from ste_jax.evaluation.metrics import with_intervals
 from ste_jax.evaluation.traces import CHECKERS
 from ste_jax.pico.answers import is_right, stated
+from ste_jax.pico.traces import led_to
 from ste_jax.pico.world import understand
 from ste_jax.pipeline import run
 from ste_jax.records import Pair
@@ -94,7 +95,7 @@ def run_cell(cell: Cell, config: str, seed: int, root: Path, base: Path | None =
             cell.prepare(RunDir(epath.Path(fresh)))
         (fresh / _COPIED).write_text(_digest(fresh / "pairs"))
         fresh.rename(root)
-    knobs = load_config(config, [f"seed={seed}", f"name={cell.name}-{seed}", *cell.overrides])
+    knobs = load_config(config, [f"seed={seed}", *cell.overrides])
     made = run(knobs, epath.Path(root), Processes())
     if base is not None and (root / _COPIED).read_text() != _digest(root / "pairs"):
         raise WorkError(
@@ -154,9 +155,13 @@ def kept(run: RunDir) -> list[int]:
 
 def taught(run: RunDir) -> list[dict[str, Any]]:
     """What the checker finds in that which each iteration's judge learnt from. A row per iteration:
-    how many judgments, the shares of them that are of a rightly labelled pair (the chosen answer is
-    right, the rejected one is not) and that are right in every step."""
+    how many judgments, how many of them are of no task of this world, and the shares of the others
+    that are of a rightly labelled pair (the chosen answer is right, the rejected one is not), that
+    are right in every step, and in which the rejected answer is that to a held-out task."""
     pairs = {pair.id: pair for pair in run.pairs.rows()}
+    heldout = {
+        _identity(pair.messages[-1]["content"]) for n in SETS for pair in run.labelled(n).rows()
+    }
     found = []
     for each in run.iterations()[1:]:
         prompts = {prompt.id: prompt for prompt in each.prompts.rows()}
@@ -164,19 +169,30 @@ def taught(run: RunDir) -> list[dict[str, Any]]:
         for row in each.training.rows():
             prompt = prompts[row.prompt_id]
             pair = pairs[prompt.pair_id]
-            counts["learnt"] += 1
-            counts["labelled"] += rightly_labelled(pair)
-            counts["sound"] += all(CHECKERS["pico"](row.completion, pair, prompt).values())
-        n = counts["learnt"]
+            counts["judgments"] += 1
+            if _identity(pair.messages[-1]["content"]) is not None:
+                counts["tasks"] += 1
+                counts["labelled"] += rightly_labelled(pair)
+                counts["sound"] += all(CHECKERS["pico"](row.completion, pair, prompt).values())
+                other = _identity(pair.modified_instruction)
+                counts["met"] += other is not None and other in heldout
+        tasks = max(counts["tasks"], 1)
         found.append(
             {
                 "iteration": each.index,
-                "judgments": n,
-                "of rightly labelled pairs": counts["labelled"] / n,
-                "right in every step": counts["sound"] / n,
+                "judgments": counts["judgments"],
+                "of no task": counts["judgments"] - counts["tasks"],
+                "rightly labelled": counts["labelled"] / tasks,
+                "right in every step": counts["sound"] / tasks,
+                "with an answer to a held-out task": counts["met"] / tasks,
             }
         )
     return found
+
+
+def _identity(instruction: str) -> str | None:
+    task = understand(instruction)
+    return task.identity if task else None
 
 
 def rightly_labelled(pair: Pair) -> bool:
@@ -187,6 +203,24 @@ def rightly_labelled(pair: Pair) -> bool:
         and is_right(task, pair.chosen)
         and stated(pair.rejected) != task.solution.answer
     )
+
+
+def by_letter(run: RunDir, judge: int) -> dict[str, float]:
+    """Of one judge on all sets: `A` and `B`, the accuracy where that letter is right, and
+    `led_to`, the accuracy if each judgment had ended as its own comparisons lead to."""
+    counts: Counter[str] = Counter()
+    for name in SETS:
+        measured = run.iterations()[judge].labelled(name)
+        labels = {prompt.id: prompt.label for prompt in measured.prompts.rows()}
+        for said in measured.judgments.rows():
+            label = labels[said.prompt_id]
+            counts.update({"all": 1, label: 1})
+            counts[f"right {label}"] += said.verdict == label
+            counts["led_to"] += led_to(said.text) == label
+    return {
+        **{letter: counts[f"right {letter}"] / counts[letter] for letter in "AB"},
+        "led_to": counts["led_to"] / counts["all"],
+    }
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from benchmarks.cells import (
     DEMO,
     SETS,
     both_parsed,
+    by_letter,
     evaluations,
     hits,
     markdown,
@@ -33,6 +34,7 @@ MEASURES = {
     "right": "accuracy",
     "in both orders": "consistent_accuracy",
     "every step right": "sound",
+    "every step before the verdict": "step_before_the_verdict",
 }
 
 
@@ -83,6 +85,7 @@ def main() -> int:
             "claims": dict(claims(run, curve)),
             "both_parsed": {name: both_parsed(run, name) for name in SETS},
             "errors": [1 - each["accuracy"] for each in curve],
+            "by_letter": [by_letter(run, judge) for judge in (0, -1)],
         }
     print(markdown(table))
     print(f"\nWhat they learnt from\n\n{markdown(learnt)}\n")
@@ -93,6 +96,10 @@ def main() -> int:
                   f"{before:.3f} -> {after:.3f}")  # fmt: skip
         for claim, holds in found["claims"].items():
             print(f"run seed {seed}: {'holds' if holds else 'DOES NOT HOLD'}: {claim}")
+        for told, each in zip(("seed", "last judge"), found["by_letter"], strict=True):
+            print(f"run seed {seed}, {told}: right where A is right {each['A']:.3f}, where B is "
+                  f"{each['B']:.3f}; if it had concluded as its own comparisons lead to "
+                  f"{each['led_to']:.3f}")  # fmt: skip
         first, *_, last = found["errors"]
         print(f"run seed {seed}, both sets: error {first:.3f} -> {last:.3f}, {last / first:.0%}")
     return 0 if all(all(found["claims"].values()) for found in results.values()) else 1

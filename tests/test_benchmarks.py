@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks import pico_ablation, pico_seeds
 from benchmarks.cells import (
     Cell,
     Hits,
@@ -99,7 +100,7 @@ def test_runs_are_counted_as_they_are_evaluated(shuffled):
     assert kept(cell) == [len(list(each.training.rows())) for each in cell.iterations()[1:]]
     learnt = taught(cell)
     assert [each["judgments"] for each in learnt] == kept(cell)
-    assert {each["right in every step"] for each in learnt} == {0}, "there are no steps in it"
+    assert [each["of no task"] for each in learnt] == kept(cell), "of the tiny model's words"
 
 
 @pytest.mark.parametrize(
@@ -121,6 +122,56 @@ def test_a_pair_is_rightly_labelled_where_its_chosen_answer_alone_is_right(chose
         source="",
     )
     assert rightly_labelled(pair) == right
+
+
+GOOD = {
+    "accuracy_ci95": [0.9, 0.95],
+    "consistent_accuracy": 0.91,
+    "sound": 0.85,
+    "unparsed": 0.0,
+}
+WEAK = {
+    "accuracy_ci95": [0.6, 0.7],
+    "consistent_accuracy": 0.3,
+    "sound": 0.6,
+    "unparsed": 0.01,
+}
+
+
+@pytest.mark.parametrize(
+    ("seed", "last", "accuracies", "broken"),
+    [
+        ({}, {}, (0.65, 0.93), []),
+        ({}, {}, (0.5, 0.93), ["within"]),
+        ({}, {}, (0.65, 0.8), ["at most half"]),
+        ({}, {"accuracy_ci95": [0.69, 0.8]}, (0.65, 0.93), ["same-task: the error"]),
+        ({}, {"sound": 0.59}, (0.65, 0.93), ["same-task: the share"]),
+        ({"unparsed": 0.04}, {}, (0.65, 0.93), ["unparsed"]),
+        ({}, {"consistent_accuracy": 0.85}, (0.65, 0.93), ["at least 0.90"]),
+    ],
+)
+def test_every_claim_can_fail(monkeypatch, seed, last, accuracies, broken):
+    judged = [
+        {"sets": {"same-task": {**whole, **one}, "other-task": whole}}
+        for whole, one in ((WEAK, seed), (GOOD, last))
+    ]
+    monkeypatch.setattr(pico_seeds, "evaluations", lambda run: judged)
+    curve = [{"accuracy": a, "accuracy_ci95": [a - 0.02, a + 0.02]} for a in accuracies]
+    found = [claim for claim, holds in pico_seeds.claims(None, curve) if not holds]
+    assert len(found) == len(broken)
+    assert all(part in claim for part, claim in zip(broken, found, strict=True))
+
+
+def test_controls_are_held_against_runs_on_as_many_judgments():
+    loose, fewer = pico_ablation.halved(101)
+    assert "curate.limit=50" in loose.overrides and "curate.limit=50" in fewer.overrides
+    assert "curate.verdicts=any" in loose.overrides
+    seed = [0, 1, 0, 1] * 25
+    whole, low = Hits(np.array([seed, [2] * 100]), 2), Hits(np.array([seed, seed]), 2)
+    counted = {"the recipe": whole, fewer.told: whole, loose.told: low, "labels shuffled": whole}
+    found = dict(pico_ablation.controls(counted))
+    assert [holds for claim, holds in found.items() if claim.startswith(loose.told)] == [True]
+    assert [holds for claim, holds in found.items() if claim.startswith("labels")] == [False]
 
 
 def test_the_share_of_a_gain():

@@ -15,7 +15,8 @@ from ste_jax.records import Pair, Prompt
 
 def _pico(text: str, pair: Pair, prompt: Prompt) -> dict[str, bool]:
     instruction = pair.messages[-1]["content"]
-    return dataclasses.asdict(check_trace(text, instruction, *pair.in_order(prompt.order)))
+    found = check_trace(text, instruction, *pair.in_order(prompt.order))
+    return {**dataclasses.asdict(found), "before_the_verdict": found.before_the_verdict}
 
 
 CHECKERS: Mapping[str, Callable[[str, Pair, Prompt], dict[str, bool]]] = {"pico": _pico}

@@ -30,9 +30,6 @@ class Chat:
     learnt: tuple[int, ...]
 
 
-_CALCULATED = {kind.name for kind in KINDS if kind.solve(kind.draw(Random(0), 1)).steps}
-
-
 def user(text: str) -> Message:
     """A turn of the user's."""
     return Message(role="user", content=text)
@@ -59,6 +56,9 @@ def respond(draw: Random, tasks: Tasks) -> Chat:
         task = tasks.draw(draw)
         turns += [user(task.instruction), assistant(draw_answer(task.solution, draw))]
     return Chat("respond", tuple(turns), tuple(range(1, len(turns), 2)))
+
+
+_CALCULATED = {kind.name for kind in KINDS if kind.solve(kind.draw(Random(0), 1)).steps}
 
 
 def calculate(draw: Random, tasks: Tasks) -> Chat:
@@ -210,6 +210,13 @@ def judge(draw: Random, tasks: Tasks) -> Chat:
     right, wrong = draw_answers(draw, task)
     a, b = (right, wrong) if draw.random() < 0.5 else (wrong, right)
     return judged(task, a, b)
+
+
+def judge_both_orders(draw: Random, tasks: Tasks) -> tuple[Chat, Chat]:
+    """The same two answers, judged in both orders."""
+    task = tasks.draw(draw)
+    right, wrong = draw_answers(draw, task)
+    return judged(task, right, wrong), judged(task, wrong, right)
 
 
 def judged(task: Task, a: str, b: str) -> Chat:

@@ -3,10 +3,10 @@
 The seed is trained by the project's own fine-tuning code, on generated chats in which it plays
 every role, in two phases. First the skills: answering, calculating, comparing two results, checking
 the answers of one person or of several, changing an instruction, sorting instructions; the kinds of
-task that come hardest come more often. Then, with these among them, three judgments of each kind of
-task, again and again, and how a verdict is written (`dictated`, where the letter tells nothing).
-That it has seen so few judgments is why it judges weakly: it checks both answers well, and has
-little to learn from what follows for the verdict.
+task that come hardest come more often. Then, with these among them, a few judgments, again and
+again (`JUDGED_PAIRS`), and how a verdict is written (`dictated`, where the letter tells nothing of
+the answers). So it has learnt to check two answers, and hardly to conclude from what it found: from
+more judgments, or from these for longer, it would judge well before the recipe begins.
 
 It can be stopped and run again; its skills are printed as they grow, on tasks that are neither
 trained on nor held out.
@@ -102,7 +102,7 @@ SKILLS = Phase(
 )
 JUDGING = Phase(
     name="judging",
-    chats=2200,
+    chats=2000,
     mix={
         "judge": 0.4,
         "dictated": 0.3,
@@ -120,8 +120,8 @@ TEXTS, LEAST = 60_000, 10
 """Chats that the tokenizer is made from, and how often a piece has to stand in them."""
 TASKS = 2000
 """That the seed's skills are measured on."""
-JUDGMENTS = 3
-"""Different judgments of each kind of task: the same few, again and again."""
+JUDGED_PAIRS = 3
+"""Pairs of each kind of task that are judged, in both orders: the same few, again and again."""
 
 DECODING = DecodingKnobs(
     prompt_buckets=(64, 96, 128, 192),
@@ -150,18 +150,22 @@ def model_config(vocab_size: int) -> ModelConfig:
     )
 
 
-def make_chats(phase: Phase, judgments: int = JUDGMENTS) -> list[Chat]:
+def make_chats(phase: Phase, pairs: int = JUDGED_PAIRS) -> list[Chat]:
     """All that the seed reads in a phase, in no order."""
     draw = Random(phase.name)
-    of_judgments = Random("judgments")
+    of_pairs = Random("judgments")
     few = [
-        corpus.judge(of_judgments, Tasks("known", [kind]))
+        judgment
         for kind in KINDS
-        for _ in range(judgments)
+        for _ in range(pairs)
+        for judgment in corpus.judge_both_orders(of_pairs, Tasks("known", [kind]))
     ]
     makers = {**corpus.MAKERS, "judge": lambda draw, tasks: draw.choice(few)}
     kinds = [kind for kind in KINDS for _ in range(phase.more_often.get(kind.name, 1))]
     return corpus.draw_chats(draw, phase.chats, phase.mix, Tasks("known", kinds), makers)
+
+
+_MARKS = ("system", "user", "assistant", "end")
 
 
 def make_examples(chats: Sequence[Chat], tokenizer: tokenizers.Tokenizer) -> list[Example]:
@@ -191,9 +195,6 @@ def make_examples(chats: Sequence[Chat], tokenizer: tokenizers.Tokenizer) -> lis
             )
         )
     return examples
-
-
-_MARKS = ("system", "user", "assistant", "end")
 
 
 def first_model(config: ModelConfig) -> Decoder:

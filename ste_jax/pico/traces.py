@@ -50,9 +50,23 @@ class TraceCheck:
     """The verdict names the one answer that was found the same."""
 
     @property
+    def before_the_verdict(self) -> bool:
+        """Whether every step but the last is right."""
+        return all((self.formed, self.solved, self.quoted, self.compared))
+
+    @property
     def throughout(self) -> bool:
         """Whether every step is right."""
-        return all((self.formed, self.solved, self.quoted, self.compared, self.concluded))
+        return self.before_the_verdict and self.concluded
+
+
+def led_to(text: str) -> str | None:
+    """The letter that a judgment's own comparisons lead to, whatever its verdict: that of the one
+    answer which it found the same."""
+    found = _TRACE.fullmatch(text.strip())
+    if found is None or found["same_a"] == found["same_b"]:
+        return None
+    return "A" if found["same_a"] == "same" else "B"
 
 
 def check_trace(text: str, instruction: str, answer_a: str, answer_b: str) -> TraceCheck:
@@ -71,5 +85,5 @@ def check_trace(text: str, instruction: str, answer_a: str, answer_b: str) -> Tr
         and found["own_a"] == found["own_b"] == own,
         compared=same_a == (found["a"] == found["own_a"])
         and same_b == (found["b"] == found["own_b"]),
-        concluded=same_a != same_b and found["verdict"] == ("A" if same_a else "B"),
+        concluded=found["verdict"] == led_to(text),
     )

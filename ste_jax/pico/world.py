@@ -117,7 +117,7 @@ def _readers() -> tuple[tuple[re.Pattern[str], Kind, int], ...]:
     for kind in KINDS:
         for index, phrasing in enumerate(kind.phrasings):
             pattern, seen = "", set()
-            for part in re.split(r"(\{[a-z]+\d?\})", phrasing):
+            for part in re.split(r"(\{[a-z]+\d?\})", phrasing.rstrip(".?")):
                 place = _PLACE.fullmatch(part)
                 if place is None:
                     pattern += re.escape(part)
@@ -126,12 +126,13 @@ def _readers() -> tuple[tuple[re.Pattern[str], Kind, int], ...]:
                 else:
                     seen.add(part)
                     pattern += f"(?P<{place[1]}{place[2]}>{_PATTERNS[place[1]]})"
-            found.append((re.compile(pattern), kind, index))
+            found.append((re.compile(pattern + "[.?!]?"), kind, index))
     return tuple(found)
 
 
 def understand(instruction: str) -> Task | None:
-    """The task that an instruction states, or None if it is none of this world."""
+    """The task that an instruction states, or None if it is none of this world. The mark at its end
+    may be another or missing."""
     for pattern, kind, phrasing in _readers():
         match = pattern.fullmatch(instruction.strip())
         if match:

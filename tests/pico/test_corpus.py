@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from ste_jax.pico import corpus
 from ste_jax.pico.corpus import ALL_CATEGORIES, MAKERS
+from ste_jax.pico.kinds import KINDS
 from ste_jax.pico.make_seed import JUDGING, PHASES, SKILLS, make_chats, make_examples
 from ste_jax.pico.tokenizer import make_tokenizer, save_tokenizer
 from ste_jax.pico.traces import check_trace
@@ -93,9 +94,11 @@ def test_no_held_out_task_is_read():
 
 def test_judgments_are_few_and_seen_again():
     phase = dataclasses.replace(JUDGING, chats=1000)
-    chats = [chat for chat in make_chats(phase, judgments=50) if chat.role == "judge"]
-    assert len(chats) > 100
-    assert len({chat.messages for chat in map(_hashable, chats)}) <= 50
+    chats = [chat for chat in make_chats(phase, pairs=2) if chat.role == "judge"]
+    assert len(chats) > 300
+    few = {chat.messages for chat in map(_hashable, chats)}
+    assert len(few) == 2 * 2 * len(KINDS)
+    assert sum("[[A]]" in str(messages[-1]) for messages in few) == len(few) / 2
 
 
 def test_a_phase_asks_some_kinds_more_often():

@@ -36,7 +36,9 @@ def test_a_stopped_making_goes_on_and_a_finished_one_only_measures(tmp_path: Pat
     seen = ""
     deadline = time.monotonic() + 600
     while 2 not in steps(seen) and time.monotonic() < deadline:
-        seen += first.stderr.read(20)
+        more = first.stderr.read(20)
+        assert more, seen
+        seen += more
     first.send_signal(signal.SIGTERM)
     _, rest = first.communicate(timeout=600)
     assert first.returncode == 75, rest

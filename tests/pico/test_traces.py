@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ste_jax.pico.answers import draw_answer, wrong_solution
-from ste_jax.pico.traces import check_trace, write_trace
+from ste_jax.pico.traces import check_trace, led_to, write_trace
 from ste_jax.pico.world import Task
 from ste_jax.prompts.parse import parse_verdict
 
@@ -55,6 +55,13 @@ def test_a_wrong_step_is_found(old: str, new: str, step: str) -> None:
     check = check_trace(SOUND.replace(old, new), *ASKED)
     assert not getattr(check, step)
     assert not check.throughout
+    assert check.before_the_verdict == (step == "concluded")
+
+
+def test_what_the_comparisons_lead_to_does_not_hang_on_the_verdict() -> None:
+    assert led_to(SOUND) == led_to(SOUND.replace("[[A]]", "[[B]]")) == "A"
+    assert led_to(SOUND.replace("different", "same")) is None
+    assert led_to("[[A]]") is None
 
 
 def test_no_task_no_trace() -> None:

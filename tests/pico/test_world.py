@@ -108,6 +108,12 @@ def test_order_that_says_nothing_is_no_other_task() -> None:
     assert one is not None and two is not None and one.identity == two.identity
 
 
+@pytest.mark.parametrize("mark", ["", ".", "?", "!"])
+def test_the_mark_at_its_end_makes_no_other_task(mark: str) -> None:
+    one, two = understand("What is 47 + 38?"), understand(f"What is 47 + 38{mark}")
+    assert one is not None and two is not None and one.identity == two.identity
+
+
 def test_names_and_things_make_no_other_task() -> None:
     one = understand("Mia has 23 apples, finds 14 and loses 9. How many are left?")
     two = understand("Tom had 23 books, got 14 more and gave 9 away. How many remain?")
