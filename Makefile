@@ -1,9 +1,10 @@
-# Two commands: `make demo` runs the recipe on the embedded default, `make test` runs the tests.
+# Two commands: `make demo` runs the recipe on the embedded model, `make test` runs the tests.
 # They ask for `make` and a Python of 3.11 to 3.13 and put everything else into $(VENV), once.
 # Another interpreter: `make PYTHON=python3.12 test` (an environment of another version is made anew).
 
 VENV ?= .venv
 BIN := $(VENV)/bin
+EMBEDDED_CONFIG := configs/pico.yaml
 SMALL_CONFIG := configs/smollm2-135m.yaml
 LARGE_CONFIG := configs/smollm2-135m-large.yaml
 
@@ -24,17 +25,22 @@ INSTALLED_DEV := $(VENV)/.installed-dev-$(VERSION)
 SHELLCHECK := $(BIN)/shellcheck .ci/run tpu_scripts/*.sh tpu_scripts/remote/*.sh
 PIP_INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
-.PHONY: demo smollm2-large test test-slow lint types format clean help
+.PHONY: demo demo-smollm2 smollm2-large test test-slow lint types format clean help
 
 help:
-	@echo 'make demo           run the recipe on SmolLM2-135M, small: two iterations, tables, a report'
+	@echo 'make demo           run the recipe on pico, the embedded model: minutes, tables, a report'
+	@echo 'make demo-smollm2   run it on SmolLM2-135M, small: two iterations, twenty minutes'
 	@echo 'make test           run the tests          make test-slow   those that take minutes each'
 	@echo 'make lint           ruff, shellcheck       make types       mypy --strict'
 	@echo 'make format         let ruff lay out the code'
-	@echo 'make smollm2-large  the same recipe, larger: an hour or two'
+	@echo 'make smollm2-large  SmolLM2-135M, larger: an hour or two'
 	@echo 'make clean          remove $(VENV), caches and build/; runs/ stays'
 
+# As two devices, two cores decode and train at once.
 demo: $(INSTALLED)
+	JAX_NUM_CPU_DEVICES=2 $(BIN)/ste run $(EMBEDDED_CONFIG)
+
+demo-smollm2: $(INSTALLED)
 	$(BIN)/ste run $(SMALL_CONFIG)
 
 smollm2-large: $(INSTALLED)

@@ -12,10 +12,19 @@ SHIPPED = {
     "pico/other-task": "pico/shipped/other-task.jsonl",
 }
 """Instructions and labelled pairs."""
+MODELS = {"pico": "pico/shipped/seed"}
+"""Hugging Face directories."""
 
 
 def path_of(name: str) -> Path:
     """The file that `name` means: a shipped one, or one of that path."""
-    if name not in SHIPPED:
-        return Path(name)
-    return Path(str(resources.files("ste_jax"))) / SHIPPED[name]
+    return _inside(SHIPPED[name]) if name in SHIPPED else Path(name)
+
+
+def model_of(name: str) -> Path | None:
+    """The directory of a shipped model, None if `name` is none."""
+    return _inside(MODELS[name]) if name in MODELS else None
+
+
+def _inside(path: str) -> Path:
+    return Path(str(resources.files("ste_jax"))) / path

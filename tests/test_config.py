@@ -67,7 +67,7 @@ def test_no_such_config():
 
 
 def test_every_shipped_config_is_read_and_survives_being_written():
-    for name in ("smollm2-135m", "smollm2-135m-large"):
+    for name in ("pico", "smollm2-135m", "smollm2-135m-large"):
         found = config.load_config(name)
         text = yaml.safe_dump(strict.to_dict(found))
         assert strict.build(config.Config, yaml.safe_load(text), "again") == found

