@@ -65,14 +65,19 @@ def test_its_tokenizer_is_the_one_that_the_command_makes(seed: Path) -> None:
     assert json.loads(made.to_str()) == json.loads((seed / "tokenizer.json").read_text())
 
 
-def test_it_plays_every_role_as_it_was_measured_to(seed: Path) -> None:
+def test_it_plays_every_role() -> None:
+    found = measure_skills(open_generator("pico", CONFIG.decoding), "dev", 150)
+    assert found["answers"] > 0.85 and found["checks"] > 0.7
+    assert found["categories"] > 0.95 and found["judge_parsed"] > 0.97
+    assert found["modified"] > 0.6 and found["modified_answered"] > 0.4
+    assert 0.55 < found["judge"] < 0.85, "weak, but no coin"
+
+
+@pytest.mark.slow
+def test_its_skills_are_those_that_are_told(seed: Path) -> None:
     told = json.loads((seed / "skills.json").read_text())
-    found = measure_skills(open_generator("pico", CONFIG.decoding), "dev", 100)
-    assert found.keys() == told.keys()
-    for name, share in found.items():
-        count = 200 if name.startswith("judge") and name != "judge_consistent" else 100
-        spread = math.sqrt(max(told[name] * (1 - told[name]), 0.01) / count)
-        assert abs(share - told[name]) < 3 * spread, name
+    found = measure_skills(open_generator("pico", CONFIG.decoding), "dev", make_seed.TASKS)
+    assert found == pytest.approx(told, abs=0.01)
 
 
 def test_its_name_means_it_wherever_one_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
