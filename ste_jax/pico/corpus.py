@@ -206,10 +206,8 @@ def draw_answers(draw: Random, task: Task, near: float = 0.5) -> tuple[str, str]
 
 def judge(draw: Random, tasks: Tasks) -> Chat:
     """Two answers, checked and compared."""
-    task = tasks.draw(draw)
-    right, wrong = draw_answers(draw, task)
-    a, b = (right, wrong) if draw.random() < 0.5 else (wrong, right)
-    return judged(task, a, b)
+    right_first, wrong_first = judge_both_orders(draw, tasks)
+    return right_first if draw.random() < 0.5 else wrong_first
 
 
 def judge_both_orders(draw: Random, tasks: Tasks) -> tuple[Chat, Chat]:
