@@ -37,6 +37,7 @@ from ste_jax.errors import SteError
 from ste_jax.finetuning import packing
 from ste_jax.finetuning.loop import Validate, finetune
 from ste_jax.finetuning.packing import Example
+from ste_jax.finetuning.step_bar import StepBar
 from ste_jax.generators.local import LocalGenerator
 from ste_jax.models.config import ModelConfig
 from ste_jax.models.decoder import Decoder
@@ -251,15 +252,11 @@ def _train(
     """The model after a phase."""
     mesh, kept = make_mesh(phase.knobs.mesh), work / f"{phase.name}-model"
     total = len(packing.plan(examples, phase.knobs, seed=0).steps)
-    bar = tqdm(desc=phase.name, unit="step", total=total)
+    bar = StepBar(phase.name, total)
 
     def save_model(trained: Decoder, step: int, found: dict[str, Any]) -> None:
         provenance = {"phase": phase.name, "step": step}
         save_checkpoint(kept, trained, tokenizer=tokenizer, provenance=provenance)
-
-    def log(event: dict[str, Any]) -> None:
-        bar.n = event["step"]
-        bar.set_postfix(loss=f"{event['loss']:.3f}", refresh=True)
 
     with bar:
         result = finetune(
@@ -271,7 +268,7 @@ def _train(
             state_dir=epath.Path(work / phase.name),
             validate=validate,
             save_model=save_model,
-            log=log,
+            log=bar.show,
             stop_requested=preemption.requested,
         )
     if result.dropped:

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from tqdm import tqdm
 
 from ste_jax import checkpoints, files, judge_card, preemption, rundir
 from ste_jax.context import Context
@@ -18,6 +17,7 @@ from ste_jax.errors import WorkError
 from ste_jax.finetuning import packing
 from ste_jax.finetuning.loop import finetune
 from ste_jax.finetuning.packing import Example
+from ste_jax.finetuning.step_bar import StepBar
 from ste_jax.generators.local import LocalGenerator
 from ste_jax.models.decoder import Decoder
 from ste_jax.opening import Opened, on_mesh, open_model
@@ -118,12 +118,11 @@ def _train(
             barrier=context.processes.barrier,
         )
 
-    bar = tqdm(desc=f"finetune {here.index}", unit="step", total=len(plan.steps))
+    bar = StepBar(f"finetune {here.index}", len(plan.steps))
 
     def log(event: dict[str, Any]) -> None:
         context.log("train_step", iteration=here.index, **event)
-        bar.n = event["step"]
-        bar.set_postfix(loss=f"{event['loss']:.3f}", refresh=True)
+        bar.show(event)
 
     with bar:
         result = finetune(
