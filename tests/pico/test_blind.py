@@ -6,9 +6,9 @@ from pathlib import Path
 
 import yaml
 
+from ste_jax.shipped import path_of
 from tests.comparing import assert_same_arrays, assert_same_files
 from tests.running import run, write_config
-from tests.test_labelled_sets import write_pairs
 
 LEARNT = (
     "instructions/**/*.parquet",
@@ -27,13 +27,12 @@ def test_labelled_sets_and_their_checker_change_nothing_that_is_learnt(tmp_path:
     config = write_config(tmp_path, iterations=1)
     assert run(["run", str(config), "--dir", str(plain)]) == 0
     values = yaml.safe_load(config.read_text())
-    write_pairs(tmp_path / "words.jsonl", 12)
-    values["evaluate"]["sets"] = [
-        {"name": "words", "data": str(tmp_path / "words.jsonl"), "traces": "pico"}
-    ]
+    some = tmp_path / "tasks.jsonl"
+    some.write_text("".join(path_of("pico/same-task").read_text().splitlines(True)[:12]))
+    values["evaluate"]["sets"] = [{"name": "tasks", "data": str(some), "traces": "pico"}]
     config.write_text(yaml.safe_dump(values))
     assert run(["run", str(config), "--dir", str(measured)]) == 0
-    assert (measured / "iterations" / "1" / "evaluation" / "sets" / "words").is_dir()
+    assert (measured / "iterations" / "1" / "evaluation" / "sets" / "tasks").is_dir()
     assert "sound" in (measured / "iterations" / "1" / "evaluation.json").read_text()
     assert "Step by step" in (measured / "report" / "index.html").read_text()
     for pattern in LEARNT:
