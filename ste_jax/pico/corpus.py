@@ -77,7 +77,7 @@ def compare(draw: Random, tasks: Tasks) -> Chat:
     """Are two results the same? Asked of several at once."""
     pairs = []
     for _ in range(draw.randint(2, 5)):
-        if draw.random() < 0.6:
+        if draw.random() < 0.5:
             own = str(_number(draw))
             said = own if draw.random() < 0.5 else _other_number(own, draw)
         else:

@@ -88,7 +88,7 @@ class Phase:
 
 SKILLS = Phase(
     name="skills",
-    chats=230_000,
+    chats=270_000,
     mix={
         "respond": 0.24,
         "calculate": 0.12,
@@ -98,12 +98,20 @@ SKILLS = Phase(
         "modify": 0.13,
         "classify": 0.03,
     },
-    more_often={"later": 3, "sum": 2, "difference": 2, "total": 2, "story": 2},
+    more_often={
+        "later": 3,
+        "difference": 3,
+        "middle": 3,
+        "sum": 2,
+        "story": 2,
+        "largest": 2,
+        "smallest": 2,
+    },
     knobs=dataclasses.replace(_KNOBS, learning_rate=2e-3, warmup_steps=100),
 )
 JUDGING = Phase(
     name="judging",
-    chats=2000,
+    chats=2200,
     mix={
         "judge": 0.4,
         "dictated": 0.3,
