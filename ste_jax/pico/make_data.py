@@ -23,10 +23,13 @@ from ste_jax.pico.world import Task, changes, draw_task
 from ste_jax.shipped import path_of
 
 TASKS, NEAR_DUPLICATES, NOISE = 1500, 120, 180
-HELDOUT = 256
-"""Labelled pairs of each sort, as many of each kind."""
-FEW = ("cents", "minutes")
-"""Kinds that are not held out: of so few distinct tasks, a fresh one would soon be met again."""
+HELDOUT = 12
+"""Labelled pairs of each sort for each kind of task and difficulty."""
+FEW = {"cents": (1, 2, 3), "minutes": (1, 2, 3), "middle": (1,), "total": (1,), "later": (2,)}
+"""Kinds and difficulties that are not held out: of so few tasks that fresh ones ran out."""
+
+Cell = tuple[Kind, int | None]
+"""A kind of task and a difficulty; None: any."""
 
 
 def instructions(draw: Random) -> Iterator[dict[str, Any]]:
@@ -39,14 +42,14 @@ def instructions(draw: Random) -> Iterator[dict[str, Any]]:
 
 
 def labelled(
-    draw: Random, kinds: Sequence[Kind], count: int, *, same_task: bool, seen: set[str]
+    draw: Random, cells: Sequence[Cell], count: int, *, same_task: bool, seen: set[str]
 ) -> Iterator[dict[str, Any]]:
     """Pairs of a right answer and a wrong one: a near miss to the same task, or an answer that is
     right for a similar one. Tasks of which one was `seen` are left out."""
     for number in range(count):
-        kind = kinds[number % len(kinds)]
+        kind, level = cells[number % len(cells)]
         task = draw_task(draw, "heldout", kind)
-        while task.identity in seen:
+        while task.identity in seen or level not in (None, task.level):
             task = draw_task(draw, "heldout", kind)
         seen.add(task.identity)
         right = draw_answer(task.solution, draw)
@@ -69,23 +72,34 @@ def _row(task: Task, right: str, wrong: str, draw: Random) -> dict[str, Any]:
 
 def tables() -> dict[str, Iterator[dict[str, Any]]]:
     """The rows of every file, by its name."""
-    seen = tried()
-    kinds = [kind for kind in KINDS if kind.name not in FEW]
-    same, other = Random("held out: same task"), Random("held out: other task")
+    cells: list[Cell] = [
+        (kind, level)
+        for kind in KINDS
+        for level in (1, 2, 3)
+        if level not in FEW.get(kind.name, ())
+    ]
+    seen, count = tried(), HELDOUT * len(cells)
+    same, other = Random("held out 4: same task"), Random("held out 4: other task")
     return {
         "instructions": instructions(Random("instructions")),
-        "same-task": labelled(same, kinds, HELDOUT, same_task=True, seen=seen),
-        "other-task": labelled(other, kinds, HELDOUT, same_task=False, seen=seen),
+        "same-task": labelled(same, cells, count, same_task=True, seen=seen),
+        "other-task": labelled(other, cells, count, same_task=False, seen=seen),
     }
 
 
 def tried() -> set[str]:
-    """Tasks of earlier labelled pairs, on which seed and demo were tried while they were made."""
+    """Tasks of earlier labelled pairs, on which seed and demo were measured in the making."""
+    anything: list[Cell] = [(kind, None) for kind in KINDS]
+    most: list[Cell] = [(kind, None) for kind in KINDS if kind.name not in ("cents", "minutes")]
     found: set[str] = set()
-    for drawn in ("", "held out, "):
-        seen: set[str] = set()
+    for drawn, cells, count, apart in (
+        ("", anything, 260, False),
+        ("held out, ", anything, 260, False),
+        ("held out: ", most, 256, True),
+    ):
+        seen = set(found) if apart else set()
         for name, same_task in (("same task", True), ("other task", False)):
-            list(labelled(Random(drawn + name), KINDS, 260, same_task=same_task, seen=seen))
+            list(labelled(Random(drawn + name), cells, count, same_task=same_task, seen=seen))
         found |= seen
     return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from random import Random
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from ste_jax.config import PoolKnobs
 from ste_jax.pico import make_data
+from ste_jax.pico.answers import is_right, stated
 from ste_jax.pico.kinds import KINDS, Kind
 from ste_jax.pico.noise import draw_noise
 from ste_jax.pico.world import Task, changes, draw_task, make_task, understand
@@ -125,6 +127,29 @@ def test_the_shipped_files_are_those_that_the_command_makes() -> None:
     for name, rows in make_data.tables().items():
         lines = (path_of("pico").parent / f"{name}.jsonl").read_text().splitlines()
         assert [json.loads(line) for line in lines] == list(rows)
+
+
+@pytest.mark.parametrize("name", ["same-task", "other-task"])
+def test_the_label_of_a_shipped_pair_is_the_checkers_truth(name: str) -> None:
+    for line in path_of(f"pico/{name}").read_text().splitlines():
+        row = json.loads(line)
+        task = understand(row["instruction"])
+        better, worse = row["response_a"], row["response_b"]
+        if row["label"] == "B":
+            better, worse = worse, better
+        assert task is not None
+        assert is_right(task, better)
+        assert stated(worse) != task.solution.answer
+
+
+@pytest.mark.parametrize("name", ["same-task", "other-task"])
+def test_shipped_pairs_are_of_as_many_tasks_of_each_kind_and_difficulty(name: str) -> None:
+    rows = [json.loads(line) for line in path_of(f"pico/{name}").read_text().splitlines()]
+    counts = Counter((row["kind"], row["level"]) for row in rows)
+    assert set(counts.values()) == {make_data.HELDOUT} and len(counts) == 21
+    for row in rows:
+        task = understand(row["instruction"])
+        assert task is not None and (task.kind, task.level) == (row["kind"], row["level"])
 
 
 def test_held_out_tasks_are_fresh() -> None:
