@@ -20,8 +20,9 @@ from ste_jax.errors import RequestError
 from ste_jax.reporting.html import write_report
 from ste_jax.rundir import RunDir, Table
 from ste_jax.steps.curating import curate
+from ste_jax.steps.evaluating import evaluate
 from ste_jax.steps.finetuning import finetune_iteration
-from ste_jax.steps.judging import annotate, evaluate
+from ste_jax.steps.judging import annotate
 from ste_jax.steps.pairing import make_pairs
 from ste_jax.steps.pool import import_seed, take_in, take_in_labelled
 from ste_jax.steps.selecting import choose, label

@@ -140,8 +140,11 @@ def test_only_measuring_sees_the_checker_of_the_small_world() -> None:
     assert {name for name in importers if not under(name, ["pico"])} == {
         "ste_jax.evaluation.traces"
     }
-    askers = {n for n, them in IMPORTS.items() if ("ste_jax.evaluation.traces", "CHECKERS") in them}
-    assert askers == {"ste_jax.steps.judging"}
+    traces = "ste_jax.evaluation.traces"
+    askers = {name for name, them in IMPORTS.items() if any(m == traces for m, _ in them)}
+    assert askers == {"ste_jax.steps.evaluating"}
+    users = {name for name, them in IMPORTS.items() if any(m in askers for m, _ in them)}
+    assert users == {"ste_jax.pipeline"}
 
 
 def loaded(code: str, heavy: set[str]) -> str:

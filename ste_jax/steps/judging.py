@@ -1,24 +1,18 @@
-"""How does an iteration's judge judge: the training pairs to learn from, the held-out ones to be
-measured by?"""
+"""How does an iteration's judge judge the pairs that the next one learns from?"""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from etils import epath
 
-from ste_jax import files, preemption
-from ste_jax.config import LabelledSetKnobs
+from ste_jax import preemption
 from ste_jax.context import Context
-from ste_jax.errors import WorkError
-from ste_jax.evaluation.metrics import measure, measure_groups
-from ste_jax.evaluation.traces import CHECKERS
 from ste_jax.generators.protocol import Generator
 from ste_jax.records import Pair, Prompt
-from ste_jax.rundir import IterationDir, JudgedDir, Table, fingerprint
+from ste_jax.rundir import IterationDir, Table, fingerprint
 from ste_jax.stages import annotate as annotation
 from ste_jax.stages import judge
 from ste_jax.stages.asking import make_role, role_fingerprint, sample_key
@@ -45,11 +39,11 @@ def annotate(context: Context, iteration: int) -> None:
     """The last iteration's judge judges every training pair."""
     here, asked = context.run.iteration(iteration), context.run.iteration(iteration - 1)
     judging = make_judge(context, asked, "annotate", iteration)
-    pairs_of = _pairs_of_split(context, "train")
+    pairs_of = pairs_of_split(context, "train")
     knobs = context.config.annotate
     asked_knobs = to_dict(knobs)
     del asked_knobs["orders"]  # it decides which prompts there are, not what is made of each
-    _make_prompts(context, here.prompts, here.root, pairs_of, judging, orders=knobs.orders)
+    make_prompts(context, here.prompts, here.root, pairs_of, judging, orders=knobs.orders)
     stage = ShardedStage(
         name="annotate",
         print_=fingerprint(
@@ -74,99 +68,8 @@ def annotate(context: Context, iteration: int) -> None:
     ask(context, stage, iteration, asked, work)
 
 
-def evaluate(context: Context, iteration: int) -> None:
-    """The iteration's judge on the held-out pairs and on the labelled sets, in both orders, with
-    votes."""
-    here = context.run.iteration(iteration)
-    judging = make_judge(context, here, "evaluate", 0)
-    judging = dataclasses.replace(judging, iteration=iteration)
-    if context.config.evaluate.greedy:
-        judging = judging.greedy()
-    _judge_pairs(context, here, here.heldout, _pairs_of_split(context, "heldout"), judging)
-    for knobs in context.config.evaluate.sets:
-        pairs = context.run.labelled(knobs.name)
-        _judge_pairs(context, here, here.labelled(knobs.name), pairs.read, judging)
-    context.processes.from_first("measure", lambda: _measure(context, here, judging.model))
-
-
-def _judge_pairs(
-    context: Context,
-    here: IterationDir,
-    judged: JudgedDir,
-    pairs_of: Callable[[int], list[Pair]],
-    judging: judge.Judge,
-) -> None:
-    _make_prompts(context, judged.prompts, judged.root, pairs_of, judging)
-    knobs = context.config.evaluate
-    stage = ShardedStage(
-        name="evaluate",
-        print_=fingerprint(
-            "evaluate",
-            1,
-            [knobs.votes, judge_fingerprint(judging)],
-            model=answers_of(context, here),
-        ),
-        home=judged.root,
-        inputs=judged.prompts.read,
-        outputs=(judged.judgments,),
-        input_of=lambda table, row: row.prompt_id,
-        derived=(here.evaluation,),
-    )
-
-    def work(rows: Iterator[Prompt], generator: Generator) -> Iterator[Any]:
-        for row, found in judge.judge_all(
-            rows, generator, judging, knobs.votes, in_flight=context.in_flight, poll=preemption.poll
-        ):
-            yield row, (found,)
-
-    ask(context, stage, here.index, here, work)
-
-
-def _measure(context: Context, here: IterationDir, model: str) -> None:
-    prompts = list(here.heldout.prompts.rows())
-    if not prompts:
-        raise WorkError(
-            "evaluate: there are no held-out pairs; raise select.heldout or look at pairs/dropped"
-        )
-    found = measure(
-        prompts, here.heldout.judgments.rows(), bootstrap=context.config.evaluate.bootstrap
-    )
-    knobs = context.config.evaluate
-    files.write_json(
-        here.evaluation,
-        {
-            "what": "agreement with constructed labels",
-            "iteration": here.index,
-            "judge": model,
-            **found,
-            "sets": {each.name: _measure_set(context, here, each) for each in knobs.sets},
-        },
-    )
-
-
-def _measure_set(context: Context, here: IterationDir, knobs: LabelledSetKnobs) -> dict[str, Any]:
-    judged, bootstrap = here.labelled(knobs.name), context.config.evaluate.bootstrap
-    pairs = {pair.id: pair for pair in context.run.labelled(knobs.name).rows()}
-    prompts, judgments = list(judged.prompts.rows()), list(judged.judgments.rows())
-    steps = None
-    if knobs.traces:
-        check, asked = CHECKERS[knobs.traces], {prompt.id: prompt for prompt in prompts}
-        steps = {
-            said.prompt_id: check(
-                said.text, pairs[asked[said.prompt_id].pair_id], asked[said.prompt_id]
-            )
-            for said in judgments
-            if said.sample == 0
-        }
-    found = measure(prompts, judgments, bootstrap=bootstrap, steps=steps)
-    by = {}
-    for column in knobs.by:
-        groups = {id: str(json.loads(pair.extra)[column]) for id, pair in pairs.items()}
-        by[column] = measure_groups(prompts, judgments, groups, bootstrap=bootstrap)
-    return {"what": f"agreement with the labels of {knobs.data}", **found, "by": by}
-
-
-def _pairs_of_split(context: Context, split: str) -> Callable[[int], list[Pair]]:
+def pairs_of_split(context: Context, split: str) -> Callable[[int], list[Pair]]:
+    """A shard's pairs whose instruction is of a split."""
     run = context.run
 
     def pairs_of(shard: int) -> list[Pair]:
@@ -176,7 +79,7 @@ def _pairs_of_split(context: Context, split: str) -> Callable[[int], list[Pair]]
     return pairs_of
 
 
-def _make_prompts(
+def make_prompts(
     context: Context,
     table: Table[Prompt],
     home: epath.Path,

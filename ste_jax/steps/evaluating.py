@@ -1,0 +1,119 @@
+"""How well does an iteration's judge judge, on pairs that nothing is learnt from?
+
+Of the recipe's steps this one alone may ask which steps of a judgment are right
+(`ste_jax.evaluation.traces`): nothing that is learnt comes from here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from ste_jax import files, preemption
+from ste_jax.config import LabelledSetKnobs
+from ste_jax.context import Context
+from ste_jax.errors import WorkError
+from ste_jax.evaluation.metrics import measure, measure_groups
+from ste_jax.evaluation.traces import CHECKERS
+from ste_jax.generators.protocol import Generator
+from ste_jax.records import Pair, Prompt
+from ste_jax.rundir import IterationDir, JudgedDir, fingerprint
+from ste_jax.stages import judge
+from ste_jax.steps.asking import ask
+from ste_jax.steps.judging import judge_fingerprint, make_judge, make_prompts, pairs_of_split
+from ste_jax.steps.pool import answers_of
+from ste_jax.workplan import ShardedStage
+
+
+def evaluate(context: Context, iteration: int) -> None:
+    """The iteration's judge on the held-out pairs and on the labelled sets, in both orders, with
+    votes."""
+    here = context.run.iteration(iteration)
+    judging = make_judge(context, here, "evaluate", 0)
+    judging = dataclasses.replace(judging, iteration=iteration)
+    if context.config.evaluate.greedy:
+        judging = judging.greedy()
+    _judge_pairs(context, here, here.heldout, pairs_of_split(context, "heldout"), judging)
+    for knobs in context.config.evaluate.sets:
+        pairs = context.run.labelled(knobs.name)
+        _judge_pairs(context, here, here.labelled(knobs.name), pairs.read, judging)
+    context.processes.from_first("measure", lambda: _measure(context, here, judging.model))
+
+
+def _judge_pairs(
+    context: Context,
+    here: IterationDir,
+    judged: JudgedDir,
+    pairs_of: Callable[[int], list[Pair]],
+    judging: judge.Judge,
+) -> None:
+    make_prompts(context, judged.prompts, judged.root, pairs_of, judging)
+    knobs = context.config.evaluate
+    stage = ShardedStage(
+        name="evaluate",
+        print_=fingerprint(
+            "evaluate",
+            1,
+            [knobs.votes, judge_fingerprint(judging)],
+            model=answers_of(context, here),
+        ),
+        home=judged.root,
+        inputs=judged.prompts.read,
+        outputs=(judged.judgments,),
+        input_of=lambda table, row: row.prompt_id,
+        derived=(here.evaluation,),
+    )
+
+    def work(rows: Iterator[Prompt], generator: Generator) -> Iterator[Any]:
+        for row, found in judge.judge_all(
+            rows, generator, judging, knobs.votes, in_flight=context.in_flight, poll=preemption.poll
+        ):
+            yield row, (found,)
+
+    ask(context, stage, here.index, here, work)
+
+
+def _measure(context: Context, here: IterationDir, model: str) -> None:
+    prompts = list(here.heldout.prompts.rows())
+    if not prompts:
+        raise WorkError(
+            "evaluate: there are no held-out pairs; raise select.heldout or look at pairs/dropped"
+        )
+    found = measure(
+        prompts, here.heldout.judgments.rows(), bootstrap=context.config.evaluate.bootstrap
+    )
+    knobs = context.config.evaluate
+    files.write_json(
+        here.evaluation,
+        {
+            "what": "agreement with constructed labels",
+            "iteration": here.index,
+            "judge": model,
+            **found,
+            "sets": {each.name: _measure_set(context, here, each) for each in knobs.sets},
+        },
+    )
+
+
+def _measure_set(context: Context, here: IterationDir, knobs: LabelledSetKnobs) -> dict[str, Any]:
+    judged, bootstrap = here.labelled(knobs.name), context.config.evaluate.bootstrap
+    pairs = {pair.id: pair for pair in context.run.labelled(knobs.name).rows()}
+    prompts, judgments = list(judged.prompts.rows()), list(judged.judgments.rows())
+    steps = None
+    if knobs.traces:
+        check, asked = CHECKERS[knobs.traces], {prompt.id: prompt for prompt in prompts}
+        steps = {
+            said.prompt_id: check(
+                said.text, pairs[asked[said.prompt_id].pair_id], asked[said.prompt_id]
+            )
+            for said in judgments
+            if said.sample == 0
+        }
+    found = measure(prompts, judgments, bootstrap=bootstrap, steps=steps)
+    by = {}
+    for column in knobs.by:
+        groups = {id: str(json.loads(pair.extra)[column]) for id, pair in pairs.items()}
+        by[column] = measure_groups(prompts, judgments, groups, bootstrap=bootstrap)
+    return {"what": f"agreement with the labels of {knobs.data}", **found, "by": by}
