@@ -11,7 +11,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import hashlib
+import math
 import shutil
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -23,10 +25,10 @@ import numpy as np
 from etils import epath
 from numpy.typing import NDArray
 
-from ste_jax import compilation_cache, files
+from ste_jax import compilation_cache, files, preemption
 from ste_jax.config import load_config
 from ste_jax.distributed import Processes
-from ste_jax.errors import WorkError
+from ste_jax.errors import SteError, WorkError
 from ste_jax.evaluation.metrics import with_intervals
 from ste_jax.evaluation.traces import CHECKERS
 from ste_jax.pico.answers import is_right, stated
@@ -61,16 +63,32 @@ class Cell:
 DEMO = Cell(name="demo", told="the recipe")
 
 
-def start(description: str) -> argparse.Namespace:
+def start(description: str | None) -> argparse.Namespace:
     """Which config is run, under which seeds, and where; on two devices, as `make demo`."""
-    made = argparse.ArgumentParser(description=description)
-    made.add_argument("--config", default="configs/pico.yaml")
-    made.add_argument("--out", type=Path, default=Path("runs/pico-seeds"), metavar="DIR")
-    made.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    made = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("--config", default="configs/pico.yaml", metavar="FILE",
+                      help="what is run (default: %(default)s)")  # fmt: skip
+    made.add_argument("--out", type=Path, default=Path("runs/pico-seeds"), metavar="DIR",
+                      help="where the runs and the tables go; a run that is there is gone on with, "
+                      "whichever benchmark began it (default: %(default)s)")  # fmt: skip
+    made.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], metavar="SEED",
+                      help="the runs' random seeds (default: 1 2 3)")  # fmt: skip
     given = made.parse_args()
     jax.config.update("jax_num_cpu_devices", 2)
     compilation_cache.enable()
+    preemption.install()
     return given
+
+
+def ended(main: Callable[[], int]) -> int:
+    """The exit status of a benchmark; an error of ours is told in its one sentence."""
+    try:
+        return main()
+    except SteError as error:
+        print(error, file=sys.stderr)
+        return error.exit_status
 
 
 def run_cell(cell: Cell, config: str, seed: int, root: Path, base: Path | None = None) -> RunDir:
@@ -206,21 +224,43 @@ def rightly_labelled(pair: Pair) -> bool:
 
 
 def by_letter(run: RunDir, judge: int) -> dict[str, float]:
-    """Of one judge on all sets: `A` and `B`, the accuracy where that letter is right, and
-    `led_to`, the accuracy if each judgment had ended as its own comparisons lead to."""
+    """Of one judge on all sets: `A` and `B`, the accuracy where that letter is right; `nowhere`,
+    the share of judgments whose own comparisons name no one answer; and `led_to`, the accuracy if
+    each had ended as its comparisons lead to, and those with a coin."""
     counts: Counter[str] = Counter()
     for name in SETS:
         measured = run.iterations()[judge].labelled(name)
         labels = {prompt.id: prompt.label for prompt in measured.prompts.rows()}
         for said in measured.judgments.rows():
-            label = labels[said.prompt_id]
+            label, led = labels[said.prompt_id], led_to(said.text)
             counts.update({"all": 1, label: 1})
             counts[f"right {label}"] += said.verdict == label
-            counts["led_to"] += led_to(said.text) == label
+            counts["led rightly"] += led == label
+            counts["nowhere"] += led is None
     return {
         **{letter: counts[f"right {letter}"] / counts[letter] for letter in "AB"},
-        "led_to": counts["led_to"] / counts["all"],
+        "nowhere": counts["nowhere"] / counts["all"],
+        "led_to": (counts["led rightly"] + counts["nowhere"] / 2) / counts["all"],
     }
+
+
+def reasoned(run: RunDir) -> dict[str, Any]:
+    """Of how many of its judgments on all sets the last judge gets every step before the verdict
+    right, less the seed's: `gain` and `gain_ci95`, resampled by pair."""
+    right: list[Counter[tuple[str, str]]] = []
+    for judge in (run.iterations()[0], run.iterations()[-1]):
+        right.append(Counter())
+        for name in SETS:
+            measured = judge.labelled(name)
+            pairs = {pair.id: pair for pair in run.labelled(name).rows()}
+            prompts = {prompt.id: prompt for prompt in measured.prompts.rows()}
+            for said in measured.judgments.rows():
+                prompt = prompts[said.prompt_id]
+                steps = CHECKERS["pico"](said.text, pairs[prompt.pair_id], prompt)
+                right[-1][name, prompt.pair_id] += steps["before_the_verdict"]
+    first, last = (np.array([each[pair] for pair in sorted(right[0])]) for each in right)
+    asked = np.full(len(first), 2)
+    return with_intervals({"gain": (last - first, asked)}, RESAMPLES, seed=0)
 
 
 @dataclass(frozen=True)
@@ -277,5 +317,7 @@ def both_parsed(run: RunDir, name: str) -> tuple[int, float, float]:
     )
     labels = {each.id: each.label for each in judges[0].labelled(name).prompts.rows()}
     both = [id for id in labels if id in first and id in last]
+    if not both:
+        return 0, math.nan, math.nan
     accuracies = [sum(said[id] == labels[id] for id in both) / len(both) for said in (first, last)]
     return len(both), accuracies[0], accuracies[1]
