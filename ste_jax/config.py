@@ -259,6 +259,8 @@ class LabelledSetKnobs:
     """Columns of the file by whose values accuracy is told apart (a section, a kind of task)."""
     traces: Literal["", "pico"] = ""
     """Who can tell whether every step of a judgment is right; empty: nobody."""
+    told: str = ""
+    """What the report says of these pairs."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,23 +6,29 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from etils import epath
 
 from benchmarks import pico_ablation, pico_seeds
 from benchmarks.cells import (
+    SETS,
     Cell,
     Hits,
     both_parsed,
+    by_letter,
     evaluations,
     hits,
     kept,
     markdown,
+    reasoned,
     rightly_labelled,
     run_cell,
     shuffle_labels,
     taught,
 )
+from ste_jax import files
 from ste_jax.errors import WorkError
-from ste_jax.records import Pair
+from ste_jax.records import Judgment, Pair, Prompt
+from ste_jax.rundir import RunDir
 from tests.comparing import assert_same_files
 from tests.test_labelled_sets import write_pairs
 
@@ -124,6 +130,75 @@ def test_a_pair_is_rightly_labelled_where_its_chosen_answer_alone_is_right(chose
     assert rightly_labelled(pair) == right
 
 
+SAID = {
+    "right": "9 + 4 = 13. The answer is 13.\nA says 13 against 13: same.\n"
+    "B says 12 against 13: different.\n[[A]]",
+    "ends wrong": "9 + 4 = 13. The answer is 13.\nA says 12 against 13: different.\n"
+    "B says 13 against 13: same.\n[[A]]",
+    "leads nowhere": "9 + 4 = 14. The answer is 14.\nA says 12 against 14: different.\n"
+    "B says 13 against 14: different.\n[[B]]",
+}
+
+
+def judgment(prompt: Prompt, text: str) -> Judgment:
+    return Judgment(
+        id=f"{prompt.id}-0",
+        prompt_id=prompt.id,
+        judge="",
+        iteration=0,
+        sample=0,
+        text=text,
+        token_ids=(),
+        verdict=text[-3],
+        failure=None,
+        forced=False,
+        finish_reason="stop",
+        free_tokens=0,
+    )
+
+
+@pytest.fixture
+def judged_by_hand(tmp_path):
+    """A run of two judges on one pair in each set. With the right answer first the seed is right;
+    with the other order it checks rightly and ends wrong, the last judge ends right by chance."""
+    run = RunDir(epath.Path(tmp_path))
+    files.write_json(run.manifest, {"shards": 1, "iterations": 1})
+    for number, name in enumerate(SETS):
+        pair = Pair(
+            id=f"p{number}",
+            instruction_id="i",
+            messages=({"role": "user", "content": "What is 9 + 4?"},),
+            chosen="13",
+            rejected="12",
+            modified_instruction="",
+            source="",
+        )
+        run.labelled(name).write(0, [pair])
+        prompts = [
+            Prompt(id=f"{pair.id}{order}", pair_id=pair.id, order=order, label=label, messages=())
+            for order, label in (("ab", "A"), ("ba", "B"))
+        ]
+        for iteration, said in ((0, ("right", "ends wrong")), (1, ("right", "leads nowhere"))):
+            judged = run.iteration(iteration).labelled(name)
+            judged.prompts.write(0, prompts)
+            judged.judgments.write(
+                0,
+                [judgment(prompt, SAID[each]) for prompt, each in zip(prompts, said, strict=True)],
+            )
+    return run
+
+
+def test_what_stands_behind_the_verdicts(judged_by_hand):
+    seed, last = (by_letter(judged_by_hand, judge) for judge in (0, -1))
+    assert seed == {"A": 1.0, "B": 0.0, "nowhere": 0.0, "led_to": 1.0}
+    assert last == {"A": 1.0, "B": 1.0, "nowhere": 0.5, "led_to": 0.75}
+    found = reasoned(judged_by_hand)
+    assert found["gain"] == -0.5 and found["gain_ci95"] == [-0.5, -0.5]
+    assert both_parsed(judged_by_hand, SETS[0]) == (2, 0.5, 1.0)
+    counted = hits([judged_by_hand], SETS)
+    assert [each["accuracy"] for each in counted.accuracies()] == [0.5, 1.0]
+
+
 GOOD = {
     "accuracy_ci95": [0.9, 0.95],
     "consistent_accuracy": 0.91,
@@ -145,7 +220,15 @@ WEAK = {
         ({}, {}, (0.5, 0.93), ["within"]),
         ({}, {}, (0.65, 0.8), ["at most half"]),
         ({}, {"accuracy_ci95": [0.69, 0.8]}, (0.65, 0.93), ["same-task: the error"]),
-        ({}, {"sound": 0.59}, (0.65, 0.93), ["same-task: the share"]),
+        ({}, {"sound": 0.59}, (0.65, 0.93), ["right in every step does not"]),
+        ({}, {"gain_ci95": [-0.2, -0.1]}, (0.65, 0.93), ["before the verdict"]),
+        (
+            {"consistent_accuracy": 0.95},
+            {"consistent_accuracy": 0.0},
+            (0.65, 0.93),
+            ["both orders: up", "at least 0.90"],
+        ),
+        ({"accuracy_ci95": [0.6, 0.91]}, {}, (0.65, 0.93), ["same-task: the error"]),
         ({"unparsed": 0.04}, {}, (0.65, 0.93), ["unparsed"]),
         ({}, {"consistent_accuracy": 0.85}, (0.65, 0.93), ["at least 0.90"]),
     ],
@@ -157,7 +240,8 @@ def test_every_claim_can_fail(monkeypatch, seed, last, accuracies, broken):
     ]
     monkeypatch.setattr(pico_seeds, "evaluations", lambda run: judged)
     curve = [{"accuracy": a, "accuracy_ci95": [a - 0.02, a + 0.02]} for a in accuracies]
-    found = [claim for claim, holds in pico_seeds.claims(None, curve) if not holds]
+    reasoning = {"gain_ci95": [-0.1, 0.1], **last}
+    found = [claim for claim, holds in pico_seeds.claims(None, curve, reasoning) if not holds]
     assert len(found) == len(broken)
     assert all(part in claim for part, claim in zip(broken, found, strict=True))
 

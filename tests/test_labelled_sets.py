@@ -122,6 +122,18 @@ def test_a_column_that_is_not_there_is_named(measured, tmp_path, capsys):
     assert status == 2 and "'sextion'" in error and str(data) in error and one_sentence(error)
 
 
+def test_traces_that_nobody_can_check_are_refused(measured, tmp_path, capsys):
+    run, values, data, _ = measured
+    values = json.loads(json.dumps(values))
+    values["evaluate"]["sets"][0]["traces"] = "pico"
+    path = tmp_path / "wrong.yaml"
+    path.write_text(yaml.safe_dump(values))
+    copy = tmp_path / "run"
+    shutil.copytree(run.root, copy)
+    status, error = told(capsys, "run", str(path), "--dir", str(copy))
+    assert status == 2 and "traces: pico" in error and str(data) in error and one_sentence(error)
+
+
 @pytest.mark.parametrize("name", ["../up", "", "a b"])
 def test_a_name_that_is_no_directory_is_refused(measured, tmp_path, capsys, name):
     _, values, _, _ = measured

@@ -107,7 +107,8 @@ def tried() -> set[str]:
 def main() -> None:
     """Write the files."""
     parser = argparse.ArgumentParser(description="Make the instructions and the held-out pairs.")
-    parser.add_argument("--out", type=Path, default=path_of("pico").parent, metavar="DIR")
+    parser.add_argument("--out", type=Path, default=path_of("pico").parent, metavar="DIR",
+                        help="default: where the package has them, in their place")  # fmt: skip
     out = parser.parse_args().out
     out.mkdir(parents=True, exist_ok=True)
     for name, rows in tables().items():

@@ -286,19 +286,27 @@ def _train(
 
 def main() -> int:
     """Make the seed."""
-    parser = argparse.ArgumentParser(description="Make pico's seed model, from nothing.")
-    parser.add_argument("--out", type=Path, default=Path("runs/make-seed/seed"), metavar="DIR")
-    parser.add_argument("--work", type=Path, default=Path("runs/make-seed"), metavar="DIR",
-                        help="where a training in hand is kept")  # fmt: skip
+    parser = argparse.ArgumentParser(
+        description="Make pico's seed model, from nothing: about 65 minutes on two cores. Stopped "
+        "or killed, the same command goes on. Try what it made by `ste run pico model=DIR`."
+    )
+    parser.add_argument("--out", type=Path, metavar="DIR",
+                        help="where the model, its tokenizer and its measured skills go (default: "
+                        "seed in the work directory)")  # fmt: skip
+    parser.add_argument("--work", type=Path, metavar="DIR",
+                        help="where a training in hand is kept; another training there is replaced "
+                        "(default: runs/make-seed, with --part runs/make-seed-SHARE)")  # fmt: skip
     parser.add_argument("--part", type=float, default=1.0, metavar="SHARE",
                         help="train and measure on this share only: to try it")  # fmt: skip
     given = parser.parse_args()
+    part = "" if given.part == 1 else f"-{given.part:g}"
+    work = given.work or Path(f"runs/make-seed{part}")
     jax.config.update("jax_num_cpu_devices", 2)
     compilation_cache.enable()
     preemption.install()
     phases = [dataclasses.replace(phase, chats=round(phase.chats * given.part)) for phase in PHASES]
     try:
-        make_seed(given.out, given.work, phases, tasks=max(1, round(TASKS * given.part)))
+        make_seed(given.out or work / "seed", work, phases, tasks=max(1, round(TASKS * given.part)))
     except SteError as error:
         print(error, file=sys.stderr)
         return error.exit_status

@@ -145,16 +145,19 @@ def _labelled(run: RunDir, evaluations: dict[int, dict[str, Any]]) -> list[Safe]
         }
         parts: list[Child] = [
             agreement_plot([_judge_name(index) for index in by_judge], series),
-            note(f"On {last['n']} pairs: {last['what']}. Nothing was learnt or chosen by them."),
+            note(_of_set(last, greedy=any(each.get("greedy") for each in evaluations.values()))),
             _habits(by_judge),
         ]
         if any(key.startswith(_STEPS) for key in last):
-            parts += [tag("h3", "Step by step"), _steps(by_judge)]
+            parts += [tag("h3", "Step by step"), _steps(by_judge), *_meanings(last)]
         for column in last["by"]:
             parts += [tag("h3", f"By {column}"), _by(column, by_judge)]
         chosen = labelled_examples(run, name)
         if chosen and len(by_judge) > 1:
-            told = "Drawn by id: some that the last judge judges better than the first, some worse."
+            told = (
+                "Drawn by id: up to five that the last judge judges better than the first, and up "
+                "to two that it judges worse."
+            )
             parts += [tag("h3", "Judgments to read"), note(told), *map(_example, chosen)]
         found.append(section(f"Accuracy on {name}", *parts))
     return found
@@ -166,6 +169,27 @@ def _measures(evaluation: dict[str, Any]) -> dict[str, str]:
     return {
         key: told for key, told in _MEASURES.items() if several or not key.startswith("majority")
     }
+
+
+def _of_set(measured: dict[str, Any], *, greedy: bool) -> str:
+    """What is measured on a labelled set."""
+    told = f" {measured['told']}" if measured.get("told") else ""
+    asked = "greedily" if greedy else "as in annotation"
+    return (
+        f"On {measured['n']} pairs, each judged in both orders: {measured['what']}.{told} Nothing "
+        f"was learnt or chosen by them. Judges were asked {asked}. Whiskers are 95% intervals, "
+        "resampled by pair. Dotted: chance for a single verdict (0.5) and for being right in both "
+        "orders (0.25). A missing verdict counts as wrong."
+    )
+
+
+def _meanings(measured: dict[str, Any]) -> list[Safe]:
+    """What it means that a step is right, for each step."""
+    told = "; ".join(
+        f"{name.replace('_', ' ')}: {meaning}"
+        for name, meaning in measured.get("meanings", {}).items()
+    )
+    return [note(f"{told[0].upper()}{told[1:]}.")] if told else []
 
 
 def _steps(by_judge: dict[int, dict[str, Any]]) -> Safe:

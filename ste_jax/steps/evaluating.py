@@ -14,9 +14,9 @@ from typing import Any
 from ste_jax import files, preemption
 from ste_jax.config import LabelledSetKnobs
 from ste_jax.context import Context
-from ste_jax.errors import WorkError
+from ste_jax.errors import RequestError, WorkError
 from ste_jax.evaluation.metrics import measure, measure_groups
-from ste_jax.evaluation.traces import CHECKERS
+from ste_jax.evaluation.traces import CHECKERS, MEANINGS, RECOMPUTABLE
 from ste_jax.generators.protocol import Generator
 from ste_jax.records import Pair, Prompt
 from ste_jax.rundir import IterationDir, JudgedDir, fingerprint
@@ -29,8 +29,14 @@ from ste_jax.workplan import ShardedStage
 
 def evaluate(context: Context, iteration: int) -> None:
     """The iteration's judge on the held-out pairs and on the labelled sets, in both orders, with
-    votes."""
+    votes.
+
+    Raises:
+      RequestError: the steps of judgments are to be checked where nobody can.
+      WorkError: there is nothing to measure on.
+    """
     here = context.run.iteration(iteration)
+    context.processes.from_first("traces", lambda: _check_traces(context))
     judging = make_judge(context, here, "evaluate", 0)
     judging = dataclasses.replace(judging, iteration=iteration)
     if context.config.evaluate.greedy:
@@ -40,6 +46,19 @@ def evaluate(context: Context, iteration: int) -> None:
         pairs = context.run.labelled(knobs.name)
         _judge_pairs(context, here, here.labelled(knobs.name), pairs.read, judging)
     context.processes.from_first("measure", lambda: _measure(context, here, judging.model))
+
+
+def _check_traces(context: Context) -> None:
+    for knobs in context.config.evaluate.sets:
+        if not knobs.traces:
+            continue
+        for pair in context.run.labelled(knobs.name).rows():
+            if not RECOMPUTABLE[knobs.traces](pair):
+                raise RequestError(
+                    f"evaluate.sets: {knobs.name} has traces: {knobs.traces}, and "
+                    f"{pair.messages[-1]['content'][:80]!r} in {knobs.data} is no task whose steps "
+                    "that can check; leave traces out"
+                )
 
 
 def _judge_pairs(
@@ -91,6 +110,7 @@ def _measure(context: Context, here: IterationDir, model: str) -> None:
             "what": "agreement with constructed labels",
             "iteration": here.index,
             "judge": model,
+            "greedy": knobs.greedy,
             **found,
             "sets": {each.name: _measure_set(context, here, each) for each in knobs.sets},
         },
@@ -116,4 +136,10 @@ def _measure_set(context: Context, here: IterationDir, knobs: LabelledSetKnobs) 
     for column in knobs.by:
         groups = {id: str(json.loads(pair.extra)[column]) for id, pair in pairs.items()}
         by[column] = measure_groups(prompts, judgments, groups, bootstrap=bootstrap)
-    return {"what": f"agreement with the labels of {knobs.data}", **found, "by": by}
+    return {
+        "what": f"agreement with the labels of {knobs.data}",
+        "told": knobs.told,
+        "meanings": dict(MEANINGS.get(knobs.traces, {})),
+        **found,
+        "by": by,
+    }
