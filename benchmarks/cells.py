@@ -15,7 +15,7 @@ import math
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ from ste_jax.pico.answers import is_right, stated
 from ste_jax.pico.traces import led_to
 from ste_jax.pico.world import understand
 from ste_jax.pipeline import run
-from ste_jax.records import Pair
+from ste_jax.records import Judgment, Pair, Prompt
 from ste_jax.reporting.columns import read_verdicts
 from ste_jax.reporting.examples import orders_right
 from ste_jax.reporting.tables import cells
@@ -43,6 +43,7 @@ from ste_jax.rundir import RunDir
 
 SETS = ("same-task", "other-task")
 """The labelled sets that pico's judges are measured on."""
+CHECKER = CHECKERS["pico"]
 RESAMPLES = 2000
 SHARED = ("manifest.json", "rejected.jsonl", "instructions", "pairs", "labelled", "iterations/0")
 """What of a run does not depend on how its judges are trained."""
@@ -191,7 +192,7 @@ def taught(run: RunDir) -> list[dict[str, Any]]:
             if _identity(pair.messages[-1]["content"]) is not None:
                 counts["tasks"] += 1
                 counts["labelled"] += rightly_labelled(pair)
-                counts["sound"] += all(CHECKERS["pico"](row.completion, pair, prompt).values())
+                counts["sound"] += all(CHECKER.steps(row.completion, pair, prompt).values())
                 other = _identity(pair.modified_instruction)
                 counts["met"] += other is not None and other in heldout
         tasks = max(counts["tasks"], 1)
@@ -223,20 +224,28 @@ def rightly_labelled(pair: Pair) -> bool:
     )
 
 
+def _said(run: RunDir, judge: int) -> Iterator[tuple[str, Pair, Prompt, Judgment]]:
+    """Everything that one judge says of the labelled sets: the set, the pair, how it was asked."""
+    for name in SETS:
+        measured = run.iterations()[judge].labelled(name)
+        pairs = {pair.id: pair for pair in run.labelled(name).rows()}
+        prompts = {prompt.id: prompt for prompt in measured.prompts.rows()}
+        for said in measured.judgments.rows():
+            prompt = prompts[said.prompt_id]
+            yield name, pairs[prompt.pair_id], prompt, said
+
+
 def by_letter(run: RunDir, judge: int) -> dict[str, float]:
     """Of one judge on all sets: `A` and `B`, the accuracy where that letter is right; `nowhere`,
     the share of judgments whose own comparisons name no one answer; and `led_to`, the accuracy if
     each had ended as its comparisons lead to, and those with a coin."""
     counts: Counter[str] = Counter()
-    for name in SETS:
-        measured = run.iterations()[judge].labelled(name)
-        labels = {prompt.id: prompt.label for prompt in measured.prompts.rows()}
-        for said in measured.judgments.rows():
-            label, led = labels[said.prompt_id], led_to(said.text)
-            counts.update({"all": 1, label: 1})
-            counts[f"right {label}"] += said.verdict == label
-            counts["led rightly"] += led == label
-            counts["nowhere"] += led is None
+    for _, _, prompt, said in _said(run, judge):
+        label, led = prompt.label, led_to(said.text)
+        counts.update({"all": 1, label: 1})
+        counts[f"right {label}"] += said.verdict == label
+        counts["led rightly"] += led == label
+        counts["nowhere"] += led is None
     return {
         **{letter: counts[f"right {letter}"] / counts[letter] for letter in "AB"},
         "nowhere": counts["nowhere"] / counts["all"],
@@ -248,16 +257,11 @@ def reasoned(run: RunDir) -> dict[str, Any]:
     """Of how many of its judgments on all sets the last judge gets every step before the verdict
     right, less the seed's: `gain` and `gain_ci95`, resampled by pair."""
     right: list[Counter[tuple[str, str]]] = []
-    for judge in (run.iterations()[0], run.iterations()[-1]):
+    for judge in (0, -1):
         right.append(Counter())
-        for name in SETS:
-            measured = judge.labelled(name)
-            pairs = {pair.id: pair for pair in run.labelled(name).rows()}
-            prompts = {prompt.id: prompt for prompt in measured.prompts.rows()}
-            for said in measured.judgments.rows():
-                prompt = prompts[said.prompt_id]
-                steps = CHECKERS["pico"](said.text, pairs[prompt.pair_id], prompt)
-                right[-1][name, prompt.pair_id] += steps["before_the_verdict"]
+        for name, pair, prompt, said in _said(run, judge):
+            steps = CHECKER.steps(said.text, pair, prompt)
+            right[-1][name, pair.id] += steps["before_the_verdict"]
     first, last = (np.array([each[pair] for pair in sorted(right[0])]) for each in right)
     asked = np.full(len(first), 2)
     return with_intervals({"gain": (last - first, asked)}, RESAMPLES, seed=0)

@@ -20,7 +20,7 @@ from ste_jax.errors import RequestError
 from ste_jax.reporting.html import write_report
 from ste_jax.rundir import RunDir, Table
 from ste_jax.steps.curating import curate
-from ste_jax.steps.evaluating import evaluate
+from ste_jax.steps.evaluating import check_labelled, evaluate
 from ste_jax.steps.finetuning import finetune_iteration
 from ste_jax.steps.judging import annotate
 from ste_jax.steps.pairing import make_pairs
@@ -72,6 +72,7 @@ def begin(context: Context) -> None:
     """The pool of instructions, the labelled pairs, and the seed as iteration 0's checkpoint."""
     take_in(context)
     take_in_labelled(context)
+    check_labelled(context)
     import_seed(context)
 
 

@@ -103,6 +103,12 @@ def _judge_name(index: int) -> str:
     return "seed" if index == 0 else f"iteration {index}"
 
 
+_PLOT = (
+    "Whiskers are 95% intervals, resampled by pair. Dotted: chance for a single verdict (0.5) and "
+    "for being right in both orders (0.25). A missing verdict counts as wrong."
+)
+
+
 def _agreement(evaluations: dict[int, dict[str, Any]]) -> Safe:
     title = "Agreement with constructed labels"
     if not evaluations:
@@ -117,9 +123,7 @@ def _agreement(evaluations: dict[int, dict[str, Any]]) -> Safe:
         agreement_plot([_judge_name(index) for index in evaluations], series),
         note(
             f"On {last['n']} held-out pairs, each judged in both orders; votes: {last['votes']}. "
-            "Whiskers are 95% intervals, resampled by pair. The labels were constructed by the "
-            "recipe itself and not checked by people. Dotted: chance for a single verdict (0.5) "
-            "and for being right in both orders (0.25). A missing verdict counts as wrong."
+            f"The labels were constructed by the recipe itself and not checked by people. {_PLOT}"
         ),
         tag("h3", "How they judge"),
         _habits(evaluations),
@@ -177,9 +181,7 @@ def _of_set(measured: dict[str, Any], *, greedy: bool) -> str:
     asked = "greedily" if greedy else "as in annotation"
     return (
         f"On {measured['n']} pairs, each judged in both orders: {measured['what']}.{told} Nothing "
-        f"was learnt or chosen by them. Judges were asked {asked}. Whiskers are 95% intervals, "
-        "resampled by pair. Dotted: chance for a single verdict (0.5) and for being right in both "
-        "orders (0.25). A missing verdict counts as wrong."
+        f"was learnt or chosen by them. Judges were asked {asked}. {_PLOT}"
     )
 
 

@@ -16,7 +16,7 @@ from ste_jax.config import LabelledSetKnobs
 from ste_jax.context import Context
 from ste_jax.errors import RequestError, WorkError
 from ste_jax.evaluation.metrics import measure, measure_groups
-from ste_jax.evaluation.traces import CHECKERS, MEANINGS, RECOMPUTABLE
+from ste_jax.evaluation.traces import CHECKERS
 from ste_jax.generators.protocol import Generator
 from ste_jax.records import Pair, Prompt
 from ste_jax.rundir import IterationDir, JudgedDir, fingerprint
@@ -27,16 +27,37 @@ from ste_jax.steps.pool import answers_of
 from ste_jax.workplan import ShardedStage
 
 
+def check_labelled(context: Context) -> None:
+    """Looks, before anything is asked, whether the labelled sets can be measured as they are to be.
+    Process 0 alone.
+
+    Raises:
+      RequestError: the steps of judgments are to be checked where nobody can.
+    """
+    context.processes.from_first("traces", lambda: _check_traces(context))
+
+
+def _check_traces(context: Context) -> None:
+    for knobs in context.config.evaluate.sets:
+        if not knobs.traces:
+            continue
+        for pair in context.run.labelled(knobs.name).rows():
+            if not CHECKERS[knobs.traces].knows(pair):
+                raise RequestError(
+                    f"evaluate.sets: {knobs.name} has traces: {knobs.traces}, and "
+                    f"{pair.messages[-1]['content'][:80]!r} in {knobs.data} is no task whose steps "
+                    "that can check; leave traces out"
+                )
+
+
 def evaluate(context: Context, iteration: int) -> None:
     """The iteration's judge on the held-out pairs and on the labelled sets, in both orders, with
     votes.
 
     Raises:
-      RequestError: the steps of judgments are to be checked where nobody can.
       WorkError: there is nothing to measure on.
     """
     here = context.run.iteration(iteration)
-    context.processes.from_first("traces", lambda: _check_traces(context))
     judging = make_judge(context, here, "evaluate", 0)
     judging = dataclasses.replace(judging, iteration=iteration)
     if context.config.evaluate.greedy:
@@ -46,19 +67,6 @@ def evaluate(context: Context, iteration: int) -> None:
         pairs = context.run.labelled(knobs.name)
         _judge_pairs(context, here, here.labelled(knobs.name), pairs.read, judging)
     context.processes.from_first("measure", lambda: _measure(context, here, judging.model))
-
-
-def _check_traces(context: Context) -> None:
-    for knobs in context.config.evaluate.sets:
-        if not knobs.traces:
-            continue
-        for pair in context.run.labelled(knobs.name).rows():
-            if not RECOMPUTABLE[knobs.traces](pair):
-                raise RequestError(
-                    f"evaluate.sets: {knobs.name} has traces: {knobs.traces}, and "
-                    f"{pair.messages[-1]['content'][:80]!r} in {knobs.data} is no task whose steps "
-                    "that can check; leave traces out"
-                )
 
 
 def _judge_pairs(
@@ -123,9 +131,9 @@ def _measure_set(context: Context, here: IterationDir, knobs: LabelledSetKnobs) 
     prompts, judgments = list(judged.prompts.rows()), list(judged.judgments.rows())
     steps = None
     if knobs.traces:
-        check, asked = CHECKERS[knobs.traces], {prompt.id: prompt for prompt in prompts}
+        checker, asked = CHECKERS[knobs.traces], {prompt.id: prompt for prompt in prompts}
         steps = {
-            said.prompt_id: check(
+            said.prompt_id: checker.steps(
                 said.text, pairs[asked[said.prompt_id].pair_id], asked[said.prompt_id]
             )
             for said in judgments
@@ -139,7 +147,7 @@ def _measure_set(context: Context, here: IterationDir, knobs: LabelledSetKnobs) 
     return {
         "what": f"agreement with the labels of {knobs.data}",
         "told": knobs.told,
-        "meanings": dict(MEANINGS.get(knobs.traces, {})),
+        "meanings": dict(CHECKERS[knobs.traces].meanings) if knobs.traces else {},
         **found,
         "by": by,
     }
