@@ -38,7 +38,6 @@ from ste_jax.pipeline import run
 from ste_jax.records import Judgment, Pair, Prompt
 from ste_jax.reporting.columns import read_verdicts
 from ste_jax.reporting.examples import orders_right
-from ste_jax.reporting.tables import cells
 from ste_jax.rundir import RunDir
 
 SETS = ("same-task", "other-task")
@@ -153,13 +152,6 @@ def shuffle_labels(run: RunDir) -> None:
 def evaluations(run: RunDir) -> list[dict[str, Any]]:
     """What was measured of every judge of a run, the seed first."""
     return [files.read_json(each.evaluation) for each in run.iterations()]
-
-
-def markdown(rows: Sequence[dict[str, Any]]) -> str:
-    """Rows as a table in Markdown: a measure is joined by its interval, `<name>_ci95`."""
-    header, body = cells(rows)
-    lines = ["| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *body)]
-    return "\n".join(lines)
 
 
 def pooled(evaluation: dict[str, Any], measure: str) -> float:

@@ -37,7 +37,6 @@ from benchmarks.cells import (
     evaluations,
     hits,
     kept,
-    markdown,
     pooled,
     run_cell,
     shuffle_labels,
@@ -45,6 +44,7 @@ from benchmarks.cells import (
 )
 from ste_jax.reporting.page import note, page, section, tag
 from ste_jax.reporting.plots import agreement_plot, share_of
+from ste_jax.reporting.tables import markdown
 from ste_jax.rundir import RunDir
 
 SHUFFLED = Cell(name="shuffled", told="labels shuffled", prepare=shuffle_labels)
@@ -102,7 +102,7 @@ def write(out: Path, runs: dict[str, list[RunDir]]) -> bool:
         row["kept"] = " / ".join(f"{each:.0f}" for each in np.mean([kept(run) for run in of], 0))
         gain = counted[told].share_of_gain(whole)
         last = [hits([run], SETS).accuracies()[-1]["accuracy"] for run in of]
-        row["over run seeds"] = f"{min(last):.3f} to {max(last):.3f}"
+        row["by run seed"] = " / ".join(f"{each:.3f}" for each in last)
         row[_GAIN] = 100 * gain["share"]
         row[f"{_GAIN}_ci95"] = [100 * end for end in gain["share_ci95"]]
         table.append(row)
@@ -134,7 +134,7 @@ def write(out: Path, runs: dict[str, list[RunDir]]) -> bool:
 def _row(told: str, runs: list[RunDir], judge: int) -> dict[str, Any]:
     """One judge of some runs: intervals where pairs are resampled, else means over the runs."""
     judged = [evaluations(run)[judge] for run in runs]
-    row: dict[str, Any] = {"cell": told, "kept": "", _GAIN: "", "over run seeds": ""}
+    row: dict[str, Any] = {"cell": told, "kept": "", _GAIN: "", "by run seed": ""}
     for title, names in (("both sets", SETS), *((one, [one]) for one in SETS)):
         found = hits(runs, names).accuracies()[judge]
         row |= {title: found["accuracy"], f"{title}_ci95": found["accuracy_ci95"]}

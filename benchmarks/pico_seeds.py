@@ -24,13 +24,13 @@ from benchmarks.cells import (
     evaluations,
     hits,
     kept,
-    markdown,
     pooled,
     reasoned,
     run_cell,
     start,
     taught,
 )
+from ste_jax.reporting.tables import markdown
 from ste_jax.rundir import RunDir
 
 BEFORE = "step_before_the_verdict"

@@ -18,7 +18,6 @@ from benchmarks.cells import (
     evaluations,
     hits,
     kept,
-    markdown,
     reasoned,
     rightly_labelled,
     run_cell,
@@ -266,12 +265,3 @@ def test_the_share_of_a_gain():
     low, high = gain["share_ci95"]
     assert 0.3 < low < 2 / 5 < high < 0.5
     assert whole.share_of_gain(whole)["share_ci95"] == [1.0, 1.0]
-
-
-def test_a_table_in_markdown():
-    rows = [{"cell": "one", "accuracy": 0.5, "accuracy_ci95": [0.25, 0.75]}]
-    assert markdown(rows).splitlines() == [
-        "| cell | accuracy |",
-        "| --- | --- |",
-        "| one | 0.500 [0.250, 0.750] |",
-    ]

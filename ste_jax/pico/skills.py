@@ -51,6 +51,12 @@ def measure_skills(generator: Generator, share: Share, count: int) -> dict[str, 
     return found
 
 
+def measure_judging(generator: Generator, share: Share, count: int) -> dict[str, float]:
+    """What `measure_skills` finds of the judge, on as many pairs of other tasks."""
+    draw = Random("judging")
+    return _judgments(generator, [draw_task(draw, share) for _ in range(count)], draw)
+
+
 def _categories(generator: Generator, tasks: Sequence[Task]) -> dict[str, float]:
     categories = ", ".join(ALL_CATEGORIES)
     said = _ask(

@@ -196,6 +196,13 @@ def cells(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
     return [name.replace("_", " ") for name in names], body
 
 
+def markdown(rows: Sequence[dict[str, Any]]) -> str:
+    """Rows as a table in Markdown."""
+    header, body = cells(rows)
+    lines = ["| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *body)]
+    return "\n".join(lines)
+
+
 def _cell(value: Any, interval: Any) -> str:
     if interval is not None:
         return f"{number(value)} [{number(interval[0])}, {number(interval[1])}]"

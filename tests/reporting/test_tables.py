@@ -9,7 +9,15 @@ from typing import Any
 import pytest
 
 from ste_jax import files
-from ste_jax.reporting.tables import cells, iteration_table, number, render, stage_table, summary
+from ste_jax.reporting.tables import (
+    cells,
+    iteration_table,
+    markdown,
+    number,
+    render,
+    stage_table,
+    summary,
+)
 from ste_jax.rundir import RunDir
 
 
@@ -143,3 +151,12 @@ def test_the_summary_of_a_run_that_has_just_begun(fake_run: Callable[..., Any]) 
     run = fake_run().run
     files.write_json(run.manifest, {"shards": 3, "iterations": 2})
     assert summary(run).count("(nothing yet)") == 3
+
+
+def test_a_table_in_markdown() -> None:
+    rows = [{"cell": "one", "accuracy": 0.5, "accuracy_ci95": [0.25, 0.75]}]
+    assert markdown(rows).splitlines() == [
+        "| cell | accuracy |",
+        "| --- | --- |",
+        "| one | 0.500 [0.250, 0.750] |",
+    ]
