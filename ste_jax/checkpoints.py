@@ -41,7 +41,7 @@ from ste_jax.sharding import parameter_sharding
 CARD = "ste_checkpoint.json"
 PARAMETERS = "parameters"
 TOKENIZER = "tokenizer"
-_FORMAT = 1
+_FORMAT = 2
 
 Barrier = Callable[[str], None]
 """Waits until every process is at the place of that name."""
@@ -108,6 +108,19 @@ def read_card(path: epath.PathLike) -> dict[str, Any]:
     return card
 
 
+def card_of(
+    config: ModelConfig, described: Mapping[str, Any], provenance: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The card of a model whose arrays are `described`."""
+    return {
+        "format": _FORMAT,
+        "ste_jax": __version__,
+        "model": config.to_dict(),
+        "parameters": dict(described),
+        "provenance": dict(provenance),
+    }
+
+
 def save_checkpoint(
     path: epath.PathLike,
     model: Decoder,
@@ -130,13 +143,7 @@ def save_checkpoint(
     building = final if remote else final.with_name(f"{final.name}.partial-checkpoint")
     first = jax.process_index() == 0
     params = parameters_of(model)
-    card = {
-        "format": _FORMAT,
-        "ste_jax": __version__,
-        "model": model.config.to_dict(),
-        "parameters": describe(params),
-        "provenance": dict(provenance),
-    }
+    card = card_of(model.config, describe(params), provenance)
     complete = False
     try:
         if first:
@@ -153,7 +160,7 @@ def save_checkpoint(
             tokenizer.save(building / TOKENIZER)
             files.write_json(building / CARD, card)
             if not remote:
-                _publish(Path(os.fspath(building)), Path(os.fspath(final)))
+                publish(Path(os.fspath(building)), Path(os.fspath(final)))
         complete = True
         barrier(f"checkpoint complete: {final}")
     except Exception as error:  # Orbax and TensorStore raise types of many kinds for a full disk.
@@ -305,7 +312,7 @@ def _brief(error: BaseException) -> str:
     return f"{type(error).__name__}: {text[:200]}"
 
 
-def _publish(building: Path, final: Path) -> None:
+def publish(building: Path, final: Path) -> None:
     """Makes `building` durable and gives it the name `final`, in the place of what had it."""
     for directory, _, names in os.walk(building):
         for name in names:

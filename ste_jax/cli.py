@@ -63,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_evaluate(commands)
     _add_score(commands)
     _add_import(commands)
+    _add_export(commands)
     _add_report(commands)
     return parser
 
@@ -354,6 +355,32 @@ def _import(arguments: argparse.Namespace) -> int:
 
     _alone()
     print(import_model(arguments.source, arguments.checkpoint, arguments.dtype))
+    return 0
+
+
+def _add_export(commands: Any) -> None:
+    parser = _new(
+        commands,
+        "export",
+        _export,
+        "write a model as a Hugging Face directory, with a model card",
+        "transformers, vLLM and others read what it writes. Of a run's checkpoint the card says "
+        "what was measured, as long as the checkpoint lies in its run.",
+    )
+    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument("directory", metavar="HF_DIR")
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        help="default: as the checkpoint has it; bfloat16 for what is no checkpoint of ours",
+    )
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from ste_jax.exporting import export_model
+
+    _alone()
+    print(export_model(arguments.model, arguments.directory, arguments.dtype))
     return 0
 
 

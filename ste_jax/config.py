@@ -179,6 +179,8 @@ class MeshKnobs:
 
     data: int = 1
     fsdp: int = -1
+    expert: int = 1
+    """Divides the experts of a mixture, and batch and weights as `fsdp` does."""
     tensor: int = 1
 
 
@@ -206,6 +208,18 @@ class DecodingKnobs:
     """Bound of the store of prefilled prompt pieces, in tokens."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     mesh: MeshKnobs = MeshKnobs()
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraKnobs:
+    """Small matrices that are trained in the place of large ones (LoRA, arXiv 2106.09685)."""
+
+    rank: int = 0
+    """Their inner size; 0: all parameters are trained."""
+    alpha: float = 16.0
+    """What they add is scaled by `alpha / rank`."""
+    matrices: tuple[str, ...] = ("q", "k", "v", "o", "gate", "up", "down")
+    """Beside which of a layer's matrices they stand. A mixture's experts get none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,6 +252,7 @@ class FinetuneKnobs:
     """Steps between measurements of judge accuracy on the validation pairs; also after the last."""
     save_every: int = 100
     """Steps between saves of the training state."""
+    lora: LoraKnobs = LoraKnobs()
     mesh: MeshKnobs = MeshKnobs()
 
 

@@ -2,34 +2,102 @@
 
 from __future__ import annotations
 
-from etils import epath
+import math
+from collections.abc import Mapping
+from typing import Any
 
-from ste_jax import checkpoints
+import jax
+import jax.numpy as jnp
+from etils import epath
+from tqdm import tqdm
+
+from ste_jax import checkpoints, files, preemption
+from ste_jax.checkpoint_parts import CheckpointInParts
 from ste_jax.config import MeshKnobs
 from ste_jax.errors import RequestError
+from ste_jax.models.config import ModelConfig
+from ste_jax.models.load import load_parameter, open_weights
+from ste_jax.models.sources import Source
 from ste_jax.opening import locate, open_model, source_fingerprint
+from ste_jax.parameters import Parameters
+from ste_jax.sharding import make_mesh
+from ste_jax.tokenizers import load_tokenizer
+
+PART_BYTES = 1 << 28
+"""Parameters are written together up to this size, larger ones alone."""
 
 
 def import_model(source: str, checkpoint: str, dtype: str) -> str:
-    """Read `source` and save it at `checkpoint`; returns what to print.
+    """Read `source` and save it at `checkpoint`; returns what to print. Killed, it goes on.
 
     Raises:
       RequestError: the source cannot be read, or the place is taken.
+      Preempted: asked to stop.
     """
     place = epath.Path(checkpoint)
     if place.exists():
         raise RequestError(f"{checkpoint} is there already; name another place")
     found = locate(source)
-    opened = open_model(found, MeshKnobs(), dtype=dtype, param_dtype=dtype)
-    checkpoints.save_checkpoint(
-        place,
-        opened.model,
-        tokenizer=opened.tokenizer,
-        provenance={
-            "source": source,
-            "iteration": 0,
-            "fingerprint": f"{source_fingerprint(found)}-{dtype}",
-        },
+    provenance = {
+        "source": source,
+        "iteration": 0,
+        "fingerprint": f"{source_fingerprint(found)}-{dtype}",
+    }
+    config = write_checkpoint(found, place, MeshKnobs(), dtype, provenance)
+    return f"{checkpoint}: {config.parameter_count():,} parameters in {dtype}, from {found.name}"
+
+
+def write_checkpoint(
+    source: Source,
+    place: epath.Path,
+    mesh: MeshKnobs,
+    dtype: str,
+    provenance: Mapping[str, Any],
+    barrier: checkpoints.Barrier = checkpoints.all_processes,
+) -> ModelConfig:
+    """Save a model as a checkpoint; returns its config. Every process calls it.
+
+    A process that is alone reads somebody's files part by part, with a bar of the bytes. Several
+    hold a model together, each what lies on its own devices.
+
+    Raises:
+      RequestError: the source cannot be read; names the file or tensor.
+      WorkError: it cannot be written.
+      Preempted: asked to stop; the same call goes on.
+    """
+    if source.kind == "checkpoint" or jax.process_count() > 1 or files.is_remote(place):
+        opened = open_model(source, mesh, dtype=dtype, param_dtype=dtype)
+        checkpoints.save_checkpoint(
+            place,
+            opened.model,
+            tokenizer=opened.tokenizer,
+            provenance=provenance,
+            barrier=barrier,
+        )
+        return opened.model.config
+    file, tokenizer = open_weights(source), load_tokenizer(str(source.path))
+    size = {
+        path: math.prod(one.shape) * jnp.dtype(dtype).itemsize
+        for path, one in file.config.parameters().items()
+    }
+    writer = CheckpointInParts(place, file.config, provenance)
+    missing, here = writer.missing, make_mesh(mesh)
+    bar = tqdm(
+        total=sum(size.values()),
+        initial=sum(size.values()) - sum(size[path] for path in missing),
+        unit="B",
+        unit_scale=True,
+        desc="import",
+        disable=None if sum(size.values()) < PART_BYTES else False,
     )
-    count = opened.model.config.parameter_count()
-    return f"{checkpoint}: {count:,} parameters in {dtype}, from {found.name}"
+    with bar:
+        part: Parameters = {}
+        for path in missing:
+            preemption.poll()
+            part[path] = load_parameter(file, path, here, dtype)
+            if path == missing[-1] or sum(size[each] for each in part) >= PART_BYTES:
+                writer.add(part)
+                bar.update(sum(size[each] for each in part))
+                part = {}
+    writer.finish(tokenizer)
+    return file.config

@@ -1,9 +1,9 @@
 """How are a model's parameters named, and how is it known that they are the same bits?
 
 Outside the model's own code its parameters are a flat mapping of path to array, by the paths that
-`ModelConfig.parameters` declares (`embed`, `layers.q`). A sum over an array's bits tells whether it
-came back from disk as it went there: Orbax's files hold none over the values (a flipped bit in them
-restores without complaint).
+`ModelConfig.parameters` declares (`embed`, `layers.0.q`). A sum over an array's bits tells whether
+it came back from disk as it went there: Orbax's files hold none over the values (a flipped bit in
+them restores without complaint).
 """
 
 from __future__ import annotations

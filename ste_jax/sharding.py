@@ -18,23 +18,25 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 from ste_jax.config import MeshKnobs
 from ste_jax.errors import RequestError
 
-MESH_AXES = ("data", "fsdp", "tensor")
+MESH_AXES = ("data", "fsdp", "expert", "tensor")
 
 RULES: dict[str, tuple[str, ...]] = {
-    "batch": ("data", "fsdp"),
+    "batch": ("data", "fsdp", "expert"),
     "vocab": ("tensor",),
-    "embed": ("fsdp",),
+    "experts": ("expert",),
+    "embed": ("fsdp", "expert"),
     "q_heads": ("tensor",),
     "kv_heads": ("tensor",),
     "head_dim": (),
     "mlp": ("tensor",),
     "layers": (),
+    "lora": (),
 }
 """Logical axis -> the mesh axes that divide it, outermost first."""
 
 
 def make_mesh(knobs: MeshKnobs, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The mesh of `devices` (default: all, of every process) with axes `data, fsdp, tensor`.
+    """The mesh of `devices` (default: all, of every process) with axes `MESH_AXES`.
 
     One size may be -1: what is left of the devices. Raises `RequestError` where the sizes do not
     multiply to the number of devices.
@@ -76,7 +78,7 @@ def partition(
         chosen: list[str] = []
         for mesh_axis in RULES[axis] if axis is not None else ():
             pieces = math.prod(mesh.shape[a] for a in [*chosen, mesh_axis])
-            if mesh_axis not in used and size % pieces == 0:
+            if mesh.shape[mesh_axis] > 1 and mesh_axis not in used and size % pieces == 0:
                 chosen.append(mesh_axis)
         used.update(chosen)
         dimensions.append(tuple(chosen) or None)

@@ -72,7 +72,7 @@ def test_it_comes_back_on_another_mesh_bit_for_bit(
     model = load_checkpoint(saved, mesh(*sizes))
     assert same(model, arrays_of(small_model()))
     assert model.config == CONFIG
-    gate = parameters_of(model)["layers.gate"]
+    gate = parameters_of(model)["layers.0.gate"]
     assert len(gate.sharding.device_set) == np.prod(sizes)
     assert gate.addressable_shards[0].data.size * np.prod(sizes) == gate.size
 
@@ -147,7 +147,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "no card": (lambda p: (p / "ste_checkpoint.json").unlink(), "is not a complete checkpoint"),
     "half a card": (
-        lambda p: (p / "ste_checkpoint.json").write_text('{"format": 1, '),
+        lambda p: (p / "ste_checkpoint.json").write_text('{"format": 2, '),
         r"ste_checkpoint.json is damaged",
     ),
     "an empty card": (
@@ -155,12 +155,12 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
         "is damaged: parameters missing",
     ),
     "a card of the future": (
-        lambda p: edit_card(p, lambda card: card.update(format=2)),
-        "format is 2, this version reads 1",
+        lambda p: edit_card(p, lambda card: card.update(format=3)),
+        "format is 3, this version reads 2",
     ),
     "another number of layers": (
         lambda p: edit_card(p, lambda card: card["model"].update(num_layers=3)),
-        r"layers.attention_norm has shape \(2, 16\), its model config makes it \(3, 16\)",
+        r"layers.0.attention_norm has shape \(2, 16\), its model config makes it \(3, 16\)",
     ),
     "other parameters": (
         lambda p: edit_card(p, lambda card: card["model"].update(tie_embeddings=True)),
@@ -193,10 +193,8 @@ def test_nothing_there_is_no_checkpoint(tmp_path: Path) -> None:
 
 
 def test_another_model_is_refused_by_the_field(saved: Path) -> None:
-    other = dataclasses.replace(CONFIG, rope_theta=5e5)
-    with pytest.raises(
-        RequestError, match=r"of another model: rope_theta is 10000.0, not 500000.0"
-    ):
+    other = dataclasses.replace(CONFIG, norm_eps=0.5)
+    with pytest.raises(RequestError, match=r"of another model: norm_eps is 1e-05, not 0.5"):
         load_checkpoint(saved, ONE, expect=other)
     load_checkpoint(saved, ONE, expect=CONFIG)
 

@@ -40,7 +40,7 @@ ABOVE_THE_ENGINE = (
     "evaluation",
     "reporting",
 )
-ENGINE_KNOBS = {"DecodingKnobs", "FinetuneKnobs", "MeshKnobs", "SamplingKnobs"}
+ENGINE_KNOBS = {"DecodingKnobs", "FinetuneKnobs", "LoraKnobs", "MeshKnobs", "SamplingKnobs"}
 # What each plain part may import of the package.
 PLAIN = {
     "errors": (),

@@ -39,15 +39,16 @@ SMOLLM2 = ModelConfig(
 @pytest.mark.parametrize(
     ("knobs", "sizes"),
     [
-        (MeshKnobs(), (1, 8, 1)),
-        (MeshKnobs(data=-1, fsdp=2, tensor=2), (2, 2, 2)),
-        (MeshKnobs(data=2, fsdp=4, tensor=1), (2, 4, 1)),
-        (MeshKnobs(fsdp=1, tensor=-1), (1, 1, 8)),
+        (MeshKnobs(), (1, 8, 1, 1)),
+        (MeshKnobs(data=-1, fsdp=2, tensor=2), (2, 2, 1, 2)),
+        (MeshKnobs(data=2, fsdp=4, tensor=1), (2, 4, 1, 1)),
+        (MeshKnobs(fsdp=1, tensor=-1), (1, 1, 1, 8)),
+        (MeshKnobs(fsdp=-1, expert=4), (1, 2, 4, 1)),
     ],
 )
 def test_the_free_axis_takes_what_is_left(knobs: MeshKnobs, sizes: tuple[int, ...]) -> None:
     mesh = make_mesh(knobs)
-    assert mesh.axis_names == ("data", "fsdp", "tensor")
+    assert mesh.axis_names == ("data", "fsdp", "expert", "tensor")
     assert mesh.devices.shape == sizes
     assert set(mesh.devices.flat) == set(jax.devices())
 
@@ -80,9 +81,9 @@ def test_what_does_not_divide_stays_whole() -> None:
         return parameter_sharding(declared[name].shape, declared[name].axes, mesh).spec
 
     # 9 and 3 heads do not divide by 2; 1536 and 576 do.
-    assert spec("layers.q") == PartitionSpec(None, ("fsdp",), None, None)
-    assert spec("layers.k") == PartitionSpec(None, ("fsdp",), None, None)
-    assert spec("layers.gate") == PartitionSpec(None, ("fsdp",), ("tensor",))
+    assert spec("layers.0.q") == PartitionSpec(None, ("fsdp",), None, None)
+    assert spec("layers.0.k") == PartitionSpec(None, ("fsdp",), None, None)
+    assert spec("layers.0.gate") == PartitionSpec(None, ("fsdp",), ("tensor",))
     assert spec("embed") == PartitionSpec(("tensor",), ("fsdp",))
 
 
@@ -97,7 +98,11 @@ def test_every_shape_can_be_placed(sizes: list[int], axes: list[str | None]) -> 
     for size, piece, axis in zip(sizes, shard, axes, strict=False):
         most = 2 ** len(RULES[axis]) if axis is not None else 1
         assert size // piece in {2**n for n in range(most)} and size // piece <= most
-    assert sizes[0] % 2 or axes[0] in (None, "layers", "head_dim") or shard[0] < sizes[0]
+    assert (
+        sizes[0] % 2
+        or axes[0] in (None, "layers", "head_dim", "experts", "lora")
+        or shard[0] < sizes[0]
+    )
 
 
 def test_the_state_sharding_is_a_tree_like_the_state() -> None:
@@ -105,7 +110,7 @@ def test_the_state_sharding_is_a_tree_like_the_state() -> None:
     mesh = make_mesh(MeshKnobs(fsdp=4, tensor=2))
     shardings = state_sharding(state, mesh)
     assert jax.tree.structure(shardings) == jax.tree.structure(state)
-    assert shardings["layers"]["down"].get_value().spec == PartitionSpec(
+    assert shardings["layers"][0]["down"].get_value().spec == PartitionSpec(
         None, ("tensor",), ("fsdp",)
     )
 

@@ -7,6 +7,9 @@ Caches have the head before the place, so that the two products are plain batche
 and the keys of long prompts are kept transposed: nothing large is then turned each time it is read
 (on CPU that is most of what attention costs). Attention over several stretches of keys is each
 stretch's own softmax, left undivided, merged by their maxima and sums: one exact softmax over all.
+
+A layer with a window keeps only what can still be seen: of a prompt its end, and of what a row has
+written a ring of the last tokens.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ste_jax.models.attention import Attend
+from ste_jax.models.attention import Attend, Seen
 
 
 class Partial(NamedTuple):
@@ -31,16 +34,21 @@ class Partial(NamedTuple):
     """The values weighted by exp(score - highest) [..., M, d]."""
 
 
+def places(length: int, window: int | None) -> int:
+    """How many places a layer's cache has for a stretch of `length` tokens."""
+    return length if window is None else min(length, window)
+
+
 def partial_attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None
+    q: jax.Array, k: jax.Array, v: jax.Array, seen: Seen, mask: jax.Array | None = None
 ) -> Partial:
-    """Attention of queries `q` [..., M, d] to `k`, `v` [..., S, d]; scores are divided by sqrt(d).
+    """Attention of queries `q` [..., M, d] to `k`, `v` [..., S, d].
 
     `mask` broadcasts to [..., M, S]; None lets every query see every key. Values that no query may
     see must still be finite, for they are multiplied by zero.
     """
     scores = jnp.einsum("...md,...sd->...ms", q, k, preferred_element_type=jnp.float32)
-    scores = scores * q.shape[-1] ** -0.5
+    scores = seen.score(scores)
     if mask is not None:
         scores = jnp.where(mask, scores, -jnp.inf)
     highest = jnp.max(scores, axis=-1, keepdims=True)
@@ -67,42 +75,68 @@ def decode_attend(groups: int, prefix_length: jax.Array, filled: jax.Array) -> A
     """Attention of one new token per row to its group's prompt, its own past and itself.
 
     `prefix_length` [G] and `filled` [G,N] say how much of the layer's cache counts: `prefix_k`
-    [G,K,d,S], `prefix_v` [G,K,S,d], and `suffix_k`, `suffix_v` [G,N,K,S',d].
+    [G,K,d,S], `prefix_v` [G,K,S,d], and `suffix_k`, `suffix_v` [G,N,K,S',d]. Under a window a
+    prompt that is longer than `S` is there with its last `S` tokens, and token t of a row stands at
+    place t modulo `S'`.
     """
 
-    def attend(q: jax.Array, k: jax.Array, v: jax.Array, cache: Any) -> jax.Array:
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array, cache: Any, seen: Seen) -> jax.Array:
         batch, _, heads, size = q.shape
         kv_heads = k.shape[2]
         rows, each = batch // groups, heads // kv_heads
         q = q.reshape(groups, rows, kv_heads, each, size)
 
         together = q.transpose(0, 2, 1, 3, 4).reshape(groups, kv_heads, rows * each, size)
-        place = jnp.arange(cache["prefix_v"].shape[2])
         prefix = partial_attention(
             together,
             cache["prefix_k"].swapaxes(2, 3),
             cache["prefix_v"],
-            (place < prefix_length[:, None])[:, None, None],
+            seen,
+            _prompt_seen(cache["prefix_v"].shape[2], prefix_length, filled, each, seen)[:, None],
         )
         prefix = Partial(
             *(x.reshape(groups, kv_heads, rows, each, -1).transpose(0, 2, 1, 3, 4) for x in prefix)
         )
-        place = jnp.arange(cache["suffix_k"].shape[3])
         suffix = partial_attention(
             q,
             cache["suffix_k"],
             cache["suffix_v"],
-            (place < filled[:, :, None])[:, :, None, None],
+            seen,
+            _past_seen(cache["suffix_k"].shape[3], filled, seen)[:, :, None, None],
         )
         own = partial_attention(
             q,
             k.reshape(groups, rows, kv_heads, 1, size),
             v.reshape(groups, rows, kv_heads, 1, size),
+            seen,
         )
         _, total, mixed = merge([prefix, suffix, own])
         return (mixed / total).astype(v.dtype).reshape(batch, 1, heads, size)
 
     return attend
+
+
+def _prompt_seen(
+    size: int, prefix_length: jax.Array, filled: jax.Array, each: int, seen: Seen
+) -> jax.Array:
+    """Which places of a group's prompt its rows see, `each` queries a row: [G, N*each or 1, S]."""
+    place = jnp.arange(size)
+    if seen.window is None:
+        return (place < prefix_length[:, None])[:, None]
+    first = jnp.maximum(prefix_length - size, 0)
+    key = first[:, None, None] + place
+    query = jnp.repeat(prefix_length[:, None] + filled, each, axis=1)[:, :, None]
+    return (key < prefix_length[:, None, None]) & seen.near(query, key)
+
+
+def _past_seen(size: int, filled: jax.Array, seen: Seen) -> jax.Array:
+    """Which places of its own past a row sees: [G,N,S']."""
+    place = jnp.arange(size)
+    if seen.window is None:
+        return place < filled[:, :, None]
+    # The token at a place is the last one that was written there.
+    token = filled[:, :, None] - 1 - (filled[:, :, None] - 1 - place) % size
+    return (token >= 0) & seen.near(filled[:, :, None], token)
 
 
 def shared_prefix_attend(length: jax.Array, chunk: int) -> Attend:
@@ -112,7 +146,7 @@ def shared_prefix_attend(length: jax.Array, chunk: int) -> Attend:
     only as far as `length` goes, so the result does not depend on S.
     """
 
-    def attend(q: jax.Array, k: jax.Array, v: jax.Array, cache: Any) -> jax.Array:
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array, cache: Any, seen: Seen) -> jax.Array:
         batch, time, heads, size = q.shape
         kv_heads = k.shape[2]
         each = heads // kv_heads
@@ -120,15 +154,20 @@ def shared_prefix_attend(length: jax.Array, chunk: int) -> Attend:
         # Queries of a row and kv head: [B, K, T * r, d]; of a kv head alone: [K, B * T * r, d].
         by_row = q.transpose(0, 2, 1, 3, 4).reshape(batch, kv_heads, time * each, size)
         together = by_row.transpose(1, 0, 2, 3).reshape(kv_heads, batch * time * each, size)
+        when = jnp.arange(time * each) // each
 
         def step(index: jax.Array, sofar: Partial) -> Partial:
             start = index * chunk
-            mask = start + jnp.arange(chunk) < length
+            key = start + jnp.arange(chunk)
+            mask = (key < length)[None]
+            if seen.window is not None:
+                mask = mask & seen.near(length + jnp.tile(when, batch)[:, None], key)
             part = partial_attention(
                 together,
                 jax.lax.dynamic_slice_in_dim(cache["k"], start, chunk, axis=1),
                 jax.lax.dynamic_slice_in_dim(cache["v"], start, chunk, axis=1),
-                mask[None, None],
+                seen,
+                mask[None],
             )
             return merge([sofar, part])
 
@@ -136,16 +175,18 @@ def shared_prefix_attend(length: jax.Array, chunk: int) -> Attend:
         nothing = Partial(
             jnp.full((*shape, 1), -jnp.inf), jnp.zeros((*shape, 1)), jnp.zeros((*shape, size))
         )
-        prefix = jax.lax.fori_loop(0, (length + chunk - 1) // chunk, step, nothing)
+        first = 0 if seen.window is None else jnp.maximum(length + 1 - seen.window, 0) // chunk
+        prefix = jax.lax.fori_loop(first, (length + chunk - 1) // chunk, step, nothing)
         prefix = Partial(
             *(x.reshape(kv_heads, batch, time * each, -1).transpose(1, 0, 2, 3) for x in prefix)
         )
-        when = jnp.arange(time * each) // each
+        query, key = when[:, None], jnp.arange(time)
         own = partial_attention(
             by_row,
             k.transpose(0, 2, 1, 3),
             v.transpose(0, 2, 1, 3),
-            when[:, None] >= jnp.arange(time),
+            seen,
+            (query >= key) & seen.near(query, key),
         )
         _, total, mixed = merge([prefix, own])
         out = (mixed / total).reshape(batch, kv_heads, time, each, size)

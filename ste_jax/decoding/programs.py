@@ -1,7 +1,8 @@
 """Which device programs does decoding run, and what goes in and out of them?
 
-Shapes: `L` layers, `G` groups, `N` rows of a group, `K` kv heads, `d` head size, `C` a prefill
-chunk, `S` prompt bucket, `S'` new-token bucket, `R` rows of a scoring batch, `V` vocabulary.
+Shapes: `L` layers of one of the model's groups, `G` groups, `N` rows of a group, `K` kv heads, `d`
+head size, `C` a prefill chunk, `S` prompt bucket, `S'` new-token bucket (less where a window makes
+do with less), `R` rows of a scoring batch, `V` vocabulary.
 
 Every program is a pure function of the weights, of caches and of small arrays that the host owns; a
 cache that a program changes is donated, so it is written in place. One program per purpose and
@@ -18,7 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -27,7 +28,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from ste_jax.decoding.attend import decode_attend, shared_prefix_attend
+from ste_jax.decoding.attend import decode_attend, places, shared_prefix_attend
 from ste_jax.decoding.sampling import row_keys, sample, token_logprobs
 from ste_jax.models.decoder import Decoder, unstack
 from ste_jax.sharding import constrain, state_sharding
@@ -40,12 +41,15 @@ NOT_FINITE = -2
 NOWHERE = 2**30
 """A place behind the end of every cache: what is written there is dropped."""
 
-Cache = Any
-"""Per-layer keys and values: a dict of arrays with a first axis L, or a list of L such dicts."""
+_SUFFIX = ("suffix_k", "suffix_v")
+
+Cache = list[dict[str, Any]]
+"""Keys and values: a dict of arrays with a first axis L for each group of the model's layers, or,
+where the layers run as a Python loop, a dict without that axis for each layer."""
 
 Axes = tuple[str | None, ...]
-Shapes = tuple[tuple[str, tuple[int, ...]], ...]
-"""Names and shapes of a layer's arrays."""
+Shapes = tuple[tuple[tuple[str, tuple[int, ...]], ...], ...]
+"""Names and shapes of the arrays of each dict of a cache."""
 
 
 class Control(NamedTuple):
@@ -98,10 +102,10 @@ class Programs:
             state = jax.device_put(state, state_sharding(state, mesh))
         # Plain arrays: flattening the state's own classes costs milliseconds in every call.
         self._weights, structure = jax.tree.flatten(state)
-        jitted = _jitted(graph, structure, self._dtype, chunk, steps)
+        jitted = _jitted(graph, structure, self._dtype, chunk, steps, not as_list)
         self._prefill, self._score, self._decode = map(self._within_mesh, jitted)
-        self.load = self._within_mesh(_load_jitted)
-        self.fill = self._within_mesh(_fill_jitted)
+        self.load = self._within_mesh(functools.partial(_load_jitted, stacked=not as_list))
+        self.fill = self._within_mesh(functools.partial(_fill_jitted, stacked=not as_list))
         self._zeros = self._within_mesh(_zeros_jitted)
 
     # Public faces of the programs; the weights go along.
@@ -145,33 +149,48 @@ class Programs:
         return out
 
     def buffer(self, bucket: int) -> Cache:
-        """An empty buffer: `k`, `v` [L,K,S,d]."""
+        """An empty buffer: `k`, `v` [L,K,S,d], whatever a layer sees of it."""
         shape = (self.config.num_kv_heads, bucket, self.config.head_dim)
-        return self._empty(("kv_heads", None, None), (("k", shape), ("v", shape)))
+        return self._empty(("kv_heads", None, None), lambda _: (("k", shape), ("v", shape)))
 
     def prefix(self, groups: int, bucket: int) -> Cache:
         """Empty prompts of a lane: `prefix_k` [L,G,K,d,S] and `prefix_v` [L,G,K,S,d]."""
         kv_heads, size = self.config.num_kv_heads, self.config.head_dim
-        return self._empty(
-            ("batch", "kv_heads", None, None),
-            (
-                ("prefix_k", (groups, kv_heads, size, bucket)),
-                ("prefix_v", (groups, kv_heads, bucket, size)),
-            ),
-        )
+
+        def shapes(window: int | None) -> Any:
+            room = places(bucket, window)
+            return (
+                ("prefix_k", (groups, kv_heads, size, room)),
+                ("prefix_v", (groups, kv_heads, room, size)),
+            )
+
+        return self._empty(("batch", "kv_heads", None, None), shapes)
 
     def suffix(self, groups: int, rows: int, bucket: int) -> Cache:
         """Empty pasts of a lane's rows: `suffix_k`, `suffix_v` [L,G,N,K,S',d]."""
-        shape = (groups, rows, self.config.num_kv_heads, bucket, self.config.head_dim)
-        return self._empty(
-            ("batch", None, "kv_heads", None, None), (("suffix_k", shape), ("suffix_v", shape))
-        )
 
-    def _empty(self, axes: Axes, shapes: Shapes) -> Cache:
-        layers = self.config.num_layers
-        return self._zeros(
-            layers=layers, as_list=self._as_list, dtype=self._dtype, axes=axes, shapes=shapes
+        def shapes(window: int | None) -> Any:
+            room = places(bucket, window)
+            shape = (groups, rows, self.config.num_kv_heads, room, self.config.head_dim)
+            return tuple((name, shape) for name in _SUFFIX)
+
+        return self._empty(("batch", None, "kv_heads", None, None), shapes)
+
+    def _empty(self, axes: Axes, shapes_of: Callable[[int | None], Any]) -> Cache:
+        """A cache of zeros; `shapes_of(window)` are a layer's arrays."""
+        groups = self.config.groups
+        if self._as_list:
+            groups = tuple(range(layer, layer + 1) for layer in range(self.config.num_layers))
+        shapes = tuple(
+            tuple(
+                (name, shape if self._as_list else (len(layers), *shape))
+                for name, shape in shapes_of(self.config.kind_of(layers[0]).window)
+            )
+            for layers in groups
         )
+        axes = axes if self._as_list else ("layers", *axes)
+        out: Cache = self._zeros(dtype=self._dtype, axes=axes, shapes=shapes)
+        return out
 
     def _within_mesh(self, function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
@@ -185,7 +204,7 @@ class Programs:
 
 @functools.lru_cache(maxsize=8)
 def _jitted(
-    graph: Any, structure: Any, dtype: Any, chunk: int, steps: int
+    graph: Any, structure: Any, dtype: Any, chunk: int, steps: int, stacked: bool
 ) -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
     """The programs that run the model: prefill, score, decode. Judges of one architecture share
     them, so that the next one's are compiled already; they hold no weights."""
@@ -199,66 +218,57 @@ def _jitted(
         return jax.jit(functools.partial(function, model_of), donate_argnames=donated)
 
     return (
-        program(functools.partial(_prefill, chunk=chunk), "buffer"),
+        program(functools.partial(_prefill, chunk=chunk, stacked=stacked), "buffer"),
         program(functools.partial(_score, chunk=chunk)),
-        program(functools.partial(_decode, steps=steps), "suffix"),
+        program(functools.partial(_decode, steps=steps, stacked=stacked), "suffix"),
     )
 
 
-def _make_zeros(*, layers: int, as_list: bool, dtype: Any, axes: Axes, shapes: Shapes) -> Cache:
-    if as_list:
-        return [
-            {name: constrain(jnp.zeros(shape, dtype), axes) for name, shape in shapes}
-            for _ in range(layers)
-        ]
-    return {
-        name: constrain(jnp.zeros((layers, *shape), dtype), ("layers", *axes))
-        for name, shape in shapes
-    }
+def _make_zeros(*, dtype: Any, axes: Axes, shapes: Shapes) -> Cache:
+    return [
+        {name: constrain(jnp.zeros(shape, dtype), axes) for name, shape in one} for one in shapes
+    ]
 
 
-def _by_layer(function: Callable[..., Any], cache: Cache, *stacked: Any) -> Cache:
-    """`function(layer_cache, *layer_values)` for every layer; `stacked` have a first axis L."""
-    if isinstance(cache, list):
-        return [
-            function(layer, *jax.tree.map(lambda x: x[index], stacked))  # noqa: B023
-            for index, layer in enumerate(cache)
-        ]
-    return jax.vmap(function)(cache, *stacked)
+def _by_layer(function: Callable[..., Any], stacked: bool, *values: Sequence[Any]) -> Cache:
+    """`function` of every layer's values; of a group's all at once, along their first axis."""
+    of_each = jax.vmap(function) if stacked else function
+    return [of_each(*one) for one in zip(*values, strict=True)]
 
 
-def _load(*, buffer: Cache, piece: Cache, start: jax.Array) -> Cache:
-    def write(layer: Any, k: jax.Array, v: jax.Array) -> Any:
-        return {
-            "k": jax.lax.dynamic_update_slice_in_dim(layer["k"], k, start, axis=1),
-            "v": jax.lax.dynamic_update_slice_in_dim(layer["v"], v, start, axis=1),
-        }
+def _load(*, buffer: Cache, piece: Cache, start: jax.Array, stacked: bool) -> Cache:
+    def write(layer: Any, new: Any) -> Any:
+        put = jax.lax.dynamic_update_slice_in_dim
+        return {name: put(layer[name], new[name], start, axis=1) for name in ("k", "v")}
 
-    return _by_layer(write, buffer, piece["k"], piece["v"])
+    return _by_layer(write, stacked, buffer, piece)
 
 
-def _fill(*, prefix: Cache, buffer: Cache, group: jax.Array, length: jax.Array) -> Cache:
-    def layer(into: Any, k: jax.Array, v: jax.Array) -> Any:
-        bucket = into["prefix_v"].shape[2]
+def _fill(
+    *, prefix: Cache, buffer: Cache, group: jax.Array, length: jax.Array, stacked: bool
+) -> Cache:
+    def layer(into: Any, prompt: Any) -> Any:
+        # All of the prompt, or under a window its end.
+        room = into["prefix_v"].shape[2]
+        first = jnp.maximum(length - room, 0)
         # What stands after the prompt is masked, but must be finite to be multiplied by zero.
-        known = (jnp.arange(bucket) < length)[:, None]
-        k, v = (jnp.where(known, x[:, :bucket], 0) for x in (k, v))
+        known = (jnp.arange(room) < length)[:, None]
+        k, v = (
+            jnp.where(known, jax.lax.dynamic_slice_in_dim(prompt[name], first, room, axis=1), 0)
+            for name in ("k", "v")
+        )
         put = jax.lax.dynamic_update_slice_in_dim
         return {
             "prefix_k": put(into["prefix_k"], k.swapaxes(1, 2)[None], group, axis=0),
             "prefix_v": put(into["prefix_v"], v[None], group, axis=0),
         }
 
-    if isinstance(prefix, list):
-        return [layer(into, one["k"], one["v"]) for into, one in zip(prefix, buffer, strict=True)]
-    return _by_layer(layer, prefix, buffer["k"], buffer["v"])
+    return _by_layer(layer, stacked, prefix, buffer)
 
 
-_load_jitted = jax.jit(_load, donate_argnames="buffer")
-_fill_jitted = jax.jit(_fill, donate_argnames="prefix")
-_zeros_jitted = jax.jit(
-    _make_zeros, static_argnames=("layers", "as_list", "dtype", "axes", "shapes")
-)
+_load_jitted = jax.jit(_load, donate_argnames="buffer", static_argnames="stacked")
+_fill_jitted = jax.jit(_fill, donate_argnames="prefix", static_argnames="stacked")
+_zeros_jitted = jax.jit(_make_zeros, static_argnames=("dtype", "axes", "shapes"))
 
 
 def _prefill(
@@ -269,17 +279,18 @@ def _prefill(
     tokens: jax.Array,
     start: jax.Array,
     chunk: int,
+    stacked: bool,
 ) -> tuple[Cache, Cache]:
     positions = start + jnp.arange(chunk)[None]
-    _, (keys, values) = model_of(weights)(
-        tokens, positions, shared_prefix_attend(start, chunk), buffer
-    )
-    axes = ("layers", "kv_heads", None, None)
-    piece = {
-        "k": constrain(keys[:, 0].transpose(0, 2, 1, 3), axes),
-        "v": constrain(values[:, 0].transpose(0, 2, 1, 3), axes),
-    }
-    return _load(buffer=buffer, piece=piece, start=start), piece
+    _, new = model_of(weights)(tokens, positions, shared_prefix_attend(start, chunk), buffer)
+    axes = (*(("layers",) if stacked else ()), "kv_heads", None, None)
+
+    def turned(x: jax.Array) -> jax.Array:
+        """[L,1,C,K,d] -> [L,K,C,d], with L or without."""
+        return constrain(x.squeeze(-4).swapaxes(-3, -2), axes)
+
+    piece = [{"k": turned(keys), "v": turned(values)} for keys, values in new]
+    return _load(buffer=buffer, piece=piece, start=start, stacked=stacked), piece
 
 
 def _score(
@@ -313,6 +324,7 @@ def _decode(
     control: Any,
     eos_ids: jax.Array,
     steps: int,
+    stacked: bool,
 ) -> tuple[Cache, jax.Array, jax.Array]:
     model = model_of(weights)
     groups, rows = control.token.shape
@@ -324,9 +336,9 @@ def _decode(
 
     def step(carry: Any) -> Any:
         index, suffix, token, filled, active, tokens, logprobs = carry
-        cache = _join(prefix, suffix)
+        cache = [{**one, **two} for one, two in zip(prefix, suffix, strict=True)]
         positions = (control.prefix_length[:, None] + filled).reshape(batch, 1)
-        hidden, (new_k, new_v) = model(
+        hidden, new = model(
             token.reshape(batch, 1),
             positions,
             decode_attend(groups, control.prefix_length, filled),
@@ -350,16 +362,18 @@ def _decode(
         # What is not finite must not stay behind: where masked it is multiplied by zero. And since
         # the place then depends on the logits, the suffix is read before it is written, which lets
         # the compiler write into it: else it copies all of it at every step.
-        place = jnp.where(active & finite, filled, NOWHERE).reshape(-1)
+        running = active & finite
 
         def put(into: jax.Array, new: jax.Array) -> jax.Array:
+            room = into.shape[3]
+            place = jnp.where(running, filled % room, NOWHERE).reshape(-1)
             at = into.at[group_of, row_of, :, place]
             return at.set(new[:, 0], mode="drop", unique_indices=True)
 
-        def write(layer: Any, k: jax.Array, v: jax.Array) -> Any:
-            return {"suffix_k": put(layer["suffix_k"], k), "suffix_v": put(layer["suffix_v"], v)}
+        def write(layer: Any, new: Any) -> Any:
+            return {name: put(layer[name], x) for name, x in zip(_SUFFIX, new, strict=True)}
 
-        suffix = _by_layer(write, suffix, new_k, new_v)
+        suffix = _by_layer(write, stacked, suffix, new)
         filled = filled + active
         ended = jnp.any(drawn[..., None] == eos_ids, axis=-1) & control.stop_at_eos
         token = jnp.where(active, drawn, token)
@@ -379,9 +393,3 @@ def _decode(
     _, suffix, _, _, _, tokens, logprobs = ended
     whole = (None, None, None)
     return suffix, constrain(tokens, whole), constrain(logprobs, whole)
-
-
-def _join(prefix: Cache, suffix: Cache) -> Cache:
-    if isinstance(prefix, list):
-        return [{**one, **two} for one, two in zip(prefix, suffix, strict=True)]
-    return {**prefix, **suffix}

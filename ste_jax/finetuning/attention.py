@@ -3,8 +3,9 @@
 Shapes: `B` rows, `T` time, `H` query heads, `K` kv heads, `G = H / K`, `d` head size, `Q` block.
 
 A packed row holds each segment's tokens in order, so no token sees one that stands to its right.
-The queries are taken in blocks of `Q`, each against the keys up to its own end: half the scores are
-never computed, and none are held for the whole row at once.
+The queries are taken in blocks of `Q`, each against the keys up to its own end and, under a window,
+from where its first query sees: half the scores or more are never computed, and none are held for
+the whole row at once.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ste_jax.models.attention import Attend
+from ste_jax.models.attention import Attend, Seen
 
 BLOCK = 128
 """The smallest `Q`; on CPU the fastest of 128, 256 and 512 for rows of 1,024."""
@@ -30,7 +31,7 @@ def packed_causal(segment_ids: jax.Array, positions: jax.Array) -> Attend:
     key; nothing reads it.
     """
 
-    def attend(q: jax.Array, k: jax.Array, v: jax.Array, layer_cache: Any) -> jax.Array:
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array, layer_cache: Any, seen: Seen) -> jax.Array:
         del layer_cache
         batch, time, heads, head_dim = q.shape
         kv_heads = k.shape[2]
@@ -43,11 +44,14 @@ def packed_causal(segment_ids: jax.Array, positions: jax.Array) -> Attend:
         mixed = []
         for start in range(0, time, size):
             stop = min(start + size, time)
-            same = segment_ids[:, start:stop, None] == segment_ids[:, None, :stop]
-            earlier = positions[:, start:stop, None] >= positions[:, None, :stop]
-            mask = jnp.tile(same & earlier, (1, groups, 1))[:, None]
+            # Places apart are positions apart, so what lies further to the left is out of sight.
+            first = 0 if seen.window is None else max(0, start + 1 - seen.window)
+            same = segment_ids[:, start:stop, None] == segment_ids[:, None, first:stop]
+            query, key = positions[:, start:stop, None], positions[:, None, first:stop]
+            mask = same & (query >= key) & seen.near(query, key)
+            mask = jnp.tile(mask, (1, groups, 1))[:, None]
             block = q[:, :, :, start:stop].reshape(batch, kv_heads, -1, head_dim)
-            out = _attention(block, k[:, :, :stop], v[:, :, :stop], mask)
+            out = _attention(block, k[:, :, first:stop], v[:, :, first:stop], mask, seen)
             mixed.append(out.reshape(batch, kv_heads, groups, stop - start, head_dim))
         out = jnp.concatenate(mixed, axis=3)
         return jnp.moveaxis(out, 3, 1).reshape(batch, time, heads, head_dim)
@@ -55,10 +59,10 @@ def packed_causal(segment_ids: jax.Array, positions: jax.Array) -> Attend:
     return attend
 
 
-def _attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
+def _attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, seen: Seen) -> jax.Array:
     """`q` [B,K,G*Q,d], `k` and `v` [B,K,S,d], `mask` [B,1,G*Q,S] -> [B,K,G*Q,d], in float32."""
     scores = jnp.einsum("bkqd,bksd->bkqs", q, k, preferred_element_type=jnp.float32)
-    scores = jnp.where(mask, scores * q.shape[-1] ** -0.5, -jnp.inf)
+    scores = jnp.where(mask, seen.score(scores), -jnp.inf)
     highest = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
     weights = jnp.exp(scores - highest)
     total = jnp.sum(weights, axis=-1, keepdims=True)

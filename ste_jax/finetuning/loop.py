@@ -30,6 +30,7 @@ from ste_jax import checkpoints, files
 from ste_jax.config import FinetuneKnobs
 from ste_jax.errors import Preempted, WorkError
 from ste_jax.finetuning import packing
+from ste_jax.finetuning.lora import is_trained, merged, with_small_matrices
 from ste_jax.finetuning.packing import Example, Plan, Rows
 from ste_jax.finetuning.state import Event, Ledger, StateStore
 from ste_jax.finetuning.train_step import (
@@ -106,11 +107,15 @@ def finetune(
     if not plan.steps:
         raise WorkError(_nothing_to_train_on(examples, plan, knobs))
     total = len(plan.steps)
+    place = _fingerprint(model, examples, knobs, seed)
+    if knobs.lora.rank:
+        model = with_small_matrices(model, knobs.lora, seed, mesh)
     params = parameters_of(model)
-    kinds: dict[str, Any] = {"dtype": model.dtype, "param_dtype": params["embed"].dtype}
+    fixed = {path: params.pop(path) for path in list(params) if not is_trained(model.config, path)}
+    kinds: dict[str, Any] = {"dtype": model.dtype, "param_dtype": model.embed.get_value().dtype}
     train = make_train_step(model.config, knobs, total, mesh, **kinds)
 
-    home = state_dir / _fingerprint(model, examples, knobs, seed)
+    home = state_dir / place
     if not _begin(state_dir, home):
         return FinetuneResult(**files.read_json(home / _RESULT))
     ledger = Ledger(home / "ledger.json")
@@ -134,9 +139,8 @@ def finetune(
                 store.save(step, state, curve)
                 saved = step
             if due:
-                validate_step(
-                    ledger, with_parameters(blank, state.params), step, validate, save_model
-                )
+                now = merged(with_parameters(blank, state.params | fixed))
+                validate_step(ledger, now, step, validate, save_model)
             if step == total:
                 break
 
@@ -149,7 +153,7 @@ def finetune(
                 targets_per_row=plan.targets_per_row,
             )
             batch = put_batch(rows, knobs.accumulate, mesh, stop=stop_requested())
-            state, measured = train(state, batch)
+            state, measured = train(state, batch, fixed)
             metrics = jax.device_get(measured)
             event = _event(step + 1, metrics, rows, model.config)
             if not metrics.finite:

@@ -33,7 +33,7 @@ def make_optimizer(knobs: FinetuneKnobs, total_steps: int) -> optax.GradientTran
     """Clipping by the global norm (if the knob is on) and AdamW.
 
     Weight decay is for matrices: norms and biases are left out. Its parameter tree is a mapping of
-    parameter path (`layers.q`) to array.
+    parameter path (`layers.0.q`) to array.
     """
 
     def decays(params: dict[str, Any]) -> dict[str, bool]:

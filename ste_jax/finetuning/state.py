@@ -201,6 +201,6 @@ class Ledger:
 
 
 def _flat(state: TrainState) -> dict[str, Any]:
-    """The leaves by their path in the state, as `.params['layers.q']`."""
+    """The leaves by their path in the state, as `.params['layers.0.q']`."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(state)
     return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}

@@ -9,7 +9,9 @@ the gradient of the batch as one.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -21,6 +23,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ste_jax.config import FinetuneKnobs
 from ste_jax.errors import RequestError
 from ste_jax.finetuning.attention import packed_causal
+from ste_jax.finetuning.lora import is_trained
 from ste_jax.finetuning.loss import LossSums, completion_loss
 from ste_jax.finetuning.optimizer import learning_rate, make_optimizer
 from ste_jax.finetuning.packing import Rows
@@ -39,7 +42,7 @@ class TrainState(NamedTuple):
     step: Any
     """int32 array: steps taken."""
     params: Any
-    """`Parameters`; in an abstract state their shapes."""
+    """`Parameters`, those that are trained; in an abstract state their shapes."""
     optimizer: Any
     """The optax state."""
 
@@ -60,7 +63,8 @@ class StepMetrics(NamedTuple):
     """Devices whose process asks to stop after this step."""
 
 
-TrainStep = Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]
+TrainStep = Callable[[TrainState, Batch, Parameters], tuple[TrainState, StepMetrics]]
+"""`step(state, batch, fixed)`: `fixed` are the parameters that stay as they are."""
 
 
 def abstract_state(
@@ -75,6 +79,7 @@ def abstract_state(
             sharding=parameter_sharding(declared.shape, declared.axes, mesh),
         )
         for path, declared in config.parameters().items()
+        if is_trained(config, path)
     }
     optimizer = make_optimizer(knobs, total_steps)
     moments = optax.tree.map_params(
@@ -107,11 +112,11 @@ def initial_state(
 def check_batch(knobs: FinetuneKnobs, mesh: Mesh) -> None:
     """Raises `RequestError` where a micro-batch's rows cannot be divided over the mesh."""
     rows = knobs.batch_rows // knobs.accumulate
-    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    ways = math.prod(mesh.shape[axis] for axis in RULES["batch"])
     if rows % ways:
         raise RequestError(
             f"finetune.batch_rows / finetune.accumulate = {rows} rows cannot be divided over "
-            f"finetune.mesh data x fsdp = {ways}; make it a multiple"
+            f"finetune.mesh {' x '.join(RULES['batch'])} = {ways}; make it a multiple"
         )
 
 
@@ -135,8 +140,8 @@ def make_train_step(
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     blank = abstract_decoder(config, dtype=dtype, param_dtype=param_dtype)
 
-    def sums(params: Parameters, micro: Batch) -> LossSums:
-        model = with_parameters(blank, params)
+    def sums(params: Parameters, micro: Batch, fixed: Parameters) -> LossSums:
+        model = with_parameters(blank, params | fixed)
         hidden, _ = model(
             micro["tokens"],
             micro["positions"],
@@ -147,11 +152,13 @@ def make_train_step(
             model.logits, hidden, micro["target_at"], micro["targets"], micro["weights"]
         )
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
+    def step(state: TrainState, batch: Batch, fixed: Parameters) -> tuple[TrainState, StepMetrics]:
         rows = {name: value for name, value in batch.items() if name != "stop"}
         total = jnp.sum(rows["weights"])
         count = jnp.sum(rows["weights"] > 0)
-        grads, loss, correct = _accumulated(sums, state.params, rows, knobs.accumulate, total)
+        grads, loss, correct = _accumulated(
+            partial(sums, fixed=fixed), state.params, rows, knobs.accumulate, total
+        )
         norm = optax.tree.norm(grads)
         wide = jax.tree.map(lambda value: value.astype(jnp.float32), state.params)
         updates, moments = optimizer.update(grads, state.optimizer, wide)
@@ -172,13 +179,13 @@ def make_train_step(
     jitted = jax.jit(
         step,
         donate_argnums=0,
-        in_shardings=(shardings, batch_shardings(mesh)),
+        in_shardings=(shardings, batch_shardings(mesh), None),
         out_shardings=(shardings, whole),
     )
 
-    def run(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
+    def run(state: TrainState, batch: Batch, fixed: Parameters) -> tuple[TrainState, StepMetrics]:
         with jax.set_mesh(mesh):
-            out: tuple[TrainState, StepMetrics] = jitted(state, batch)
+            out: tuple[TrainState, StepMetrics] = jitted(state, batch, fixed)
         return out
 
     return run
@@ -216,11 +223,15 @@ def step_flops(config: ModelConfig, rows: Rows) -> int:
     head = config.vocab_size * config.hidden_size
     tokens = int(np.count_nonzero(rows.segment_ids))
     targets = int(np.count_nonzero(rows.weights))
-    pairs = int(np.sum((rows.positions.astype(np.int64) + 1)[rows.segment_ids > 0]))
+    before = rows.positions.astype(np.int64)[rows.segment_ids > 0] + 1
+    pairs = sum(
+        int(np.sum(before if kind.window is None else np.minimum(before, kind.window)))
+        for kind in map(config.kind_of, range(config.num_layers))
+    )
     forward = (
         tokens * (config.flops_per_token - 2 * head)
         + targets * 2 * head
-        + pairs * 4 * config.num_layers * config.num_heads * config.head_dim
+        + pairs * 4 * config.num_heads * config.head_dim
     )
     return 3 * forward
 

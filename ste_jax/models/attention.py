@@ -5,7 +5,7 @@ Shapes: `B` batch, `T` query time, `S` key time, `H` query heads, `K` kv heads, 
 
 A decoding step attends over a shared prompt and over what each sample has written since; training
 attends over one packed row. Both are `attention` over a list of `Part`s under one softmax. The
-model itself knows neither: it is given an `Attend` function.
+model itself knows neither: it is given an `Attend` function, and says of each layer what is `Seen`.
 """
 
 from __future__ import annotations
@@ -17,8 +17,33 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-Attend = Callable[[jax.Array, jax.Array, jax.Array, Any], jax.Array]
-"""`attend(q [B,T,H,d], k [B,T,K,d], v [B,T,K,d], layer_cache) -> [B,T,H,d]`."""
+
+class Seen(NamedTuple):
+    """What a layer's queries see and how they score it: no arrays, so a program is made for it."""
+
+    scale: float
+    """Products of query and key are multiplied by it."""
+    window: int | None = None
+    """How many keys a query sees, itself the last of them; None: all before it."""
+    softcap: float | None = None
+    """Scores are capped by it, see `capped`."""
+
+    def score(self, products: jax.Array) -> jax.Array:
+        """Scores of products of queries and keys, both float32."""
+        return capped(self.scale * products, self.softcap)
+
+    def near(self, query: jax.Array, key: jax.Array) -> jax.Array | bool:
+        """Whether a key at position `key`, not after `query`, is within the window."""
+        return True if self.window is None else key > query - self.window
+
+
+Attend = Callable[[jax.Array, jax.Array, jax.Array, Any, Seen], jax.Array]
+"""`attend(q [B,T,H,d], k [B,T,K,d], v [B,T,K,d], layer_cache, seen) -> [B,T,H,d]`."""
+
+
+def capped(x: jax.Array, cap: float | None) -> jax.Array:
+    """`cap * tanh(x / cap)`, which stays within the cap (Gemma 2); None: as it is."""
+    return x if cap is None else cap * jnp.tanh(x / cap)
 
 
 class Part(NamedTuple):
@@ -33,17 +58,18 @@ class Part(NamedTuple):
     mask: jax.Array
 
 
-def attention(q: jax.Array, parts: Sequence[Part], scale: float) -> jax.Array:
+def attention(q: jax.Array, parts: Sequence[Part], seen: Seen) -> jax.Array:
     """Softmax attention of `q` [B,T,H,d] over all keys of all `parts` together -> [B,T,H,d].
 
     Scores and softmax are float32, the two products take inputs of the arrays' own type. A query
-    that may see no key gets zeros.
+    that may see no key gets zeros. The window is the masks' affair.
     """
     scores = []
     for k, _, mask in parts:
-        score = scale * jnp.einsum(
+        products = jnp.einsum(
             "bkntgd,bskd->bkntgs", _by_row(q, k), k, preferred_element_type=jnp.float32
         )
+        score = seen.score(products)
         scores.append(jnp.where(_by_row(mask[:, :, None, :], k), score, -jnp.inf))
 
     # The maximum only keeps exp in range: it cancels, so no gradient flows through it.
@@ -73,12 +99,12 @@ def causal(segment_ids: jax.Array, positions: jax.Array) -> Attend:
     is seen; `positions` [B,T] counts from 0 in each segment. The layer's cache is not looked at.
     """
     same = segment_ids[:, :, None] == segment_ids[:, None, :]
-    earlier = positions[:, :, None] >= positions[:, None, :]
-    mask = same & earlier & (segment_ids != 0)[:, :, None]
+    query, key = positions[:, :, None], positions[:, None, :]
+    mask = same & (query >= key) & (segment_ids != 0)[:, :, None]
 
-    def attend(q: jax.Array, k: jax.Array, v: jax.Array, layer_cache: Any) -> jax.Array:
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array, layer_cache: Any, seen: Seen) -> jax.Array:
         del layer_cache
-        return attention(q, [Part(k, v, mask)], q.shape[-1] ** -0.5)
+        return attention(q, [Part(k, v, mask & seen.near(query, key))], seen)
 
     return attend
 

@@ -37,6 +37,37 @@ class RopeScaling:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LayerKind:
+    """In what the attention of some layers differs from that of others."""
+
+    window: int | None = None
+    """How many keys a query sees, itself the last of them; None: all before it."""
+    rope_theta: float = 10000.0
+    rope_scaling: RopeScaling | None = None
+
+
+INPUT_AXES = {"q": 1, "k": 1, "v": 1, "o": 2, "gate": 1, "up": 1, "down": 1, "router": 1}
+"""How many axes of a layer's matrix are of its input; they stand before those of its output."""
+LORA_A, LORA_B = "_lora_a", "_lora_b"
+"""Ends of the names of a matrix's small ones: the first takes the input, the second gives the
+output."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lora:
+    """Small matrices beside large ones (LoRA): W x becomes W x + alpha / rank * B A x."""
+
+    rank: int
+    alpha: float
+    matrices: tuple[str, ...]
+
+    @property
+    def scale(self) -> float:
+        """What their product is multiplied by."""
+        return self.alpha / self.rank
+
+
+@dataclass(frozen=True, kw_only=True)
 class Parameter:
     """One parameter as declared: it starts as `mean + std * normal`."""
 
@@ -49,23 +80,47 @@ class Parameter:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """A decoder of the Llama architecture. Raises `ValueError` for sizes that cannot be."""
+    """A decoder of one of the families. Raises `ValueError` for sizes that cannot be."""
 
     model_type: str = "llama"
     vocab_size: int
     hidden_size: int
     intermediate_size: int
+    """The MLP's inner size; of each expert where there are experts."""
     num_layers: int
     num_heads: int
     num_kv_heads: int
     head_dim: int
     max_position: int
+    kinds: tuple[LayerKind, ...] = (LayerKind(),)
+    """The kinds of layer, one after another and again from the first."""
     norm_eps: float = 1e-5
-    rope_theta: float = 10000.0
-    rope_scaling: RopeScaling | None = None
+    norm_plus_one: bool = False
+    """Norms multiply by 1 + weight, in float32 (Gemma); else by the weight, in the input's type."""
+    post_norms: bool = False
+    """What attention and MLP give is normed, too, before it is added (Gemma)."""
+    qk_norm: bool = False
+    """Queries and keys are normed head by head (Qwen3, Gemma 3)."""
     tie_embeddings: bool = False
-    attention_bias: bool = False
+    scale_embeddings: bool = False
+    """Embeddings are multiplied by the root of `hidden_size` (Gemma)."""
+    qkv_bias: bool = False
+    o_bias: bool = False
     mlp_bias: bool = False
+    activation: Literal["silu", "gelu_tanh"] = "silu"
+    query_scalar: float | None = None
+    """Scores are divided by its root; None: `head_dim`."""
+    attention_softcap: float | None = None
+    """Scores x become cap * tanh(x / cap) (Gemma 2)."""
+    final_softcap: float | None = None
+    """The same of the logits."""
+    experts: int = 0
+    """MLPs of which a router chooses for each token; 0: one, and no router."""
+    experts_per_token: int = 0
+    normalize_experts: bool = True
+    """The chosen experts' shares are made to add up to 1."""
+    lora: Lora | None = None
+    """While small matrices are trained, which they are; no checkpoint has any."""
 
     def __post_init__(self) -> None:
         for name in (
@@ -87,59 +142,123 @@ class ModelConfig:
             )
         if self.head_dim % 2:
             raise ValueError(f"head_dim {self.head_dim} is odd; rotary embedding turns pairs")
-        scaling = self.rope_scaling
-        if scaling and scaling.kind == "factors" and len(scaling.factors) != self.head_dim // 2:
+        if not self.kinds:
+            raise ValueError("kinds is empty")
+        for kind in self.kinds:
+            if kind.window is not None and (not isinstance(kind.window, int) or kind.window < 1):
+                raise ValueError(f"window is {kind.window!r}, a positive integer is needed")
+            scaling = kind.rope_scaling
+            if scaling and scaling.kind == "factors" and len(scaling.factors) != self.head_dim // 2:
+                raise ValueError(
+                    f"{len(scaling.factors)} rope factors, head_dim {self.head_dim} needs "
+                    f"{self.head_dim // 2}"
+                )
+        if self.experts and not 1 <= self.experts_per_token <= self.experts:
             raise ValueError(
-                f"{len(scaling.factors)} rope factors, head_dim {self.head_dim} needs "
-                f"{self.head_dim // 2}"
+                f"experts_per_token is {self.experts_per_token}, of {self.experts} experts"
             )
 
+    @property
+    def groups(self) -> tuple[range, ...]:
+        """The layers whose parameters are stacked together.
+
+        First those at each place of the cycle of kinds, as often as the cycle fits; then every
+        layer of the rest by itself.
+        """
+        cycle = len(self.kinds)
+        whole = self.num_layers // cycle * cycle
+        places = [range(place, whole, cycle) for place in range(self.cycle_groups)]
+        return (*places, *(range(layer, layer + 1) for layer in range(whole, self.num_layers)))
+
+    @property
+    def cycle_groups(self) -> int:
+        """How many of the first groups are places of the cycle, and so equally long."""
+        return len(self.kinds) if self.num_layers >= len(self.kinds) else 0
+
+    def kind_of(self, layer: int) -> LayerKind:
+        """The kind of a layer."""
+        return self.kinds[layer % len(self.kinds)]
+
     def parameters(self) -> dict[str, Parameter]:
-        """Every parameter by its path; those of a layer are stacked and begin with `layers.`."""
+        """Every parameter by its path: `embed`, or `layers.0.q` for those of a group of layers,
+        stacked along their first axis."""
+        wide = self.hidden_size**-0.5
+        declared = {
+            "embed": self._declare("vocab embed", std=wide),
+            "final_norm": self._declare("embed", mean=self._norm_mean),
+        }
+        of_a_layer = self._layer_parameters()
+        for group, layers in enumerate(self.groups):
+            for name, one in of_a_layer.items():
+                declared[f"layers.{group}.{name}"] = dataclasses.replace(
+                    one, shape=(len(layers), *one.shape), axes=("layers", *one.axes)
+                )
+        if not self.tie_embeddings:
+            declared["unembed"] = self._declare("vocab embed", std=wide)
+        return declared
+
+    @property
+    def _norm_mean(self) -> float:
+        return 0.0 if self.norm_plus_one else 1.0
+
+    def _declare(self, axes: str, mean: float = 0.0, std: float = 0.0) -> Parameter:
         sizes = {
-            "layers": self.num_layers,
             "vocab": self.vocab_size,
             "embed": self.hidden_size,
             "q_heads": self.num_heads,
             "kv_heads": self.num_kv_heads,
             "head_dim": self.head_dim,
             "mlp": self.intermediate_size,
+            "experts": self.experts,
+            "lora": self.lora.rank if self.lora else 0,
         }
+        names = tuple(axes.split())
+        return Parameter(shape=tuple(sizes[name] for name in names), axes=names, mean=mean, std=std)
 
-        def declare(axes: str, mean: float = 0.0, std: float = 0.0) -> Parameter:
-            names = tuple(axes.split())
-            return Parameter(
-                shape=tuple(sizes[name] for name in names), axes=names, mean=mean, std=std
-            )
-
+    def _layer_parameters(self) -> dict[str, Parameter]:
+        """Those of one layer by name."""
+        declare, one = self._declare, self._norm_mean
         # Matrices start so that a normalized input gives outputs of unit variance.
-        wide = self.hidden_size**-0.5
+        wide, inner = self.hidden_size**-0.5, self.intermediate_size**-0.5
         declared = {
-            "embed": declare("vocab embed", std=wide),
-            "final_norm": declare("embed", mean=1.0),
-            "layers.attention_norm": declare("layers embed", mean=1.0),
-            "layers.q": declare("layers embed q_heads head_dim", std=wide),
-            "layers.k": declare("layers embed kv_heads head_dim", std=wide),
-            "layers.v": declare("layers embed kv_heads head_dim", std=wide),
-            "layers.o": declare(
-                "layers q_heads head_dim embed", std=(self.num_heads * self.head_dim) ** -0.5
-            ),
-            "layers.mlp_norm": declare("layers embed", mean=1.0),
-            "layers.gate": declare("layers embed mlp", std=wide),
-            "layers.up": declare("layers embed mlp", std=wide),
-            "layers.down": declare("layers mlp embed", std=self.intermediate_size**-0.5),
+            "attention_norm": declare("embed", mean=one),
+            "q": declare("embed q_heads head_dim", std=wide),
+            "k": declare("embed kv_heads head_dim", std=wide),
+            "v": declare("embed kv_heads head_dim", std=wide),
+            "o": declare("q_heads head_dim embed", std=(self.num_heads * self.head_dim) ** -0.5),
+            "mlp_norm": declare("embed", mean=one),
         }
-        if not self.tie_embeddings:
-            declared["unembed"] = declare("vocab embed", std=wide)
-        if self.attention_bias:
-            declared["layers.q_bias"] = declare("layers q_heads head_dim")
-            declared["layers.k_bias"] = declare("layers kv_heads head_dim")
-            declared["layers.v_bias"] = declare("layers kv_heads head_dim")
-            declared["layers.o_bias"] = declare("layers embed")
+        if self.experts:
+            declared["router"] = declare("embed experts", std=wide)
+            declared["expert_gate"] = declare("experts embed mlp", std=wide)
+            declared["expert_up"] = declare("experts embed mlp", std=wide)
+            declared["expert_down"] = declare("experts mlp embed", std=inner)
+        else:
+            declared["gate"] = declare("embed mlp", std=wide)
+            declared["up"] = declare("embed mlp", std=wide)
+            declared["down"] = declare("mlp embed", std=inner)
+        if self.qk_norm:
+            declared["q_norm"] = declare("head_dim", mean=one)
+            declared["k_norm"] = declare("head_dim", mean=one)
+        if self.post_norms:
+            declared["attention_post_norm"] = declare("embed", mean=one)
+            declared["mlp_post_norm"] = declare("embed", mean=one)
+        if self.qkv_bias:
+            declared["q_bias"] = declare("q_heads head_dim")
+            declared["k_bias"] = declare("kv_heads head_dim")
+            declared["v_bias"] = declare("kv_heads head_dim")
+        if self.o_bias:
+            declared["o_bias"] = declare("embed")
         if self.mlp_bias:
-            declared["layers.gate_bias"] = declare("layers mlp")
-            declared["layers.up_bias"] = declare("layers mlp")
-            declared["layers.down_bias"] = declare("layers embed")
+            declared["gate_bias"] = declare("mlp")
+            declared["up_bias"] = declare("mlp")
+            declared["down_bias"] = declare("embed")
+        for name in self.lora.matrices if self.lora else ():
+            axes, inputs = declared[name].axes, INPUT_AXES[name]
+            declared[name + LORA_A] = declare(
+                " ".join((*axes[:inputs], "lora")), std=declared[name].std
+            )
+            declared[name + LORA_B] = declare(" ".join(("lora", *axes[inputs:])))
         return declared
 
     def parameter_count(self) -> int:
@@ -151,10 +270,12 @@ class ModelConfig:
         """FLOPs of one token's forward pass without attention scores: 2 per matmul parameter.
 
         The input embedding is a lookup and costs nothing; a tied one is counted as the output
-        matrix.
+        matrix. Of the experts those count that a token meets.
         """
         lookup = 0 if self.tie_embeddings else self.vocab_size * self.hidden_size
-        return 2 * (self.parameter_count() - lookup)
+        idle = (self.experts - self.experts_per_token) * 3 * self.hidden_size
+        unmet = idle * self.intermediate_size * self.num_layers
+        return 2 * (self.parameter_count() - lookup - unmet)
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able mapping that `from_dict` reads back."""
@@ -163,12 +284,17 @@ class ModelConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], where: str = "model config") -> ModelConfig:
         """The inverse of `to_dict`. Raises `RequestError`, led by `where`, for a wrong one."""
-        values = dict(values)
         try:
-            if values.get("rope_scaling") is not None:
-                scaling = dict(values["rope_scaling"])
-                scaling["factors"] = tuple(scaling.get("factors", ()))
-                values["rope_scaling"] = RopeScaling(**scaling)
-            return cls(**values)
-        except (TypeError, ValueError) as error:
+            kinds = tuple(_kind_from_dict(kind) for kind in values.get("kinds", ({},)))
+            return cls(**{**values, "kinds": kinds, "lora": None})
+        except (AttributeError, TypeError, ValueError) as error:
             raise RequestError(f"{where}: {error}") from error
+
+
+def _kind_from_dict(values: Mapping[str, Any]) -> LayerKind:
+    values = dict(values)
+    if values.get("rope_scaling") is not None:
+        scaling = dict(values["rope_scaling"])
+        scaling["factors"] = tuple(scaling.get("factors", ()))
+        values["rope_scaling"] = RopeScaling(**scaling)
+    return LayerKind(**values)

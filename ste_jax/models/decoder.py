@@ -3,9 +3,11 @@
 Shapes: `B` batch, `T` time, `D` model, `H` query heads, `K` kv heads, `d` head size, `F` the MLP's
 inner size, `V` vocabulary, `L` layers.
 
-One decoder for all families. Its parameters are those that `ModelConfig.parameters` declares, those
-of the layers stacked along a first axis `L` and scanned, so that a program's size does not grow
-with the depth. Norms, rotary embedding, softmax and logits are float32; matmuls run in `dtype`.
+One decoder for all families. Its parameters are those that `ModelConfig.parameters` declares.
+Layers of several kinds follow each other in a cycle (Gemma: local ones, then a global one): those
+at one place of the cycle are a group, stacked along a first axis `L`, and the cycle is scanned, so
+that a program's size does not grow with the depth. Norms, rotary embedding, softmax and logits are
+float32; matmuls run in `dtype`.
 
 The model neither holds nor writes a cache. It is given an `attend` function and, per layer,
 whatever that function wants to see (`cache`), and returns the keys and values of the new tokens.
@@ -13,37 +15,35 @@ whatever that function wants to see (`cache`), and returns the keys and values o
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
-from ste_jax.models.attention import Attend
-from ste_jax.models.config import ModelConfig, RopeScaling
+from ste_jax.models.attention import Attend, Seen, capped
+from ste_jax.models.config import INPUT_AXES, LORA_A, LORA_B, LayerKind, ModelConfig
+from ste_jax.models.experts import Experts, choose, mix_experts
+from ste_jax.models.rotary import Turn, rotary_turn, rotate
 from ste_jax.sharding import constrain
 
-_INPUT_AXES = {"q": 1, "k": 1, "v": 1, "o": 2, "gate": 1, "up": 1, "down": 1}
-"""How many axes of a layer's matrix are of its input; they stand before those of its output."""
+_ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "silu": jax.nn.silu,
+    "gelu_tanh": partial(jax.nn.gelu, approximate=True),
+}
 
 Weights = dict[str, jax.Array]
-"""The weights of one layer, or of all of them stacked, by their names less `layers.`."""
+"""The weights of one layer, or of a group of them stacked, by name."""
 
-Frequencies = np.ndarray[Any, Any]
-
-
-class Turn(NamedTuple):
-    """The rotary embedding's rotation at each position, each [B,T,1,d/2] in float32."""
-
-    cos: jax.Array
-    sin: jax.Array
+KeysValues = list[tuple[jax.Array, jax.Array]]
+"""The keys (rotated) and values of new tokens: of each group of layers [L,B,T,K,d], or, of an
+`unstack`ed model, of each layer [B,T,K,d]."""
 
 
 class Decoder(nnx.Module):
-    """A Llama-architecture decoder with stacked layers.
+    """A decoder with stacked layers.
 
     `nnx.split(model)` gives a graph definition and the state to jit pure functions of. Every
     parameter carries its logical axes as the metadata `axes`.
@@ -54,6 +54,8 @@ class Decoder(nnx.Module):
     final_norm: nnx.Param[Any]
     unembed: nnx.Param[Any]
     layers: Any
+    unstacked: bool = False
+    """Whether `layers` are single ones in their order, as `unstack` leaves them."""
 
     def __init__(
         self,
@@ -65,73 +67,90 @@ class Decoder(nnx.Module):
     ) -> None:
         self.config = config
         self.dtype = jnp.dtype(dtype)
-        layers: dict[str, nnx.Param[Any]] = {}
-        for name, declared in config.parameters().items():
+        groups: list[dict[str, nnx.Param[Any]]] = [{} for _ in config.groups]
+        for path, declared in config.parameters().items():
             value = jnp.full(declared.shape, declared.mean, param_dtype)
             if declared.std:
                 noise = jax.random.normal(rngs.params(), declared.shape, jnp.float32)
                 value = value + (declared.std * noise).astype(param_dtype)
             parameter = nnx.Param(value, axes=declared.axes)
-            if name.startswith("layers."):
-                layers[name.removeprefix("layers.")] = parameter
+            if path.startswith("layers."):
+                _, group, name = path.split(".")
+                groups[int(group)][name] = parameter
             else:
-                setattr(self, name, parameter)
-        self.layers = nnx.Dict(layers)
+                setattr(self, path, parameter)
+        self.layers = nnx.List(nnx.Dict(group) for group in groups)
 
     def __call__(
         self,
         tokens: jax.Array,
         positions: jax.Array,
         attend: Attend,
-        cache: Any = None,
+        cache: list[Any] | None = None,
         *,
         remat: bool = False,
-        unroll: bool = False,
-    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    ) -> tuple[jax.Array, KeysValues]:
         """Runs the layers on `tokens` [B,T] at `positions` [B,T].
 
         Args:
           attend: how a layer's queries see keys; see `ste_jax.models.attention`.
-          cache: a pytree whose leaves have a first axis `L`, handed to `attend` layer by layer and
-            never written; or a list with one pytree per layer, when the layers run as a Python
-            loop.
+          cache: a pytree for each group of layers, whose leaves have a first axis `L`; for each
+            layer, if the model is `unstack`ed. Handed to `attend` layer by layer, never written.
           remat: compute each layer again in the backward pass instead of keeping its insides.
-          unroll: run the layers as a Python loop; an `unstack`ed model always does.
 
         Returns:
-          Hidden states [B,T,D] after the final norm in `dtype`, and the keys (rotated) and values
-          of these tokens, each [L,B,T,K,d].
+          Hidden states [B,T,D] after the final norm in `dtype`, and the keys and values of these
+          tokens in the same form as `cache`.
         """
-        rotation = rotary_turn(self.config, positions)
+        config = self.config
+        rotations = {kind: rotary_turn(kind, config.head_dim, positions) for kind in config.kinds}
         x = embed_tokens(self.embed.get_value(), tokens).astype(self.dtype)
+        if config.scale_embeddings:
+            # As the reference does: the root is rounded to the type first.
+            x = x * jnp.asarray(config.hidden_size**0.5, self.dtype)
         x = constrain(x, ("batch", None, None))
 
-        def layer(x: jax.Array, inputs: tuple[Weights, Any]) -> tuple[jax.Array, Any]:
-            weights, layer_cache = inputs
-            return self._layer(weights, x, rotation, attend, layer_cache)
+        def run(layer: int, x: jax.Array, given: Any, scanned: bool = False) -> tuple[Any, Any]:
+            """One layer, of its weights and its cache: x, and its keys and values."""
+            kind = config.kind_of(layer)
 
-        if remat:
-            # Inside a scan nothing can be shared with the forward pass anyway.
-            layer = jax.checkpoint(layer, prevent_cse=unroll)
+            def of_kind(x: jax.Array, given: Any) -> tuple[Any, Any]:
+                weights, layer_cache = given
+                return self._layer(weights, x, kind, rotations[kind], attend, layer_cache)
 
-        if unroll or isinstance(self.layers, nnx.List):
+            if remat:
+                # Inside a scan nothing can be shared with the forward pass anyway.
+                of_kind = jax.checkpoint(of_kind, prevent_cse=not scanned)
+            return of_kind(x, given)
+
+        def cycle(x: jax.Array, given: Sequence[Any]) -> tuple[jax.Array, KeysValues]:
             new = []
-            for index in range(self.config.num_layers):
-                x, keys_values = layer(x, (self._weights_of(index), _cache_of(cache, index)))
+            for place, of_layer in enumerate(given):
+                x, keys_values = run(place, x, of_layer, scanned=True)
                 new.append(keys_values)
-            keys, values = jax.tree.map(lambda *each: jnp.stack(each), *new)
-        else:
-            stacked = {name: parameter.get_value() for name, parameter in self.layers.items()}
-            x, (keys, values) = jax.lax.scan(layer, x, (stacked, cache))
+            return x, new
 
-        x = rms_norm(x, self.final_norm.get_value(), self.config.norm_eps)
-        return x, (keys, values)
+        weights = [{name: one.get_value() for name, one in each.items()} for each in self.layers]
+        given = list(zip(weights, cache or [None] * len(weights), strict=True))
+        new: KeysValues = []
+        scanned = 0 if self.unstacked else config.cycle_groups
+        if scanned:
+            x, new = jax.lax.scan(cycle, x, given[:scanned])
+        rest = range(config.num_layers - len(given) + scanned, config.num_layers)
+        for layer, of_layer in zip(rest, given[scanned:], strict=True):
+            if self.unstacked:
+                x, keys_values = run(layer, x, of_layer)
+            else:
+                x, keys_values = run(layer, x, jax.tree.map(lambda leaf: leaf[0], of_layer))
+                keys_values = jax.tree.map(lambda leaf: leaf[None], keys_values)
+            new.append(keys_values)
+        return self._norm(x, self.final_norm.get_value()), new
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Logits [..., V] in float32 of hidden states [..., D]."""
         matrix = self.embed if self.config.tie_embeddings else self.unembed
         # The matrix stands first: XLA's CPU kernels then need not turn it at every step.
-        return jnp.moveaxis(
+        logits = jnp.moveaxis(
             jnp.einsum(
                 "vd,...d->v...",
                 matrix.get_value().astype(self.dtype),
@@ -141,37 +160,62 @@ class Decoder(nnx.Module):
             0,
             -1,
         )
+        return capped(logits, self.config.final_softcap)
+
+    def _norm(self, x: jax.Array, weight: jax.Array) -> jax.Array:
+        return rms_norm(x, weight, self.config.norm_eps, plus_one=self.config.norm_plus_one)
 
     def _layer(
-        self, weights: Weights, x: jax.Array, rotation: Turn, attend: Attend, cache: Any
+        self,
+        weights: Weights,
+        x: jax.Array,
+        kind: LayerKind,
+        rotation: Turn,
+        attend: Attend,
+        cache: Any,
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        eps = self.config.norm_eps
+        config = self.config
 
         def matmul(inputs: jax.Array, name: str) -> jax.Array:
-            matrix, summed = weights[name].astype(self.dtype), _INPUT_AXES[name]
-            if isinstance(self.layers, nnx.List):  # [*outputs, *inputs], see `unstack`
+            matrix, summed = weights[name].astype(self.dtype), INPUT_AXES[name]
+            if self.unstacked:  # [*outputs, *inputs], see `unstack`
                 last = tuple(range(-summed, 0))
                 out = jnp.moveaxis(jnp.tensordot(matrix, inputs, (last, last)), (-2, -1), (0, 1))
             else:
                 out = project(inputs, matrix, summed)
+            if config.lora and name in config.lora.matrices:
+                narrow, wide = (weights[name + end].astype(self.dtype) for end in (LORA_A, LORA_B))
+                inner = config.lora.scale * project(inputs, narrow, summed)
+                out = out + project(inner, wide, 1)
             bias = weights.get(f"{name}_bias")
             return out if bias is None else out + bias.astype(self.dtype)
 
-        h = rms_norm(x, weights["attention_norm"], eps)
-        q = rotate(matmul(h, "q"), rotation)
-        k = rotate(matmul(h, "k"), rotation)
+        def normed(inputs: jax.Array, name: str) -> jax.Array:
+            """Normed by the weight of that name, if the family has it."""
+            return self._norm(inputs, weights[name]) if name in weights else inputs
+
+        h = normed(x, "attention_norm")
+        q = rotate(normed(matmul(h, "q"), "q_norm"), rotation)
+        k = rotate(normed(matmul(h, "k"), "k_norm"), rotation)
         v = matmul(h, "v")
-        x = x + matmul(attend(q, k, v, cache), "o")
+        seen = Seen(
+            scale=(config.query_scalar or config.head_dim) ** -0.5,
+            window=kind.window,
+            softcap=config.attention_softcap,
+        )
+        h = matmul(attend(q, k, v, cache, seen), "o")
+        x = x + normed(h, "attention_post_norm")
 
-        h = rms_norm(x, weights["mlp_norm"], eps)
-        h = jax.nn.silu(matmul(h, "gate")) * matmul(h, "up")
-        x = x + matmul(h, "down")
+        h = normed(x, "mlp_norm")
+        if config.experts:
+            choice = choose(matmul(h, "router"), config.experts_per_token, config.normalize_experts)
+            experts = Experts(*(weights[f"expert_{name}"] for name in Experts._fields))
+            h = mix_experts(h, choice, experts)
+        else:
+            activation = _ACTIVATIONS[config.activation]
+            h = matmul(activation(matmul(h, "gate")) * matmul(h, "up"), "down")
+        x = x + normed(h, "mlp_post_norm")
         return constrain(x, ("batch", None, None)), (k, v)
-
-    def _weights_of(self, index: int) -> Weights:
-        if isinstance(self.layers, nnx.List):
-            return {name: value.get_value() for name, value in self.layers[index].items()}
-        return {name: value.get_value()[index] for name, value in self.layers.items()}
 
 
 def abstract_decoder(
@@ -195,21 +239,20 @@ def unstack(model: Decoder) -> Decoder:
     """
 
     def turned(name: str, value: jax.Array, axes: tuple[str, ...]) -> nnx.Param[Any]:
-        summed = _INPUT_AXES.get(name, 0)
+        summed = INPUT_AXES.get(name, 0)
         value = value.transpose(*range(summed, value.ndim), *range(summed))
         return nnx.Param(value, axes=(*axes[summed:], *axes[:summed]))
 
+    config = model.config
+    layers: list[dict[str, nnx.Param[Any]]] = [{} for _ in range(config.num_layers)]
+    for group, of_group in zip(config.groups, model.layers, strict=True):
+        for name, parameter in of_group.items():
+            for index, layer in enumerate(group):
+                layers[layer][name] = turned(name, parameter.get_value()[index], parameter.axes[1:])
     graph, state = nnx.split(model)
     out: Decoder = nnx.merge(graph, state)
-    out.layers = nnx.List(
-        nnx.Dict(
-            {
-                name: turned(name, parameter.get_value()[index], parameter.axes[1:])
-                for name, parameter in model.layers.items()
-            }
-        )
-        for index in range(model.config.num_layers)
-    )
+    out.unstacked = True
+    out.layers = nnx.List(nnx.Dict(of_layer) for of_layer in layers)
     return out
 
 
@@ -251,54 +294,14 @@ def embed_tokens(table: jax.Array, tokens: jax.Array) -> jax.Array:
     return jnp.take(table, tokens, axis=0, mode="clip")
 
 
-def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
-    """Root-mean-square norm over the last axis (Zhang and Sennrich 2019), in float32."""
+def rms_norm(x: jax.Array, weight: jax.Array, eps: float, *, plus_one: bool = False) -> jax.Array:
+    """Root-mean-square norm over the last axis (Zhang and Sennrich 2019), in float32.
+
+    The weight multiplies as the references do it: after the way back to the input's type, or, with
+    `plus_one` (Gemma), as 1 + weight before it.
+    """
     wide = x.astype(jnp.float32)
     scale = jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + eps)
-    # As the reference does: back to the input's type before the weight.
+    if plus_one:
+        return (wide * scale * (1.0 + weight.astype(jnp.float32))).astype(x.dtype)
     return (wide * scale).astype(x.dtype) * weight.astype(x.dtype)
-
-
-def rotary_frequencies(config: ModelConfig) -> Frequencies:
-    """Radians per position [d/2] in float32 (Su et al. 2021, arXiv 2104.09864), scaled as told."""
-    exponents = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
-    frequencies: Frequencies = np.float32(1) / np.power(np.float32(config.rope_theta), exponents)
-    if config.rope_scaling is None:
-        return frequencies
-    return _scale_frequencies(frequencies, config.rope_scaling)
-
-
-def _scale_frequencies(frequencies: Frequencies, scaling: RopeScaling) -> Frequencies:
-    slow: Frequencies = frequencies / np.float32(scaling.factor)
-    if scaling.kind == "linear":
-        return slow
-    if scaling.kind == "factors":
-        divided: Frequencies = frequencies / np.asarray(scaling.factors, np.float32)
-        return divided
-    # llama3: how many turns a frequency makes within the original context decides.
-    turns = scaling.original_max_position * frequencies / np.float32(2 * math.pi)
-    low, high = scaling.low_freq_factor, scaling.high_freq_factor
-    keep: Frequencies = np.clip((turns - low) / (high - low), 0, 1).astype(np.float32)
-    mixed: Frequencies = (1 - keep) * slow + keep * frequencies
-    return mixed
-
-
-def rotary_turn(config: ModelConfig, positions: jax.Array) -> Turn:
-    """Cosine and sine of the angles of `positions` [B,T]: computed once, not in every layer."""
-    frequencies = jnp.asarray(rotary_frequencies(config))
-    angles = positions.astype(jnp.float32)[:, :, None, None] * frequencies
-    return Turn(jnp.cos(angles), jnp.sin(angles))
-
-
-def rotate(x: jax.Array, turn: Turn) -> jax.Array:
-    """Rotates `x` [B,T,heads,d]; the halves of `d` are the pairs' sides."""
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    cos, sin = turn
-    turned = [first * cos - second * sin, second * cos + first * sin]
-    return jnp.concatenate(turned, axis=-1).astype(x.dtype)
-
-
-def _cache_of(cache: Any, index: int) -> Any:
-    if isinstance(cache, list):
-        return cache[index]
-    return jax.tree.map(lambda leaf: leaf[index], cache)

@@ -2,12 +2,15 @@
 
 With the `gguf` package's reader and dequantizer. The file is mapped, not read; `GGUFFile.read`
 dequantizes just the rows asked for. What llama.cpp's converter changed is undone: in the `llama`
-architecture the rows of q and k lie in the order of interleaved rotary pairs.
+architecture the rows of q and k lie in the order of interleaved rotary pairs, and Gemma's norms are
+stored as 1 + weight.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,29 +19,137 @@ import numpy as np
 from gguf import GGUFReader, ReaderTensor
 
 from ste_jax.errors import RequestError
-from ste_jax.models.config import ModelConfig, RopeScaling
-from ste_jax.models.families import Family, Weight, family_of
+from ste_jax.models.config import LayerKind, ModelConfig, RopeScaling
+from ste_jax.models.families import FAMILIES, IGNORED
 from ste_jax.models.layout import Index
+from ste_jax.models.stored import stored
 
-_SHAPES = {
-    "num_layers": "block_count",
-    "hidden_size": "embedding_length",
-    "intermediate_size": "feed_forward_length",
-    "num_heads": "attention.head_count",
-    "max_position": "context_length",
+_WITHOUT_EFFECT = {"rope.scaling.finetuned", "rope.scaling.original_context_length", "vocab_size"}
+
+
+class Metadata:
+    """The values of a file that say what its model computes: those of its architecture."""
+
+    def __init__(self, values: dict[str, Any], architecture: str, where: str) -> None:
+        prefix = f"{architecture}."
+        self._values = {
+            key.removeprefix(prefix): value
+            for key, value in values.items()
+            if key.startswith(prefix)
+        }
+        self._prefix = prefix
+        self._read = set(_WITHOUT_EFFECT)
+        self.where = where
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The value, or `default` where there is none."""
+        self._read.add(key)
+        return self._values.get(key, default)
+
+    def need(self, key: str) -> Any:
+        """The value. Raises `RequestError` where there is none."""
+        value = self.get(key)
+        if value is None:
+            raise RequestError(f"{self.where}: metadata {self._prefix}{key} is missing")
+        return value
+
+    def number(self, key: str, default: float | None = None) -> float | None:
+        """A float as it was meant: metadata holds 1e-5 as 9.99999974e-06."""
+        value = self.get(key, default)
+        return None if value is None else float(str(np.float32(value)))
+
+    def same(self, key: str, expected: Any, what: str) -> None:
+        """Refuses a value that is there and another than expected."""
+        value = self.get(key, expected)
+        if value != expected:
+            raise RequestError(
+                f"{self.where}: metadata {self._prefix}{key} is {value}, and the {what} is "
+                f"{expected}; only equal ones are supported"
+            )
+
+    def finish(self) -> None:
+        """Refuses what nobody has read and is on."""
+        for key, value in self._values.items():
+            if key not in self._read and value:
+                raise RequestError(
+                    f"{self.where}: metadata {self._prefix}{key} is {value!r}, a field that is not "
+                    "known here and may change the computation"
+                )
+
+
+@dataclass(frozen=True)
+class _Architecture:
+    """What llama.cpp makes of a family."""
+
+    family: str
+    particular: Callable[[Metadata, dict[str, Any], RopeScaling | None], dict[str, Any]]
+    """(metadata, sizes, rope scaling) -> the fields of `ModelConfig` beside the sizes."""
+    interleaved: bool = False
+    """The rows of q and k are in the order of interleaved rotary pairs."""
+
+
+def _one_kind(meta: Metadata, scaling: RopeScaling | None) -> dict[str, Any]:
+    theta = meta.number("rope.freq_base", 10000.0)
+    return {"kinds": (LayerKind(rope_theta=theta or 0.0, rope_scaling=scaling),)}
+
+
+def _llama(meta: Metadata, sizes: dict[str, Any], scaling: RopeScaling | None) -> dict[str, Any]:
+    return _one_kind(meta, scaling)
+
+
+def _mixtral(meta: Metadata, sizes: dict[str, Any], scaling: RopeScaling | None) -> dict[str, Any]:
+    return _one_kind(meta, scaling) | {
+        "experts": meta.need("expert_count"),
+        "experts_per_token": meta.need("expert_used_count"),
+    }
+
+
+def _qwen3(meta: Metadata, sizes: dict[str, Any], scaling: RopeScaling | None) -> dict[str, Any]:
+    return _one_kind(meta, scaling) | {"qk_norm": True}
+
+
+def _qwen3_moe(
+    meta: Metadata, sizes: dict[str, Any], scaling: RopeScaling | None
+) -> dict[str, Any]:
+    return _qwen3(meta, sizes, scaling) | {
+        "intermediate_size": meta.need("expert_feed_forward_length"),
+        "experts": meta.need("expert_count"),
+        "experts_per_token": meta.need("expert_used_count"),
+    }
+
+
+def _gemma3(meta: Metadata, sizes: dict[str, Any], scaling: RopeScaling | None) -> dict[str, Any]:
+    # What the format leaves out is written into llama.cpp: every sixth layer is global, local ones
+    # turn by a base of 10,000, and in the model of 62 layers the scores are scaled otherwise.
+    scalar = sizes["head_dim"]
+    if sizes["num_layers"] == 62:
+        scalar = sizes["hidden_size"] // sizes["num_heads"]
+    local = LayerKind(
+        window=meta.need("attention.sliding_window"),
+        rope_theta=meta.number("rope.freq_base_swa", 10000.0) or 0.0,
+    )
+    theta = meta.number("rope.freq_base", 1000000.0)
+    whole = LayerKind(rope_theta=theta or 0.0, rope_scaling=scaling)
+    return {
+        "kinds": (*[local] * 5, whole),
+        "norm_plus_one": True,
+        "post_norms": True,
+        "qk_norm": True,
+        "scale_embeddings": True,
+        "activation": "gelu_tanh",
+        "query_scalar": float(scalar),
+        "final_softcap": meta.number("final_logit_softcapping"),
+    }
+
+
+_ARCHITECTURES = {
+    "llama": _Architecture("llama", _llama, interleaved=True),
+    "llama, experts": _Architecture("mixtral", _mixtral, interleaved=True),
+    "qwen2": _Architecture("qwen2", _llama),
+    "qwen3": _Architecture("qwen3", _qwen3),
+    "qwen3moe": _Architecture("qwen3_moe", _qwen3_moe),
+    "gemma3": _Architecture("gemma3_text", _gemma3),
 }
-_READ = set(_SHAPES.values()) | {
-    "attention.head_count_kv",
-    "attention.key_length",
-    "attention.layer_norm_rms_epsilon",
-    "attention.value_length",
-    "rope.dimension_count",
-    "rope.freq_base",
-    "rope.scaling.factor",
-    "rope.scaling.type",
-    "vocab_size",
-}
-_WITHOUT_EFFECT = {"rope.scaling.finetuned", "rope.scaling.original_context_length"}
 
 
 class GGUFFile:
@@ -64,36 +175,55 @@ class GGUFFile:
             name: tuple(int(size) for size in reversed(tensor.shape))
             for name, tensor in self._tensors.items()
         }
-        architecture = self.get("general.architecture")
-        self.family: Family = family_of(architecture, str(self.path))
+        name = self.get("general.architecture")
+        experts = ", experts" if name == "llama" and self.get("llama.expert_count") else ""
+        if f"{name}{experts}" not in _ARCHITECTURES:
+            raise RequestError(
+                f"{self.path}: architecture {name!r} is not supported in GGUF files; supported are "
+                f"{', '.join(each for each in sorted(_ARCHITECTURES) if ',' not in each)}"
+            )
+        self._architecture = _ARCHITECTURES[f"{name}{experts}"]
         self._check_types()
+        meta = Metadata(
+            {key: self.get(key) for key in self.reader.fields if key.startswith(f"{name}.")},
+            str(name),
+            str(self.path),
+        )
         try:
-            self.config = self._model_config(architecture)
+            self.config = self._model_config(meta)
         except (TypeError, ValueError) as error:
             raise RequestError(f"{self.path}: {error}") from error
+        meta.finish()
+        weights = FAMILIES[self._architecture.family].weights
+        self.stored = stored(self.config, weights, lambda weight: weight.gguf)
 
     def get(self, key: str, default: Any = None) -> Any:
         """The metadata value of `key`."""
         field = self.reader.fields.get(key)
         return default if field is None else field.contents()
 
-    def name_of(self, weight: Weight) -> str:
-        """The tensor's name in this kind of file, with `{layer}` in it."""
-        return weight.gguf
+    def passed_over(self, name: str) -> bool:
+        """Whether the tensor of that name need not be read."""
+        return name.endswith(IGNORED)
 
     def read(self, name: str, index: Index) -> np.ndarray[Any, Any]:
         """The slice `index` (one per dimension) of tensor `name` in float32, in HF's order."""
         tensor = self._tensors[name]
-        rows = self._rows(name, index[0])
         if len(self.shapes[name]) == 1:
-            return gguf.quants.dequantize(tensor.data, tensor.tensor_type)[rows]
-        picked = np.ascontiguousarray(tensor.data[rows])
-        values = gguf.quants.dequantize(picked, tensor.tensor_type)
-        return values[(slice(None), *index[1:])]
+            values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+            values = values[self._rows(name, index[0])]
+        else:
+            picked = tensor.data[(self._rows(name, index[0]), *index[1:-1])]
+            values = gguf.quants.dequantize(np.ascontiguousarray(picked), tensor.tensor_type)
+            values = values[..., index[-1]]
+        if self.config.norm_plus_one and name.endswith("norm.weight"):
+            values = values - np.float32(1)
+        return values
 
     def _rows(self, name: str, wanted: slice) -> slice | np.ndarray[Any, Any]:
         """Where in the file the rows `wanted` of HF's order lie."""
-        if ".attn_q." not in name and ".attn_k." not in name:
+        turned = ".attn_q." in name or ".attn_k." in name
+        if not (turned and self._architecture.interleaved):
             return wanted
         # HF: a head's rows are the first sides of all pairs, then the second; llama.cpp: pair by
         # pair.
@@ -116,59 +246,44 @@ class GGUFFile:
                     "is not supported"
                 ) from error
 
-    def _model_config(self, architecture: str) -> ModelConfig:
-        prefix = f"{architecture}."
-
-        def need(key: str) -> Any:
-            value = self.get(prefix + key)
-            if value is None:
-                raise RequestError(f"{self.path}: metadata {prefix}{key} is missing")
-            return value
-
-        for field in self.reader.fields:
-            key = field.removeprefix(prefix)
-            if key != field and key not in _READ | _WITHOUT_EFFECT and self.get(field):
-                raise RequestError(
-                    f"{self.path}: metadata {field} is {self.get(field)!r}, a field that is not "
-                    "known here and may change the computation"
-                )
-        sizes = {ours: need(theirs) for ours, theirs in _SHAPES.items()}
-        heads = sizes["num_heads"]
-        head_dim = self.get(prefix + "attention.key_length") or sizes["hidden_size"] // heads
+    def _model_config(self, meta: Metadata) -> ModelConfig:
+        heads, hidden = meta.need("attention.head_count"), meta.need("embedding_length")
+        head_dim = meta.get("attention.key_length") or hidden // heads
         for key in ("attention.value_length", "rope.dimension_count"):
-            if self.get(prefix + key, head_dim) != head_dim:
-                raise RequestError(
-                    f"{self.path}: metadata {prefix}{key} is {self.get(prefix + key)}, and the "
-                    f"head size is {head_dim}; only equal ones are supported"
-                )
-        return ModelConfig(
-            model_type=architecture,
-            vocab_size=self._vocab_size(prefix),
-            num_kv_heads=self.get(prefix + "attention.head_count_kv", heads),
-            head_dim=head_dim,
-            norm_eps=_shortest(need("attention.layer_norm_rms_epsilon")),
-            rope_theta=_shortest(self.get(prefix + "rope.freq_base", 10000.0)),
-            rope_scaling=self._rope_scaling(prefix),
-            tie_embeddings="output.weight" not in self.shapes,
-            attention_bias="blk.0.attn_q.bias" in self.shapes,
-            mlp_bias="blk.0.ffn_gate.bias" in self.shapes,
-            **sizes,
-        )
+            meta.same(key, head_dim, "head size")
+        sizes = {
+            "vocab_size": self._vocab_size(),
+            "hidden_size": hidden,
+            "intermediate_size": meta.need("feed_forward_length"),
+            "num_layers": meta.need("block_count"),
+            "num_heads": heads,
+            "num_kv_heads": meta.get("attention.head_count_kv", heads),
+            "head_dim": head_dim,
+            "max_position": meta.need("context_length"),
+            "norm_eps": meta.number("attention.layer_norm_rms_epsilon"),
+            "tie_embeddings": "output.weight" not in self.shapes,
+            "qkv_bias": "blk.0.attn_q.bias" in self.shapes,
+            "o_bias": "blk.0.attn_output.bias" in self.shapes,
+            "mlp_bias": "blk.0.ffn_gate.bias" in self.shapes,
+        }
+        meta.need("attention.layer_norm_rms_epsilon")
+        particular = self._architecture.particular(meta, sizes, self._rope_scaling(meta))
+        return ModelConfig(model_type=self._architecture.family, **(sizes | particular))
 
-    def _vocab_size(self, prefix: str) -> int:
+    def _vocab_size(self) -> int:
         embedding = self.shapes.get("token_embd.weight")
         if embedding is None:
             raise RequestError(f"{self.path}: tensor token_embd.weight is missing")
-        size: int = self.get(prefix + "vocab_size", embedding[0])
-        return size
+        return embedding[0]
 
-    def _rope_scaling(self, prefix: str) -> RopeScaling | None:
-        kind = self.get(prefix + "rope.scaling.type", "none")
+    def _rope_scaling(self, meta: Metadata) -> RopeScaling | None:
+        kind = meta.get("rope.scaling.type", "none")
         if kind not in ("none", "linear"):
             raise RequestError(
                 f"{self.path}: rope scaling of type {kind!r} is not supported; known are none, "
                 "linear and a rope_freqs tensor"
             )
+        factor = meta.number("rope.scaling.factor", 1.0)
         factors = self._tensors.get("rope_freqs.weight")
         if factors is not None:
             if kind == "linear":
@@ -176,13 +291,4 @@ class GGUFFile:
                     f"{self.path}: has both a rope_freqs tensor and linear rope scaling"
                 )
             return RopeScaling(kind="factors", factors=tuple(float(f) for f in factors.data))
-        if kind == "linear":
-            return RopeScaling(
-                kind="linear", factor=_shortest(self.get(prefix + "rope.scaling.factor", 1.0))
-            )
-        return None
-
-
-def _shortest(value: float) -> float:
-    """The shortest decimal that is the same float32: metadata holds 1e-5 as 9.99999974e-06."""
-    return float(str(np.float32(value)))
+        return RopeScaling(kind="linear", factor=factor or 1.0) if kind == "linear" else None

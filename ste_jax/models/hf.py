@@ -7,25 +7,31 @@ copies just the slice asked for.
 from __future__ import annotations
 
 import json
+import math
 import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import ml_dtypes  # noqa: F401  (registers bfloat16 with numpy, which safetensors relies on)
 import numpy as np
 import safetensors
-from flax import nnx
 from safetensors.numpy import save_file
 
 from ste_jax.errors import RequestError
 from ste_jax.models.config import ModelConfig
 from ste_jax.models.decoder import Decoder
-from ste_jax.models.families import Family, Weight, family_of
+from ste_jax.models.families import IGNORED, Family, Weight, family_of
 from ste_jax.models.layout import Index, to_file
+from ste_jax.models.stored import Place, Stored, stored
+from ste_jax.parameters import parameters_of
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _FLOATS = ("F32", "F16", "BF16")
+SHARD_BYTES = 5 * 10**9
+"""The largest file that is written."""
 
 
 class HFDirectory:
@@ -38,13 +44,11 @@ class HFDirectory:
         self.path = Path(path)
         config_file = self.path / "config.json"
         values = _read_json(config_file)
-        self.family: Family = family_of(values.get("model_type"), str(config_file))
-        try:
-            self.config: ModelConfig = self.family.config_from_hf(values, str(config_file))
-        except (TypeError, ValueError) as error:
-            raise RequestError(f"{config_file}: {error}") from error
+        self._family: Family = family_of(values.get("model_type"), str(config_file))
+        self.config: ModelConfig = self._family.read_config(values, str(config_file))
+        self.stored = stored(self.config, self._family.weights, self._name_of)
         self._files = _weight_files(self.path)
-        self._tensors: dict[str, Any] = {}
+        self._file_of: dict[str, Path] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         for file in self._files:
             self._open(file)
@@ -66,16 +70,23 @@ class HFDirectory:
                     f"{file}: tensor {name} has type {tensor.get_dtype()}; supported are "
                     f"{', '.join(_FLOATS)}"
                 )
-            self._tensors[name] = tensor
+            self._file_of[name] = file
             self.shapes[name] = tuple(tensor.get_shape())
 
-    def name_of(self, weight: Weight) -> str:
-        """The tensor's name in this kind of file, with `{layer}` in it."""
-        return weight.hf
+    def _name_of(self, weight: Weight) -> str:
+        return self._family.root + weight.hf
+
+    def passed_over(self, name: str) -> bool:
+        """Whether the tensor of that name need not be read."""
+        # A tied model's file may repeat the embedding as the output matrix.
+        outputs = [self._name_of(one) for one in self._family.weights if one.name == "unembed"]
+        return name.endswith(IGNORED) or name.startswith(self._family.foreign) or name in outputs
 
     def read(self, name: str, index: Index) -> np.ndarray[Any, Any]:
         """The slice `index` (one per dimension) of tensor `name` in the file's float type."""
-        out: np.ndarray[Any, Any] = self._tensors[name][index]
+        # Opened for this alone: the pages of a mapped file count as memory while it is open.
+        with safetensors.safe_open(str(self._file_of[name]), framework="numpy") as file:
+            out: np.ndarray[Any, Any] = file.get_slice(name)[index]
         return out
 
 
@@ -114,33 +125,80 @@ def _read_json(file: Path) -> dict[str, Any]:
     return values
 
 
-def save_hf(model: Decoder, directory: str | os.PathLike[str]) -> None:
-    """Writes `config.json` and `model.safetensors` (in the parameters' own type) to `directory`.
+def save_hf(
+    model: Decoder,
+    directory: str | os.PathLike[str],
+    *,
+    shard_bytes: int = SHARD_BYTES,
+    progress: Callable[[int], object] = lambda _: None,
+) -> None:
+    """Writes `config.json` and safetensors (in the parameters' own type) to `directory`.
 
-    The whole model passes through the host's memory, and every parameter must be addressable from
-    this process. The tokenizer's files are not the model's and are not written.
+    One file, or several of at most `shard_bytes` under an index; one file's tensors pass through
+    the host's memory at once, and `progress` is told the bytes of each that is written. Every
+    parameter must be addressable from this process. The tokenizer's files are not the model's and
+    are not written.
+
+    Raises:
+      RequestError: the model has no form in a Hugging Face config.
     """
     config = model.config
     family = family_of(config.model_type, "model")
     values = family.config_to_hf(config)
-    arrays = dict(nnx.to_flat_state(nnx.state(model)))
-    tensors: dict[str, np.ndarray[Any, Any]] = {}
-    for weight in family.weights:
-        parameter = config.parameters().get(weight.path)
-        if parameter is None:
-            continue
-        array = np.asarray(arrays[tuple(weight.path.split("."))].get_value())
-        if parameter.axes[0] == "layers":
-            for layer in range(config.num_layers):
-                name = weight.hf.format(layer=layer)
-                tensors[name] = to_file(array[layer], parameter.axes[1:], weight.layout)
-        else:
-            tensors[weight.hf] = to_file(array, parameter.axes, weight.layout)
+    arrays = parameters_of(model)
+    tensors = _in_file_order(stored(config, family.weights, lambda weight: weight.hf))
+    itemsize = {path: array.dtype.itemsize for path, array in arrays.items()}
+    shards: list[list[tuple[Stored, Place]]] = [[]]
+    sizes = [0]
+    for one, place in tensors:
+        size = math.prod(one.shape) * itemsize[one.path]
+        if shards[-1] and sizes[-1] + size > shard_bytes:
+            shards.append([])
+            sizes.append(0)
+        shards[-1].append((one, place))
+        sizes[-1] += size
 
     path = Path(directory)
     path.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, str(path / f".{_SINGLE}"), metadata={"format": "pt"})
-    os.replace(path / f".{_SINGLE}", path / _SINGLE)
+    files: dict[str, str] = {}
+    for number, shard in enumerate(shards, start=1):
+        name = _SINGLE if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
+        contents = {
+            one.name(place): to_file(_tensor(arrays[one.path], place), one.axes, one.layout)
+            for one, place in shard
+        }
+        save_file(contents, str(path / f".{name}"), metadata={"format": "pt"})
+        os.replace(path / f".{name}", path / name)
+        files |= dict.fromkeys(contents, name)
+        progress(sizes[number - 1])
+    if len(shards) > 1:
+        index = {"metadata": {"total_size": sum(sizes)}, "weight_map": files}
+        _write_json(path / _INDEX, index)
     # The config last: a directory without it is not a model.
-    (path / ".config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    os.replace(path / ".config.json", path / "config.json")
+    _write_json(path / "config.json", values)
+
+
+def _tensor(array: jax.Array, place: Place) -> np.ndarray[Any, Any]:
+    """The part of a stacked parameter that is a tensor of its own."""
+    return np.asarray(_at(array, np.asarray(place, np.int32)) if place else array)
+
+
+@jax.jit
+def _at(array: jax.Array, place: jax.Array) -> jax.Array:
+    return array[tuple(place)]
+
+
+def _in_file_order(of_model: Mapping[str, Stored]) -> list[tuple[Stored, Place]]:
+    """All tensors: what is in no layer first, then layer by layer."""
+
+    def layer(tensor: tuple[Stored, Place]) -> int:
+        one, place = tensor
+        return one.layers[place[0]] if one.layers else -1
+
+    return sorted(((one, place) for one in of_model.values() for place in one.places()), key=layer)
+
+
+def _write_json(file: Path, values: Mapping[str, Any]) -> None:
+    part = file.with_name(f".{file.name}")
+    part.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    os.replace(part, file)

@@ -15,7 +15,8 @@ from ste_jax import checkpoints, files, judge_card, preemption, rundir, shipped
 from ste_jax.context import Context
 from ste_jax.errors import RequestError, SteError, WorkError
 from ste_jax.evaluation.readers import read_pairs
-from ste_jax.opening import locate, open_model, source_fingerprint
+from ste_jax.importing import write_checkpoint
+from ste_jax.opening import locate, source_fingerprint
 from ste_jax.records import Instruction, Pair, shard_of
 from ste_jax.rundir import IterationDir, Table, fingerprint
 from ste_jax.stages import intake
@@ -143,14 +144,13 @@ def import_seed(context: Context) -> None:
     provenance = context.processes.from_first("seed", lambda: _to_import(context))
     if provenance is None:
         return
-    found = locate(context.config.model)
-    opened = open_model(found, knobs.mesh, dtype=knobs.dtype, param_dtype=knobs.param_dtype)
-    checkpoints.save_checkpoint(
+    write_checkpoint(
+        locate(context.config.model),
         seed.checkpoint,
-        opened.model,
-        tokenizer=opened.tokenizer,
-        provenance=provenance,
-        barrier=context.processes.barrier,
+        knobs.mesh,
+        knobs.param_dtype,
+        provenance,
+        context.processes.barrier,
     )
 
 

@@ -79,9 +79,9 @@ def engine(model: Decoder | None = None, mesh: Any = None, **knobs: Any) -> Engi
     return Engine(model, Letters(), dataclasses.replace(KNOBS, **knobs), mesh)
 
 
-def prompt(seed: int, length: int) -> Prompt:
+def prompt(seed: int, length: int, letters: int = len(LETTERS)) -> Prompt:
     draw = np.random.default_rng(seed)
-    return Prompt(tuple(draw.integers(3, len(LETTERS), length).tolist()))
+    return Prompt(tuple(draw.integers(3, letters, length).tolist()))
 
 
 def request(id: str, samples: Sequence[int] = (0,), key: int = 0, **sampling: Any) -> Request:

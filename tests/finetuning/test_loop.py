@@ -185,9 +185,9 @@ if place == "step":
     make = loop.make_train_step
     def deadly(*args, **kwargs):
         step, calls = make(*args, **kwargs), [0]
-        def dying(state, batch):
+        def dying(*args):
             calls[0] += 1
-            out = step(state, batch)
+            out = step(*args)
             if calls[0] == 6:
                 kill()  # handed to the device, not waited for
             return out
@@ -352,10 +352,10 @@ def test_a_loss_that_is_not_finite_stops_it(
     def poisoned(*args: Any, **kwargs: Any) -> Any:
         train = real(*args, **kwargs)
 
-        def run(state: Any, batch: Any) -> Any:
+        def run(state: Any, batch: Any, fixed: Any) -> Any:
             if int(state.step) == step - 1:
                 batch = {**batch, "weights": batch["weights"] * np.nan}
-            return train(state, batch)
+            return train(state, batch, fixed)
 
         return run
 

@@ -37,12 +37,12 @@ def test_matrices_decay_and_norms_and_biases_do_not() -> None:
     optimizer = make_optimizer(dataclasses.replace(KNOBS, weight_decay=0.5, warmup_steps=0), 10)
     params = {
         name: jnp.ones((2, 3))
-        for name in ("embed", "final_norm", "layers.q", "layers.mlp_norm", "layers.q_bias")
+        for name in ("embed", "final_norm", "layers.0.q", "layers.0.mlp_norm", "layers.0.q_bias")
     }
     grads = jax.tree.map(jnp.zeros_like, params)
     updates, _ = optimizer.update(grads, optimizer.init(params), params)
     moved = {name for name, update in updates.items() if np.any(update)}
-    assert moved == {"embed", "layers.q"}
+    assert moved == {"embed", "layers.0.q"}
     np.testing.assert_allclose(updates["embed"], -0.5)
 
 

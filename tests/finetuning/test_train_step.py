@@ -57,7 +57,7 @@ def train(
     step = make_train_step(model.config, knobs, total, mesh, dtype=model.dtype, **kinds)
     measured = []
     for rows in batches:
-        state, metrics = step(state, put_batch(rows, knobs.accumulate, mesh, stop=False))
+        state, metrics = step(state, put_batch(rows, knobs.accumulate, mesh, stop=False), {})
         measured.append(jax.device_get(metrics))
     return state, measured
 
@@ -106,7 +106,7 @@ def test_micro_batches_on_eight_devices_add_up_to_the_batch(packed: Any) -> None
     batch = rows_of([*PACKED[:2], [], [], *PACKED[2:]], 8)
     state, (metrics,) = train(small_model(), [batch], knobs, mesh)
     assert_same_gradient(state, metrics, packed)
-    gate = state.params["layers.gate"]
+    gate = state.params["layers.0.gate"]
     assert gate.addressable_shards[0].data.size * 4 == gate.size
     # The moments lie as their parameters do.
     for path, param in state.params.items():
@@ -125,7 +125,7 @@ def test_bfloat16_parameters_have_float32_moments() -> None:
 def test_rows_that_the_mesh_does_not_divide_are_refused() -> None:
     mesh = make_mesh(MeshKnobs(fsdp=8), jax.devices()[:8])
     knobs = dataclasses.replace(KNOBS, batch_rows=8, accumulate=2)
-    with pytest.raises(RequestError, match=r"4 rows .* data x fsdp = 8"):
+    with pytest.raises(RequestError, match=r"4 rows .* data x fsdp x expert = 8"):
         make_train_step(CONFIG, knobs, 1, mesh, dtype=jnp.float32, param_dtype=jnp.float32)
 
 

@@ -16,6 +16,9 @@ from ste_jax.models.attention import causal
 from ste_jax.models.config import ModelConfig
 from ste_jax.models.decoder import Decoder, abstract_decoder
 
+QUICK = {"xla_backend_optimization_level": 0}
+"""Compiler options for programs that run once: half the time to compile, more to run."""
+
 
 def torch_logits(model: PreTrainedModel, tokens: np.ndarray) -> np.ndarray:
     """[B,T,V] of full rows."""
@@ -23,7 +26,7 @@ def torch_logits(model: PreTrainedModel, tokens: np.ndarray) -> np.ndarray:
         return model(torch.from_numpy(np.asarray(tokens, np.int64))).logits.float().numpy()
 
 
-@partial(jax.jit, static_argnames=("graph", "remat", "unroll"))
+@partial(jax.jit, static_argnames=("graph", "remat"), compiler_options=QUICK)
 def _run(
     graph: Any,
     state: Any,
@@ -31,11 +34,10 @@ def _run(
     segments: jax.Array,
     positions: jax.Array,
     remat: bool,
-    unroll: bool,
 ) -> jax.Array:
     model = nnx.merge(graph, state)
     attend = causal(segments, positions)
-    hidden, _ = model(tokens, positions, attend, remat=remat, unroll=unroll)
+    hidden, _ = model(tokens, positions, attend, remat=remat)
     return model.logits(hidden)
 
 
@@ -45,12 +47,11 @@ def packed_logits(
     segments: np.ndarray,
     positions: np.ndarray,
     remat: bool = False,
-    unroll: bool = False,
 ) -> np.ndarray:
     """[B,T,V] of packed rows, by a jitted function of the model's state."""
     graph, state = nnx.split(model)
     tokens = np.asarray(tokens, np.int32)
-    return np.asarray(_run(graph, state, tokens, segments, positions, remat, unroll))
+    return np.asarray(_run(graph, state, tokens, segments, positions, remat))
 
 
 def our_logits(model: Decoder, tokens: np.ndarray, **how: bool) -> np.ndarray:

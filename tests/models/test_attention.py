@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ste_jax.models.attention import Part, attention, causal
+from ste_jax.models.attention import Part, Seen, attention, causal
 
 
 def plain(q: np.ndarray, k: np.ndarray, v: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -52,7 +52,7 @@ def test_any_cut_into_parts_equals_the_textbook(
     k, v = rng.normal(size=(2, batch, cuts[-1], kv_heads, 4)).astype(np.float32)
     mask = rng.random((1 if whole else batch, time, cuts[-1])) < share
     parts = [Part(k[:, a:b], v[:, a:b], mask[:, :, a:b]) for a, b in itertools.pairwise(cuts)]
-    np.testing.assert_allclose(jitted(q, parts, 0.3), plain(q, k, v, mask), atol=2e-5)
+    np.testing.assert_allclose(jitted(q, parts, Seen(0.3)), plain(q, k, v, mask), atol=2e-5)
 
 
 def test_a_shared_part_serves_consecutive_rows() -> None:
@@ -64,8 +64,8 @@ def test_a_shared_part_serves_consecutive_rows() -> None:
     own_mask = jnp.ones((1, 2, 3), bool)
     copied = jnp.repeat(shared, 3, axis=1)
     np.testing.assert_allclose(
-        jitted(q, [Part(*shared, shared_mask), Part(*own, own_mask)], 0.3),
-        jitted(q, [Part(*copied, shared_mask), Part(*own, own_mask)], 0.3),
+        jitted(q, [Part(*shared, shared_mask), Part(*own, own_mask)], Seen(0.3)),
+        jitted(q, [Part(*copied, shared_mask), Part(*own, own_mask)], Seen(0.3)),
         atol=1e-6,
     )
 
@@ -76,7 +76,7 @@ def test_nothing_to_see_gives_zeros_and_finite_gradients() -> None:
 
     @jax.jit
     def run(q, k, v):
-        out = causal(segments, jnp.array([[0, 1, 0, 1]]))(q, k, v, None)
+        out = causal(segments, jnp.array([[0, 1, 0, 1]]))(q, k, v, None, Seen(0.35))
         return out.sum(), out
 
     (_, out), gradients = jax.value_and_grad(run, argnums=(0, 1, 2), has_aux=True)(q, k, v)
@@ -90,7 +90,19 @@ def test_large_scores_do_not_overflow() -> None:
     q = jnp.full((1, 1, 1, 4), 200.0)
     k = jnp.stack([jnp.full((1, 1, 4), 200.0), jnp.full((1, 1, 4), -200.0)], axis=1)
     v = jnp.stack([jnp.full((1, 1, 4), 3.0), jnp.full((1, 1, 4), 7.0)], axis=1)
-    whole = jitted(q, [Part(k, v, jnp.ones((1, 1, 2), bool))], 1.0)
+    whole = jitted(q, [Part(k, v, jnp.ones((1, 1, 2), bool))], Seen(1.0))
     low = Part(k[:, 1:], v[:, 1:], jnp.ones((1, 1, 1), bool))
     np.testing.assert_array_equal(whole, 3.0)
-    np.testing.assert_array_equal(jitted(q, [low], 1.0), 7.0)
+    np.testing.assert_array_equal(jitted(q, [low], Seen(1.0)), 7.0)
+
+
+def test_a_window_and_a_cap_as_the_textbook_has_them() -> None:
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.normal(size=(1, 9, 2, 4)).astype(np.float32) * 3 for _ in range(3))
+    places = jnp.arange(9)[None]
+    found = causal(jnp.ones_like(places), places)(q, k, v, None, Seen(0.7, window=3, softcap=1.5))
+    for place, head in np.ndindex(9, 2):
+        see = slice(max(0, place - 2), place + 1)
+        score = 1.5 * np.tanh(0.7 * k[0, see, head].astype(np.float64) @ q[0, place, head] / 1.5)
+        weight = np.exp(score) / np.exp(score).sum()
+        np.testing.assert_allclose(found[0, place, head], weight @ v[0, see, head], atol=1e-5)

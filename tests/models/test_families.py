@@ -9,7 +9,7 @@ import pytest
 from transformers import LlamaConfig
 
 from ste_jax.errors import RequestError
-from ste_jax.models.config import ModelConfig, RopeScaling
+from ste_jax.models.config import LayerKind, ModelConfig, RopeScaling
 from ste_jax.models.families import FAMILIES, family_of
 
 LLAMA = FAMILIES["llama"]
@@ -49,11 +49,23 @@ LLAMA_31 = {
 }
 
 
+NEEDED = [
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "rms_norm_eps",
+    "model_type",
+]
+
+
 def test_llama_31_is_read_and_has_eight_billion_parameters() -> None:
-    config = LLAMA.config_from_hf(LLAMA_31, "config.json")
+    config = LLAMA.read_config(LLAMA_31, "config.json")
     assert config.head_dim == 128
-    assert config.rope_theta == 500000.0
-    assert config.rope_scaling == RopeScaling(kind="llama3", factor=8.0)
+    (kind,) = config.kinds
+    assert kind.rope_theta == 500000.0
+    assert kind.rope_scaling == RopeScaling(kind="llama3", factor=8.0)
     # The count that the model card's safetensors index states.
     assert config.parameter_count() == 8_030_261_248
 
@@ -61,21 +73,20 @@ def test_llama_31_is_read_and_has_eight_billion_parameters() -> None:
 def test_the_form_of_transformers_5_is_the_same_model() -> None:
     newer = {k: v for k, v in LLAMA_31.items() if k not in ("rope_scaling", "rope_theta")}
     newer["rope_parameters"] = LLAMA_31["rope_scaling"] | {"rope_theta": 500000.0}
-    old = LLAMA.config_from_hf(LLAMA_31, "")
-    assert LLAMA.config_from_hf(newer, "") == old
+    old = LLAMA.read_config(LLAMA_31, "")
+    assert LLAMA.read_config(newer, "") == old
 
 
 def test_the_defaults_are_those_of_transformers() -> None:
-    needed = ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"]
-    needed += ["num_attention_heads", "rms_norm_eps", "model_type"]
-    reference = LlamaConfig(**{key: LLAMA_31[key] for key in needed})
-    config = LLAMA.config_from_hf({key: LLAMA_31[key] for key in needed}, "")
+    values = {key: LLAMA_31[key] for key in NEEDED}
+    reference = LlamaConfig(**values)
+    config = LLAMA.read_config(values, "")
     assert config.num_kv_heads == reference.num_key_value_heads
     assert config.head_dim == reference.head_dim
     assert config.max_position == reference.max_position_embeddings
-    assert config.rope_theta == reference.rope_parameters["rope_theta"]
+    assert config.kinds[0].rope_theta == reference.rope_parameters["rope_theta"]
     assert config.tie_embeddings == reference.tie_word_embeddings
-    assert config.attention_bias == reference.attention_bias
+    assert config.qkv_bias == config.o_bias == reference.attention_bias
     assert config.mlp_bias == reference.mlp_bias
 
 
@@ -87,12 +98,13 @@ def test_the_defaults_are_those_of_transformers() -> None:
 def test_what_is_written_reads_back_and_means_the_same_to_transformers(
     changes: dict[str, Any],
 ) -> None:
-    config = LLAMA.config_from_hf(LLAMA_31 | changes, "")
+    config = LLAMA.read_config(LLAMA_31 | changes, "")
     written = json.loads(json.dumps(LLAMA.config_to_hf(config)))
-    assert LLAMA.config_from_hf(written, "") == config
+    assert LLAMA.read_config(written, "") == config
     assert ModelConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
     theirs = LlamaConfig(**written).rope_parameters
-    kind = config.rope_scaling.kind if config.rope_scaling else "default"
+    scaling = config.kinds[0].rope_scaling
+    kind = scaling.kind if scaling else "default"
     assert (theirs["rope_type"], theirs["rope_theta"]) == (kind, 500000.0)
 
 
@@ -117,20 +129,123 @@ def test_what_would_change_the_computation_is_refused_by_name(
     changes: dict[str, Any], told: str
 ) -> None:
     with pytest.raises(RequestError, match=told) as caught:
-        LLAMA.config_from_hf(LLAMA_31 | changes, "the/config.json")
+        LLAMA.read_config(LLAMA_31 | changes, "the/config.json")
+    assert str(caught.value).startswith("the/config.json: ")
+
+
+# What is particular to the others, as released directories have it.
+GEMMA_3_27B = {
+    "model_type": "gemma3",
+    "image_token_index": 262144,
+    "mm_tokens_per_image": 256,
+    "text_config": {
+        "head_dim": 128,
+        "hidden_size": 5376,
+        "intermediate_size": 21504,
+        "model_type": "gemma3_text",
+        "num_attention_heads": 32,
+        "num_hidden_layers": 62,
+        "num_key_value_heads": 16,
+        "query_pre_attn_scalar": 168,
+        "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+        "sliding_window": 1024,
+    },
+    "vision_config": {"hidden_size": 1152},
+}
+GEMMA_2_2B = {
+    "model_type": "gemma2",
+    "hidden_act": "gelu_pytorch_tanh",
+    "hidden_activation": "gelu_pytorch_tanh",
+    "cache_implementation": "hybrid",
+    "head_dim": 256,
+    "vocab_size": 256000,
+}
+QWEN2 = {**{k: LLAMA_31[k] for k in NEEDED}, "model_type": "qwen2", "max_window_layers": 28}
+QWEN3_MOE = {
+    **{k: LLAMA_31[k] for k in NEEDED},
+    "model_type": "qwen3_moe",
+    "head_dim": 128,
+    "num_experts": 128,
+    "moe_intermediate_size": 768,
+    "num_experts_per_tok": 8,
+    "norm_topk_prob": True,
+    "decoder_sparse_step": 1,
+    "mlp_only_layers": [],
+    "max_window_layers": 48,
+    "router_aux_loss_coef": 0.001,
+    "sliding_window": None,
+    "use_sliding_window": False,
+}
+MIXTRAL = {**{k: LLAMA_31[k] for k in NEEDED}, "model_type": "mixtral", "num_local_experts": 8}
+
+
+def read(values: dict[str, Any]) -> ModelConfig:
+    return family_of(values["model_type"], "").read_config(values, "the/config.json")
+
+
+def test_a_gemma_3_that_sees_is_read_by_its_text_and_by_the_defaults_of_transformers() -> None:
+    config = read(GEMMA_3_27B)
+    assert (config.model_type, config.vocab_size, config.norm_eps) == ("gemma3_text", 262208, 1e-6)
+    local, whole = config.kinds[0], config.kinds[5]
+    assert config.kinds == (*[local] * 5, whole)
+    assert local == LayerKind(window=1024, rope_theta=1e4)
+    scaling = RopeScaling(kind="linear", factor=8.0)
+    assert whole == LayerKind(rope_theta=1e6, rope_scaling=scaling)
+    assert [len(group) for group in config.groups] == [10] * 6 + [1, 1]
+    assert config.query_scalar == 168 and config.qk_norm and config.tie_embeddings
+
+
+def test_gemma_2_caps_unless_told_otherwise() -> None:
+    assert read(GEMMA_2_2B).final_softcap == 30.0
+    assert read(GEMMA_2_2B).attention_softcap == 50.0
+    assert read(GEMMA_2_2B | {"final_logit_softcapping": None}).final_softcap is None
+    assert read(GEMMA_2_2B).kinds == (LayerKind(window=4096), LayerKind())
+
+
+def test_a_window_counts_only_where_it_is_used() -> None:
+    assert read(QWEN2 | {"sliding_window": 131072}).kinds == (LayerKind(rope_theta=10000.0),)
+    used = {"sliding_window": 64, "use_sliding_window": True, "max_window_layers": 30}
+    config = read(QWEN2 | used)
+    assert [kind.window for kind in config.kinds] == [None] * 30 + [64] * 2
+    assert len(config.groups) == 32, "no cycle: every layer is a group of its own"
+
+
+@pytest.mark.parametrize(
+    ("values", "changes", "told"),
+    [
+        (GEMMA_2_2B, {"use_bidirectional_attention": True}, "use_bidirectional_attention is True"),
+        (GEMMA_2_2B, {"hidden_activation": "gelu"}, "hidden_activation is 'gelu'"),
+        (GEMMA_2_2B, {"layer_types": ["chunked_attention"] * 26}, "chunked_attention is not known"),
+        (GEMMA_2_2B, {"layer_types": ["full_attention"]}, "there are 26 layers"),
+        (GEMMA_3_27B, {"text_config": {"altup_num_inputs": 4}}, "text_config: altup_num_inputs"),
+        (GEMMA_3_27B, {"text_config": 3}, "the/config.json: "),
+        (GEMMA_3_27B, {"text_config": None}, "text_config is missing"),
+        (QWEN2, {"qk_layernorm": True}, "qk_layernorm is True"),
+        (QWEN3_MOE, {"mlp_only_layers": [3]}, r"mlp_only_layers is \[3\]"),
+        (QWEN3_MOE, {"decoder_sparse_step": 2}, "decoder_sparse_step is 2"),
+        (QWEN3_MOE, {"shared_expert_intermediate_size": 64}, "shared_expert_intermediate_size"),
+        (MIXTRAL, {"num_experts_per_tok": 9}, "experts_per_token is 9, of 8 experts"),
+        (MIXTRAL, {"hidden_act": "relu"}, "hidden_act is 'relu'"),
+    ],
+)
+def test_each_family_refuses_by_name_what_it_does_not_know(
+    values: dict[str, Any], changes: dict[str, Any], told: str
+) -> None:
+    read(values)
+    with pytest.raises(RequestError, match=told) as caught:
+        read(values | changes)
     assert str(caught.value).startswith("the/config.json: ")
 
 
 def test_what_is_off_or_says_nothing_of_the_computation_is_accepted() -> None:
     off = {"sliding_window": None, "rope_interleaved": False, "_name_or_path": "x"}
-    assert LLAMA.config_from_hf(LLAMA_31 | off, "") == LLAMA.config_from_hf(LLAMA_31, "")
+    assert LLAMA.read_config(LLAMA_31 | off, "") == LLAMA.read_config(LLAMA_31, "")
 
 
 def test_rope_factors_cannot_be_written_as_hf() -> None:
-    scaling = RopeScaling(kind="factors", factors=(1.0,) * 64)
-    values = LLAMA.config_from_hf(LLAMA_31, "").to_dict() | {"rope_scaling": None}
+    scaling = {"kind": "factors", "factors": [1.0] * 64}
+    values = LLAMA.read_config(LLAMA_31, "").to_dict() | {"kinds": [{"rope_scaling": scaling}]}
     config = ModelConfig.from_dict(values)
-    config = ModelConfig.from_dict(config.to_dict() | {"rope_scaling": scaling.__dict__})
     with pytest.raises(RequestError, match="factors"):
         LLAMA.config_to_hf(config)
 
@@ -148,10 +263,14 @@ def test_an_unknown_architecture_is_refused_with_those_that_are_known() -> None:
         ({"num_layers": 0}, "num_layers is 0"),
         ({"hidden_size": 2.5}, "hidden_size is 2.5"),
         ({"bogus": 1}, "bogus"),
-        ({"rope_scaling": {"kind": "factors", "factors": [1.0]}}, "1 rope factors"),
+        ({"kinds": [{"rope_scaling": {"kind": "factors", "factors": [1.0]}}]}, "1 rope factors"),
+        ({"kinds": []}, "kinds is empty"),
+        ({"kinds": [{"window": 0}]}, "window is 0"),
+        ({"kinds": [{"colour": 0}]}, "colour"),
+        ({"experts": 4, "experts_per_token": 5}, "experts_per_token is 5, of 4 experts"),
     ],
 )
 def test_a_stored_config_that_cannot_be_is_refused(changes: dict[str, Any], told: str) -> None:
-    values = LLAMA.config_from_hf(LLAMA_31, "").to_dict() | changes
+    values = LLAMA.read_config(LLAMA_31, "").to_dict() | changes
     with pytest.raises(RequestError, match=told):
         ModelConfig.from_dict(values)

@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 import torch
 from gguf import GGMLQuantizationType as Type
-from transformers import AutoModelForCausalLM, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from ste_jax.config import MeshKnobs
 from ste_jax.errors import RequestError, WorkError
 from ste_jax.models.config import RopeScaling
-from ste_jax.models.families import FAMILIES
 from ste_jax.models.gguf import GGUFFile
 from ste_jax.models.load import load_weights, open_weights
 from ste_jax.models.sources import Source, resolve
 from ste_jax.sharding import make_mesh
+from tests.models.families import BY_NAME, make
 from tests.models.reference import our_logits, torch_logits
 
 ONE = make_mesh(MeshKnobs(), jax.devices()[:1])
@@ -36,9 +36,20 @@ ROPE_LLAMA3 = {
 }
 
 
+ARCHITECTURES = {
+    "llama": "llama",
+    "mixtral": "llama",
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+    "qwen3_moe": "qwen3moe",
+    "gemma3_text": "gemma3",
+}
+"""What llama.cpp calls the families."""
+
+
 def write_gguf(
     file: Path,
-    model: LlamaForCausalLM,
+    model: PreTrainedModel,
     quantized: Type = Type.F32,
     extra: dict[str, np.ndarray] | None = None,
     leave_out: tuple[str, ...] = (),
@@ -46,21 +57,37 @@ def write_gguf(
 ) -> None:
     """Writes `model` as llama.cpp's converter does; `metadata` replaces keys (dots as `__`)."""
     config = model.config
+    arch = ARCHITECTURES[config.model_type]
+    rope = config.rope_parameters
     values: dict[str, Any] = {
-        "llama.block_count": config.num_hidden_layers,
-        "llama.context_length": config.max_position_embeddings,
-        "llama.embedding_length": config.hidden_size,
-        "llama.feed_forward_length": config.intermediate_size,
-        "llama.attention.head_count": config.num_attention_heads,
-        "llama.attention.head_count_kv": config.num_key_value_heads,
-        "llama.attention.key_length": config.head_dim,
-        "llama.attention.value_length": config.head_dim,
-        "llama.attention.layer_norm_rms_epsilon": config.rms_norm_eps,
-        "llama.rope.dimension_count": config.head_dim,
-        "llama.rope.freq_base": float(config.rope_parameters["rope_theta"]),
-        "llama.vocab_size": config.vocab_size,
-    } | {key.replace("__", "."): value for key, value in metadata.items()}
-    writer = gguf.GGUFWriter(str(file), values.pop("arch", "llama"))
+        "block_count": config.num_hidden_layers,
+        "context_length": config.max_position_embeddings,
+        "embedding_length": config.hidden_size,
+        "feed_forward_length": config.intermediate_size,
+        "attention.head_count": config.num_attention_heads,
+        "attention.head_count_kv": config.num_key_value_heads,
+        "attention.key_length": config.head_dim,
+        "attention.value_length": config.head_dim,
+        "attention.layer_norm_rms_epsilon": config.rms_norm_eps,
+        "rope.freq_base": float(rope.get("full_attention", rope)["rope_theta"]),
+    }
+    if arch == "llama":
+        values["rope.dimension_count"] = config.head_dim
+        values["vocab_size"] = config.vocab_size
+    if config.model_type == "mixtral":
+        values["expert_count"] = config.num_local_experts
+        values["expert_used_count"] = config.num_experts_per_tok
+    if arch == "qwen3moe":
+        values["expert_count"] = config.num_experts
+        values["expert_used_count"] = config.num_experts_per_tok
+        values["expert_feed_forward_length"] = config.moe_intermediate_size
+    if arch == "gemma3":
+        values["attention.sliding_window"] = config.sliding_window
+        values["rope.scaling.type"] = "linear"
+        values["rope.scaling.factor"] = rope["full_attention"]["factor"]
+    values = {f"{arch}.{key}": value for key, value in values.items()}
+    values |= {key.replace("__", "."): value for key, value in metadata.items()}
+    writer = gguf.GGUFWriter(str(file), values.pop("arch", arch))
     for key, value in values.items():
         if isinstance(value, str):
             writer.add_string(key, value)
@@ -68,8 +95,8 @@ def write_gguf(
             writer.add_float32(key, value)
         elif value is not None:
             writer.add_uint32(key, value)
-    for name, tensor in [*tensors_as_llama_cpp(model), *(extra or {}).items()]:
-        kind = quantized if tensor.ndim == 2 else Type.F32
+    for name, tensor in [*tensors_as_llama_cpp(model, arch), *(extra or {}).items()]:
+        kind = quantized if tensor.ndim >= 2 else Type.F32
         if name not in leave_out:
             writer.add_tensor(name, gguf.quants.quantize(tensor, kind), raw_dtype=kind)
     writer.write_header_to_file()
@@ -78,18 +105,31 @@ def write_gguf(
     writer.close()
 
 
-def tensors_as_llama_cpp(model: LlamaForCausalLM) -> Iterator[tuple[str, np.ndarray]]:
-    state = model.state_dict()
-    for weight in FAMILIES["llama"].weights:
-        for layer in range(model.config.num_hidden_layers if "{" in weight.hf else 1):
-            name = weight.hf.format(layer=layer)
-            if name not in state or (name == "lm_head.weight" and model.config.tie_word_embeddings):
-                continue
-            tensor = state[name].numpy()
-            if "q_proj" in name or "k_proj" in name:
-                halves = tensor.reshape(-1, 2, model.config.head_dim // 2, *tensor.shape[1:])
-                tensor = halves.swapaxes(1, 2).reshape(tensor.shape)
-            yield weight.gguf.format(layer=layer), np.ascontiguousarray(tensor)
+def tensors_as_llama_cpp(model: PreTrainedModel, arch: str) -> Iterator[tuple[str, np.ndarray]]:
+    """By the names that the `gguf` package knows for the model's own."""
+    numbers = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}
+    names = gguf.get_tensor_name_map(numbers[arch], model.config.num_hidden_layers)
+    for name, value in model.state_dict().items():
+        tensor = value.numpy()
+        if name == "lm_head.weight" and model.config.tie_word_embeddings:
+            continue
+        if arch == "llama" and ("q_proj" in name or "k_proj" in name):
+            halves = tensor.reshape(-1, 2, model.config.head_dim // 2, *tensor.shape[1:])
+            tensor = halves.swapaxes(1, 2).reshape(tensor.shape)
+        if arch == "gemma3" and name.endswith("norm.weight"):
+            tensor = tensor + 1
+        if name.endswith("experts.gate_up_proj"):
+            home = name.removesuffix("gate_up_proj")
+            gate, up = np.split(tensor, 2, axis=1)
+            parts = [(f"{home}gate_proj.weight", gate), (f"{home}up_proj.weight", up)]
+        elif name.endswith("experts.down_proj"):
+            parts = [(f"{name}.weight", tensor)]
+        else:
+            parts = [(name, tensor)]
+        for each, part in parts:
+            found = names.get_name(each, try_suffixes=(".weight", ".bias"))
+            assert found is not None, each
+            yield found, np.ascontiguousarray(part)
 
 
 @pytest.mark.parametrize(
@@ -112,6 +152,33 @@ def test_a_file_gives_the_model_it_was_made_from(
     np.testing.assert_allclose(our_logits(ours, TOKENS), torch_logits(reference, TOKENS), atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("qwen2", {}),
+        ("qwen2", {"tie_word_embeddings": False}),
+        ("qwen3", {}),
+        ("gemma3", {"num_hidden_layers": 7, "layer_types": None, "query_pre_attn_scalar": 8}),
+        ("mixtral", {}),
+        ("qwen3-moe", {}),
+    ],
+    ids=["qwen2", "qwen2-untied", "qwen3", "gemma3", "mixtral", "qwen3-moe"],
+)
+def test_a_file_of_each_architecture_gives_the_model_it_was_made_from(
+    name: str, changes: dict[str, Any], tmp_path: Path
+) -> None:
+    if name == "gemma3":
+        # What a GGUF file cannot say of its local layers.
+        rope = BY_NAME[name].changes["rope_parameters"]
+        local = {"rope_type": "default", "rope_theta": 1e4}
+        changes = changes | {"rope_parameters": rope | {"sliding_attention": local}}
+    reference = make(name, tmp_path / "hf", **changes)
+    write_gguf(tmp_path / "m.gguf", reference)
+    ours = load_weights(tmp_path / "m.gguf", ONE)
+    assert ours.config == open_weights(tmp_path / "hf").config
+    np.testing.assert_allclose(our_logits(ours, TOKENS), torch_logits(reference, TOKENS), atol=2e-4)
+
+
 def test_the_rope_freqs_tensor_is_applied(make_llama: Any, tmp_path: Path) -> None:
     reference = make_llama(rope_parameters=ROPE_LLAMA3)
     plain = make_llama("plain", rope_parameters={"rope_type": "default", "rope_theta": 100.0})
@@ -129,7 +196,7 @@ def test_linear_rope_scaling_is_applied(make_llama: Any, tmp_path: Path) -> None
     told = {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 4.0}
     write_gguf(tmp_path / "m.gguf", reference, **told)
     ours = load_weights(tmp_path / "m.gguf", ONE)
-    assert ours.config.rope_scaling == RopeScaling(kind="linear", factor=4.0)
+    assert ours.config.kinds[0].rope_scaling == RopeScaling(kind="linear", factor=4.0)
     np.testing.assert_allclose(our_logits(ours, TOKENS), torch_logits(reference, TOKENS), atol=1e-4)
 
 
@@ -149,8 +216,8 @@ def test_quantized_rows_are_dequantized_and_sharded(
                 tensor.copy_(torch.from_numpy(gguf.quants.dequantize(packed, kind)))
     for layer, block in enumerate(reference.model.layers):
         for ours, theirs in [
-            (sharded.layers["q"], block.self_attn.q_proj),
-            (sharded.layers["down"], block.mlp.down_proj),
+            (sharded.layers[0]["q"], block.self_attn.q_proj),
+            (sharded.layers[0]["down"], block.mlp.down_proj),
         ]:
             matrix = theirs.weight.detach().numpy().T
             np.testing.assert_array_equal(
@@ -208,7 +275,8 @@ def test_a_file_that_is_something_else_is_refused(tmp_path: Path) -> None:
         ({"llama__rope__dimension_count": 4}, r"rope\.dimension_count is 4"),
         ({"llama__attention__value_length": 4}, r"value_length is 4"),
         ({"llama__rope__scaling__type": "yarn"}, "'yarn' is not supported"),
-        ({"llama__expert_count": 8}, r"llama\.expert_count is 8"),
+        ({"llama__expert_count": 8}, r"llama\.expert_used_count is missing"),
+        ({"llama__pooling_type": 8}, r"llama\.pooling_type is 8"),
         ({"llama__attention__sliding_window": 9}, r"sliding_window is 9"),
         ({"llama__attention__head_count_kv": 4}, "not a multiple of num_kv_heads 4"),
         ({"leave_out": ("token_embd.weight",)}, r"token_embd\.weight is missing"),

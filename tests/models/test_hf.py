@@ -43,7 +43,7 @@ def test_half_precision_files_are_read_exactly(
     reference = make_llama(dtype=dtype)
     ours = load_weights(tmp_path / "hf", ONE)
     up = reference.model.layers[1].mlp.up_proj.weight.detach().float().numpy()
-    np.testing.assert_array_equal(ours.layers["up"].get_value()[1], up.T)
+    np.testing.assert_array_equal(ours.layers[0]["up"].get_value()[1], up.T)
     # Not `reference.float()`: its rotary table was rounded with the weights.
     reference = LlamaForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.float32)
     logits = torch_logits(reference, TOKENS)
@@ -54,9 +54,9 @@ def test_parameters_are_kept_in_the_type_asked_for(make_llama: Any, tmp_path: Pa
     make_llama()
     model = load_weights(tmp_path / "hf", ONE, param_dtype=jnp.bfloat16, dtype=jnp.bfloat16)
     exact = load_weights(tmp_path / "hf", ONE)
-    value = model.layers["down"].get_value()
+    value = model.layers[0]["down"].get_value()
     assert value.dtype == jnp.bfloat16
-    np.testing.assert_array_equal(value, exact.layers["down"].get_value().astype(jnp.bfloat16))
+    np.testing.assert_array_equal(value, exact.layers[0]["down"].get_value().astype(jnp.bfloat16))
 
 
 @pytest.mark.parametrize("knobs", [MeshKnobs(), MeshKnobs(data=2, fsdp=2, tensor=2)])
@@ -65,7 +65,7 @@ def test_a_sharded_load_holds_the_same_weights(
 ) -> None:
     make_llama(attention_bias=True, mlp_bias=True)
     sharded = load_weights(tmp_path / "hf", make_mesh(knobs))
-    down = sharded.layers["down"].get_value()
+    down = sharded.layers[0]["down"].get_value()
     assert len(down.sharding.device_set) == 8
     assert down.sharding.shard_shape(down.shape) != down.shape
     same_weights(sharded, load_weights(tmp_path / "hf", ONE))

@@ -25,7 +25,7 @@ def main(directory: Path, port: int, rank: int) -> None:
     jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=rank)
     mesh = make_mesh(MeshKnobs(fsdp=2, tensor=2))
     graph, state = nnx.split(load_weights(directory / "hf", mesh))
-    assert not state["layers"]["down"].get_value().is_fully_addressable
+    assert not state["layers"][0]["down"].get_value().is_fully_addressable
 
     def run(state: nnx.State, tokens: jax.Array) -> jax.Array:
         positions = jnp.broadcast_to(jnp.arange(8), tokens.shape)

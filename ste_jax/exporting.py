@@ -1,0 +1,165 @@
+"""How does a judge go back to where others can use it: as a Hugging Face directory?
+
+Weights, config, tokenizer with its chat template, generation config, and a model card that says
+what the judge came from and, where its run is there still, what was measured of it.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from tqdm import tqdm
+
+from ste_jax import __version__, checkpoints, judge_card
+from ste_jax.config import MeshKnobs
+from ste_jax.errors import RequestError, WorkError
+from ste_jax.models.hf import save_hf
+from ste_jax.models.sources import Source
+from ste_jax.opening import locate, open_model
+from ste_jax.reporting.funnel import funnel, iteration_steps, pool_steps, read_config
+from ste_jax.reporting.tables import iteration_table, markdown
+from ste_jax.rundir import RunDir
+
+
+def export_model(source: str, directory: str, dtype: str | None = None) -> str:
+    """Write the model `source` as a Hugging Face directory; returns what to print.
+
+    Args:
+      dtype: what the weights are written in; None: as the checkpoint has them, and bfloat16 for a
+        model that is no checkpoint of ours.
+
+    Raises:
+      RequestError: the source cannot be read, has no Hugging Face form, or the place is taken.
+      WorkError: it cannot be written; nothing half-written is left.
+    """
+    final = Path(directory)
+    if final.exists():
+        raise RequestError(f"{directory} is there already; name another place")
+    found = locate(source)
+    card = checkpoints.read_card(found.path) if found.kind == "checkpoint" else None
+    if dtype is None:
+        dtype = card["parameters"]["embed"]["dtype"] if card else "bfloat16"
+    opened = open_model(found, MeshKnobs(), dtype=dtype, param_dtype=dtype)
+    building = final.with_name(f"{final.name}.partial-export")
+    shutil.rmtree(building, ignore_errors=True)
+    try:
+        count = opened.model.config.parameter_count()
+        bar = tqdm(total=count * _BYTES[dtype], unit="B", unit_scale=True, desc="export")
+        with bar:
+            save_hf(opened.model, building, progress=bar.update)
+        opened.tokenizer.save(building)
+        text = model_card(final.name, found, card["provenance"] if card else {})
+        (building / "README.md").write_text(text, encoding="utf-8")
+        building.rename(final)
+    except OSError as error:
+        told = error.strerror or str(error)
+        raise WorkError(f"could not write {directory}: {told}; make room and run again") from error
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    return f"{directory}: {count:,} parameters in {dtype}, from {found.name}"
+
+
+_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+def model_card(name: str, source: Source, provenance: Mapping[str, Any]) -> str:
+    """The card in Markdown: seed, recipe, data, measured accuracies, how to ask it."""
+    lines = [
+        "---",
+        "library_name: transformers",
+        "tags: [llm-as-a-judge, self-taught-evaluator]",
+        "---",
+        "",
+        f"# {name}",
+        "",
+        *_origin(source, provenance),
+        *_of_run(source),
+        *_how_to_ask(provenance),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _origin(source: Source, provenance: Mapping[str, Any]) -> Iterator[str]:
+    seed = provenance.get("source", source.name)
+    iteration = provenance.get("iteration", 0)
+    written = f"Written by `ste export` (ste_jax {__version__})."
+    if not iteration:
+        yield f"The model `{seed}` in the Hugging Face format, as it was read. {written}"
+    else:
+        validation = provenance.get("validation") or {}
+        yield (
+            f"A judge of pairs of answers: a Self-Taught Evaluator "
+            f"([arXiv 2408.02666](https://arxiv.org/abs/2408.02666)), iteration {iteration} of the "
+            f"run `{provenance['run']}`, from the seed `{seed}`. {written}"
+        )
+        yield ""
+        yield (
+            "No human preference labels were used: the seed answered instructions and similar "
+            "ones, so that the better answer of a pair was known by construction; the judge of the "
+            "iteration before reasoned about the pairs, and what came to the right verdict was "
+            f"learnt: {provenance['examples']:,} judgments, {provenance['step']:,} steps."
+        )
+        if validation.get("accuracy") is not None:
+            yield ""
+            yield (
+                f"The step was chosen by its accuracy on {validation['n_prompts']:,} constructed "
+                f"validation prompts: {validation['accuracy']:.3f}."
+            )
+    yield ""
+    yield f"The licence of `{seed}` holds for these weights."
+
+
+def _of_run(source: Source) -> Iterator[str]:
+    """What the run says, if the checkpoint still lies in it."""
+    here = source.path.parent
+    root = here.parent.parent
+    if here.parent.name != "iterations" or not (root / "manifest.json").exists():
+        return
+    run, index = RunDir(root), int(here.name)
+    counts = funnel(run)
+    steps = pool_steps(counts)
+    for each in counts["iterations"]:
+        if each["iteration"] <= index:
+            steps += iteration_steps(each)
+    yield from ("", "## Data", "", "| step | rows |", "|---|---|")
+    yield from (f"| {name} | {rows:,} |" for name, rows, _ in steps)
+    measured = _measures([r for r in iteration_table(run, counts) if r["iteration"] <= index])
+    if measured:
+        yield from ("", "## Measured", "")
+        yield "Accuracies with their 95% intervals; iteration 0 is the seed."
+        yield from ("", markdown(measured))
+    knobs = read_config(run)
+    told = {key: knobs[key] for key in ("annotate", "curate", "finetune") if key in knobs}
+    yield from (
+        "",
+        "## Knobs",
+        "",
+        "```yaml",
+        yaml.safe_dump(told, sort_keys=False).rstrip(),
+        "```",
+    )
+
+
+def _measures(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Of the rows of a run's table what says how good each judge is."""
+    names = [
+        name
+        for name in rows[0]
+        if f"{name}_ci95" in rows[0] and any(row[name] is not None for row in rows)
+    ]
+    kept = [each for name in names for each in (name, f"{name}_ci95")]
+    return [{"iteration": row["iteration"]} | {n: row[n] for n in kept} for row in rows if names]
+
+
+def _how_to_ask(provenance: Mapping[str, Any]) -> Iterator[str]:
+    if not provenance.get("judge"):
+        return
+    template = judge_card.from_provenance(provenance).template
+    yield from ("", "## How it is asked", "", "System:", "", "```text", template.system, "```")
+    yield from ("", "User:", "", "```text", template.user, "```")
+    yield ""
+    yield "The verdict is `[[A]]` or `[[B]]`, at the end. Ask in both orders."

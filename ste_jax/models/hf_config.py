@@ -1,0 +1,605 @@
+"""What does a Hugging Face `config.json` say of the model, family by family?
+
+A field that would change the computation in a way that is not known here is refused by name: a
+model that loads is the model that was meant. Defaults are those of `transformers`, since files
+leave out what is a default there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ste_jax.errors import RequestError
+from ste_jax.models.config import LayerKind, ModelConfig, RopeScaling
+
+# Fields that say how the model was made, is stored, trained or sampled, not what it computes.
+_WITHOUT_EFFECT = {
+    "_name_or_path",
+    "_sliding_window_pattern",
+    "architectures",
+    "attention_dropout",
+    "bos_token_id",
+    "cache_implementation",
+    "dtype",
+    "eos_token_id",
+    "initializer_range",
+    "is_llama_config",
+    "model_type",
+    "output_attentions",
+    "output_hidden_states",
+    "output_router_logits",
+    "pad_token_id",
+    "pretraining_tp",
+    "return_dict",
+    "router_aux_loss_coef",
+    "router_jitter_noise",
+    "tokenizer_class",
+    "torch_dtype",
+    "transformers.js_config",
+    "transformers_version",
+    "unk_token_id",
+    "unsloth_fixed",
+    "unsloth_version",
+    "use_cache",
+}
+
+
+class Fields:
+    """The fields of a config, of which every one is to be read or known to be without effect."""
+
+    def __init__(self, values: Mapping[str, Any], where: str) -> None:
+        self._values = values
+        self._read: set[str] = set(_WITHOUT_EFFECT)
+        self.where = where
+
+    def take(self, key: str, default: Any = None) -> Any:
+        """The field's value; `default` where it is missing or null."""
+        self._read.add(key)
+        value = self._values.get(key)
+        return default if value is None else value
+
+    def need(self, key: str) -> Any:
+        """The field's value. Raises `RequestError` where there is none."""
+        value = self.take(key)
+        if value is None:
+            raise RequestError(f"{self.where}: {key} is missing")
+        return value
+
+    def capped(self, key: str, default: float | None) -> float | None:
+        """A soft cap: null is none, and only where the field is missing stands the default."""
+        value = self.take(key) if key in self._values else default
+        return None if value is None else float(value)
+
+    def refuse(self, key: str, why: str) -> RequestError:
+        """The error that names the field."""
+        return RequestError(f"{self.where}: {key} is {self._values.get(key)!r}, {why}")
+
+    def only(self, key: str, *allowed: Any) -> None:
+        """Refuses the field where it is there and none of `allowed`."""
+        if self.take(key, allowed[0]) not in allowed:
+            told = " or ".join(map(str, allowed))
+            raise self.refuse(key, f"only {told} is supported")
+
+    def finish(self) -> None:
+        """Refuses what nobody has read. A field that is off (null, false, 0, empty) says that
+        nothing unusual is asked for."""
+        for key, value in self._values.items():
+            if key not in self._read and value:
+                raise self.refuse(key, "a field that is not known here and may change the result")
+
+
+def _shape(fields: Fields, **defaults: Any) -> dict[str, Any]:
+    """What all families have; `defaults` of fields by name, others must be there."""
+
+    def get(key: str) -> Any:
+        return fields.take(key, defaults[key]) if key in defaults else fields.need(key)
+
+    hidden, heads = get("hidden_size"), get("num_attention_heads")
+    head_dim = fields.take("head_dim", defaults.get("head_dim"))
+    if head_dim is None and hidden % heads:
+        raise fields.refuse("hidden_size", f"not a multiple of num_attention_heads {heads}")
+    return {
+        "vocab_size": get("vocab_size"),
+        "hidden_size": hidden,
+        "num_layers": get("num_hidden_layers"),
+        "num_heads": heads,
+        "num_kv_heads": fields.take(
+            "num_key_value_heads", defaults.get("num_key_value_heads", heads)
+        ),
+        "head_dim": head_dim or hidden // heads,
+        "max_position": fields.take(
+            "max_position_embeddings", defaults.get("max_position_embeddings", 2048)
+        ),
+        "norm_eps": float(get("rms_norm_eps")),
+        "tie_embeddings": bool(
+            fields.take("tie_word_embeddings", defaults.get("tie_word_embeddings", False))
+        ),
+    }
+
+
+def _silu(fields: Fields) -> None:
+    fields.only("hidden_act", "silu")
+
+
+# ---------------------------------------------------------------------------------------------
+# Rotary embedding
+
+
+def _rope(fields: Fields, max_position: int, theta: float = 10000.0) -> dict[str, Any]:
+    """`rope_theta` and `rope_scaling` of a model that has one kind of rotary embedding."""
+    # transformers 5 has one mapping for all that is rotary, before it there were two fields.
+    scaling, told = fields.take("rope_scaling"), fields.take("rope_parameters")
+    rope = dict(told or scaling or {})
+    theta = rope.pop("rope_theta", None) or fields.take("rope_theta") or theta
+    return {
+        "rope_theta": float(theta),
+        "rope_scaling": _rope_scaling(rope, max_position, fields.where),
+    }
+
+
+def _rope_scaling(rope: dict[str, Any], max_position: int, where: str) -> RopeScaling | None:
+    rope = dict(rope)
+    kind = rope.pop("rope_type", None) or rope.pop("type", None) or "default"
+    rope.pop("type", None)
+    original = rope.pop("original_max_position_embeddings", None) or max_position
+    known: dict[str, Callable[[], RopeScaling | None]] = {
+        "default": lambda: None,
+        "linear": lambda: RopeScaling(kind="linear", factor=float(rope.pop("factor"))),
+        "llama3": lambda: RopeScaling(
+            kind="llama3",
+            factor=float(rope.pop("factor")),
+            low_freq_factor=float(rope.pop("low_freq_factor")),
+            high_freq_factor=float(rope.pop("high_freq_factor")),
+            original_max_position=original,
+        ),
+    }
+    if kind not in known:
+        raise RequestError(
+            f"{where}: rope scaling of type {kind!r} is not supported; known are {', '.join(known)}"
+        )
+    if rope.get("partial_rotary_factor") == 1:
+        rope.pop("partial_rotary_factor")
+    try:
+        scaling = known[kind]()
+    except KeyError as error:
+        raise RequestError(f"{where}: rope scaling {kind!r} lacks {error.args[0]}") from error
+    left = {key: value for key, value in rope.items() if value is not None}
+    if left:
+        key, value = next(iter(left.items()))
+        raise RequestError(
+            f"{where}: rope scaling {kind!r} has {key} {value!r}, which is not supported"
+        )
+    return scaling
+
+
+def _rope_to_hf(kind: LayerKind) -> dict[str, Any]:
+    """In the form that all versions of transformers read."""
+    return {"rope_theta": kind.rope_theta, "rope_scaling": _scaling_to_hf(kind.rope_scaling)}
+
+
+def _scaling_to_hf(scaling: RopeScaling | None) -> dict[str, Any] | None:
+    if scaling is None:
+        return None
+    if scaling.kind == "factors":
+        raise RequestError(
+            "rope scaling by a table of factors (from a GGUF file) has no form in a Hugging Face "
+            "config, so this model cannot be written as one"
+        )
+    rope: dict[str, Any] = {"rope_type": scaling.kind, "factor": scaling.factor}
+    if scaling.kind == "llama3":
+        rope |= {
+            "low_freq_factor": scaling.low_freq_factor,
+            "high_freq_factor": scaling.high_freq_factor,
+            "original_max_position_embeddings": scaling.original_max_position,
+        }
+    return rope
+
+
+# ---------------------------------------------------------------------------------------------
+# Kinds of layer
+
+_LOCAL, _GLOBAL = "sliding_attention", "full_attention"
+
+
+def _cycle(kinds: Sequence[LayerKind]) -> tuple[LayerKind, ...]:
+    """The shortest cycle that gives the kinds of all layers."""
+    size = next(
+        size
+        for size in range(1, len(kinds) + 1)
+        if all(kind == kinds[index % size] for index, kind in enumerate(kinds))
+    )
+    return tuple(kinds[:size])
+
+
+def _typed_layers(
+    fields: Fields, count: int, default: Callable[[int], str], kinds: Mapping[str, LayerKind]
+) -> tuple[LayerKind, ...]:
+    """The kinds by `layer_types`; where the file has none, by `default(layer)`."""
+    types = fields.take("layer_types", [default(layer) for layer in range(count)])
+    unknown = sorted(set(types) - set(kinds))
+    if unknown:
+        raise fields.refuse("layer_types", f"{unknown[0]} is not known here")
+    if len(types) != count:
+        raise fields.refuse("layer_types", f"there are {count} layers")
+    return _cycle([kinds[each] for each in types])
+
+
+def _types_to_hf(config: ModelConfig) -> list[str]:
+    kinds = map(config.kind_of, range(config.num_layers))
+    return [_GLOBAL if kind.window is None else _LOCAL for kind in kinds]
+
+
+def _window_of(config: ModelConfig) -> int | None:
+    return next((kind.window for kind in config.kinds if kind.window is not None), None)
+
+
+# ---------------------------------------------------------------------------------------------
+# Families: each from a config and to one
+
+
+def _common_to_hf(config: ModelConfig, architecture: str) -> dict[str, Any]:
+    return {
+        "architectures": [architecture],
+        "model_type": config.model_type,
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+        "max_position_embeddings": config.max_position,
+        "rms_norm_eps": config.norm_eps,
+        "tie_word_embeddings": config.tie_embeddings,
+        "hidden_act": "silu",
+    }
+
+
+def llama_from_hf(fields: Fields) -> ModelConfig:
+    """Llama 2, 3, 3.1, 3.2, 3.3, and what has their form (SmolLM2)."""
+    _silu(fields)
+    shape = _shape(fields)
+    bias = bool(fields.take("attention_bias", False))
+    return ModelConfig(
+        model_type="llama",
+        intermediate_size=fields.need("intermediate_size"),
+        kinds=(LayerKind(**_rope(fields, shape["max_position"])),),
+        qkv_bias=bias,
+        o_bias=bias,
+        mlp_bias=bool(fields.take("mlp_bias", False)),
+        **shape,
+    )
+
+
+def llama_to_hf(config: ModelConfig) -> dict[str, Any]:
+    """The inverse."""
+    return {
+        **_common_to_hf(config, "LlamaForCausalLM"),
+        **_rope_to_hf(config.kinds[0]),
+        "attention_bias": config.qkv_bias,
+        "mlp_bias": config.mlp_bias,
+    }
+
+
+def mistral_from_hf(fields: Fields) -> ModelConfig:
+    """Mistral: a Llama, in some versions with a window in every layer."""
+    _silu(fields)
+    shape = _shape(fields, num_key_value_heads=8)
+    kind = LayerKind(window=fields.take("sliding_window"), **_rope(fields, shape["max_position"]))
+    return ModelConfig(
+        model_type="mistral",
+        intermediate_size=fields.need("intermediate_size"),
+        kinds=(kind,),
+        **shape,
+    )
+
+
+def mistral_to_hf(config: ModelConfig) -> dict[str, Any]:
+    """The inverse."""
+    return {
+        **_common_to_hf(config, "MistralForCausalLM"),
+        **_rope_to_hf(config.kinds[0]),
+        "sliding_window": config.kinds[0].window,
+    }
+
+
+def _qwen_window(fields: Fields) -> int | None:
+    window: int | None = fields.take("sliding_window")
+    return window if fields.take("use_sliding_window", False) else None
+
+
+def _qwen_kinds(fields: Fields, shape: Mapping[str, Any]) -> tuple[LayerKind, ...]:
+    rope = _rope(fields, shape["max_position"])
+    window = _qwen_window(fields)
+    first = fields.take("max_window_layers", 28)
+    return _typed_layers(
+        fields,
+        shape["num_layers"],
+        lambda layer: _GLOBAL if window is None or layer < first else _LOCAL,
+        {_GLOBAL: LayerKind(**rope), _LOCAL: LayerKind(window=window, **rope)},
+    )
+
+
+def _qwen_kinds_to_hf(config: ModelConfig) -> dict[str, Any]:
+    window = _window_of(config)
+    return {
+        **_rope_to_hf(config.kinds[0]),
+        "use_sliding_window": window is not None,
+        "sliding_window": window,
+        "layer_types": _types_to_hf(config),
+    }
+
+
+def qwen2_from_hf(fields: Fields) -> ModelConfig:
+    """Qwen 2 and 2.5: biases on queries, keys and values."""
+    _silu(fields)
+    shape = _shape(fields, num_key_value_heads=32)
+    return ModelConfig(
+        model_type="qwen2",
+        intermediate_size=fields.need("intermediate_size"),
+        kinds=_qwen_kinds(fields, shape),
+        qkv_bias=True,
+        **shape,
+    )
+
+
+def qwen2_to_hf(config: ModelConfig) -> dict[str, Any]:
+    """The inverse."""
+    return {**_common_to_hf(config, "Qwen2ForCausalLM"), **_qwen_kinds_to_hf(config)}
+
+
+def qwen3_from_hf(fields: Fields) -> ModelConfig:
+    """Qwen 3: norms on queries and keys."""
+    _silu(fields)
+    shape = _shape(fields, num_key_value_heads=32, head_dim=128)
+    bias = bool(fields.take("attention_bias", False))
+    return ModelConfig(
+        model_type="qwen3",
+        intermediate_size=fields.need("intermediate_size"),
+        kinds=_qwen_kinds(fields, shape),
+        qk_norm=True,
+        qkv_bias=bias,
+        o_bias=bias,
+        **shape,
+    )
+
+
+def qwen3_to_hf(config: ModelConfig) -> dict[str, Any]:
+    """The inverse."""
+    return {
+        **_common_to_hf(config, "Qwen3ForCausalLM"),
+        **_qwen_kinds_to_hf(config),
+        "attention_bias": config.qkv_bias,
+    }
+
+
+def mixtral_from_hf(fields: Fields) -> ModelConfig:
+    """Mixtral: a Mistral whose MLPs are mixtures of experts."""
+    _silu(fields)
+    shape = _shape(fields, num_key_value_heads=8)
+    rope = _rope(fields, shape["max_position"], theta=1e6)
+    return ModelConfig(
+        model_type="mixtral",
+        intermediate_size=fields.need("intermediate_size"),
+        kinds=(LayerKind(window=fields.take("sliding_window"), **rope),),
+        experts=fields.take("num_local_experts", 8),
+        experts_per_token=fields.take("num_experts_per_tok", 2),
+        **shape,
+    )
+
+
+def mixtral_to_hf(config: ModelConfig) -> dict[str, Any]:
+    """The inverse."""
+    return {
+        **_common_to_hf(config, "MixtralForCausalLM"),
+        **_rope_to_hf(config.kinds[0]),
+        "sliding_window": config.kinds[0].window,
+        "num_local_experts": config.experts,
+        "num_experts_per_tok": config.experts_per_token,
+    }
+
+
+def qwen3_moe_from_hf(fields: Fields) -> ModelConfig:
+    """Qwen 3 with mixtures of experts in all layers."""
+    _silu(fields)
+    shape = _shape(fields, num_key_value_heads=4)
+    fields.only("decoder_sparse_step", 1)
+    if fields.take("mlp_only_layers"):
+        raise fields.refuse("mlp_only_layers", "and only mixtures in all layers are supported")
+    # Of layers without experts, of which there are none; and of the windows of other Qwens.
+    fields.take("intermediate_size")
+    fields.take("max_window_layers")
+    window = _qwen_window(fields)
+    bias = bool(fields.take("attention_bias", False))
+    experts = fields.take("num_experts") or fields.take("num_local_experts", 128)
+    fields.take("num_local_experts")
+    return ModelConfig(
+        model_type="qwen3_moe",
+        intermediate_size=fields.take("moe_intermediate_size", 768),
+        kinds=(LayerKind(window=window, **_rope(fields, shape["max_position"])),),
+        qk_norm=True,
+        qkv_bias=bias,
+        o_bias=bias,
+        experts=experts,
+        experts_per_token=fields.take("num_experts_per_tok", 8),
+        normalize_experts=bool(fields.take("norm_topk_prob", False)),
+        **shape,
+    )
+
+
+def qwen3_moe_to_hf(config: ModelConfig) -> dict[str, Any]:
+    """The inverse."""
+    window = config.kinds[0].window
+    return {
+        **_common_to_hf(config, "Qwen3MoeForCausalLM"),
+        **_rope_to_hf(config.kinds[0]),
+        "use_sliding_window": window is not None,
+        "sliding_window": window,
+        "attention_bias": config.qkv_bias,
+        "moe_intermediate_size": config.intermediate_size,
+        "num_experts": config.experts,
+        "num_experts_per_tok": config.experts_per_token,
+        "norm_topk_prob": config.normalize_experts,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+    }
+
+
+def _gemma(fields: Fields) -> dict[str, Any]:
+    """What both Gemmas have."""
+    for key in ("hidden_act", "hidden_activation"):
+        fields.only(key, "gelu_pytorch_tanh")
+    if fields.take("use_bidirectional_attention"):
+        raise fields.refuse("use_bidirectional_attention", "only causal attention is supported")
+    bias = bool(fields.take("attention_bias", False))
+    return {
+        "norm_plus_one": True,
+        "post_norms": True,
+        "scale_embeddings": True,
+        "activation": "gelu_tanh",
+        "qkv_bias": bias,
+        "o_bias": bias,
+        "query_scalar": float(fields.take("query_pre_attn_scalar", 256)),
+    }
+
+
+_GEMMA_DEFAULTS = {
+    "hidden_size": 2304,
+    "num_hidden_layers": 26,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": True,
+}
+
+
+def _gemma_to_hf(config: ModelConfig, architecture: str) -> dict[str, Any]:
+    common = _common_to_hf(config, architecture)
+    return {
+        **common,
+        "hidden_act": "gelu_pytorch_tanh",
+        "hidden_activation": "gelu_pytorch_tanh",
+        "attention_bias": config.qkv_bias,
+        "query_pre_attn_scalar": _whole(config.query_scalar),
+        "attn_logit_softcapping": config.attention_softcap,
+        "final_logit_softcapping": config.final_softcap,
+        "sliding_window": _window_of(config) or 4096,
+        "layer_types": _types_to_hf(config),
+    }
+
+
+def _whole(value: float | None) -> float | int | None:
+    """An integer as one: transformers takes no other form."""
+    return int(value) if value is not None and value == int(value) else value
+
+
+def gemma2_from_hf(fields: Fields) -> ModelConfig:
+    """Gemma 2: soft caps; local and global attention in turn."""
+    shape = _shape(fields, vocab_size=256000, max_position_embeddings=8192, **_GEMMA_DEFAULTS)
+    rope = _rope(fields, shape["max_position"])
+    kinds = _typed_layers(
+        fields,
+        shape["num_layers"],
+        lambda layer: _GLOBAL if layer % 2 else _LOCAL,
+        {
+            _LOCAL: LayerKind(window=fields.take("sliding_window", 4096), **rope),
+            _GLOBAL: LayerKind(**rope),
+        },
+    )
+    return ModelConfig(
+        model_type="gemma2",
+        intermediate_size=fields.take("intermediate_size", 9216),
+        kinds=kinds,
+        attention_softcap=fields.capped("attn_logit_softcapping", 50.0),
+        final_softcap=fields.capped("final_logit_softcapping", 30.0),
+        **_gemma(fields),
+        **shape,
+    )
+
+
+def gemma2_to_hf(config: ModelConfig) -> dict[str, Any]:
+    """The inverse."""
+    return {**_gemma_to_hf(config, "Gemma2ForCausalLM"), **_rope_to_hf(config.kinds[0])}
+
+
+def gemma3_from_hf(fields: Fields) -> ModelConfig:
+    """Gemma 3, the text model: norms on queries and keys; mostly local attention, with rotary
+    embedding of its own."""
+    shape = _shape(fields, vocab_size=262208, max_position_embeddings=131072, **_GEMMA_DEFAULTS)
+    local, whole = _gemma3_ropes(fields, shape["max_position"])
+    pattern = fields.take("sliding_window_pattern", 6)
+    kinds = _typed_layers(
+        fields,
+        shape["num_layers"],
+        lambda layer: _LOCAL if (layer + 1) % pattern else _GLOBAL,
+        {
+            _LOCAL: LayerKind(window=fields.take("sliding_window", 4096), **local),
+            _GLOBAL: LayerKind(**whole),
+        },
+    )
+    return ModelConfig(
+        model_type="gemma3_text",
+        intermediate_size=fields.take("intermediate_size", 9216),
+        kinds=kinds,
+        qk_norm=True,
+        attention_softcap=fields.capped("attn_logit_softcapping", None),
+        final_softcap=fields.capped("final_logit_softcapping", None),
+        **_gemma(fields),
+        **shape,
+    )
+
+
+def _gemma3_ropes(fields: Fields, max_position: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Rotary embedding of local layers and of global ones."""
+    told = fields.take("rope_parameters", {})
+    scaling = fields.take("rope_scaling", {})
+    thetas = {
+        _LOCAL: fields.take("rope_local_base_freq", 1e4),
+        _GLOBAL: fields.take("rope_theta", 1e6),
+    }
+    found = []
+    for kind, theta in thetas.items():
+        rope = dict(told.get(kind) or (scaling if kind == _GLOBAL else {}))
+        theta = rope.pop("rope_theta", None) or theta
+        found.append(
+            {
+                "rope_theta": float(theta),
+                "rope_scaling": _rope_scaling(rope, max_position, fields.where),
+            }
+        )
+    return found[0], found[1]
+
+
+def gemma3_to_hf(config: ModelConfig) -> dict[str, Any]:
+    """The inverse."""
+    local = next((kind for kind in config.kinds if kind.window is not None), None)
+    whole = next((kind for kind in config.kinds if kind.window is None), None)
+    if local is not None and local.rope_scaling is not None:
+        raise RequestError(
+            "rope scaling in layers with a window has no form that all versions of transformers "
+            "read, so this model cannot be written as a Hugging Face one"
+        )
+    return {
+        **_gemma_to_hf(config, "Gemma3ForCausalLM"),
+        **_rope_to_hf(whole or LayerKind(rope_theta=1e6)),
+        "rope_local_base_freq": local.rope_theta if local else 1e4,
+    }
+
+
+def text_of_gemma3_from_hf(fields: Fields) -> ModelConfig:
+    """Gemma 3 with its eyes: the text model of it."""
+    text = Fields(fields.need("text_config"), f"{fields.where}: text_config")
+    for key in (
+        "boi_token_index",
+        "eoi_token_index",
+        "image_token_index",
+        "mm_tokens_per_image",
+        "tie_word_embeddings",
+        "vision_config",
+    ):
+        fields.take(key)  # of images, which are not read here, or said of the text as well
+    config = gemma3_from_hf(text)
+    text.finish()
+    return config
