@@ -52,7 +52,8 @@ def measure_skills(generator: Generator, share: Share, count: int) -> dict[str, 
 
 
 def measure_judging(generator: Generator, share: Share, count: int) -> dict[str, float]:
-    """What `measure_skills` finds of the judge, on as many pairs of other tasks."""
+    """What `measure_skills` finds of the judge, on as many pairs that are drawn anew (of kinds with
+    few operands some are the same)."""
     draw = Random("judging")
     return _judgments(generator, [draw_task(draw, share) for _ in range(count)], draw)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from ste_jax.pico import make_seed
 from tests.running import REPOSITORY
 
 
@@ -59,3 +60,29 @@ def test_a_stopped_making_goes_on_and_a_finished_one_only_measures(tmp_path: Pat
     _, progress = third.communicate(timeout=900)
     assert third.returncode == 0 and not any(steps(progress))
     assert (made / "model.safetensors").read_bytes() == weights
+
+
+@pytest.mark.parametrize(
+    ("few", "all_", "score", "counts"),
+    [
+        ((0.60, 1.0), (0.61, 0.99), 0.993, [300, 2000]),
+        ((0.64, 1.0), (0.70, 1.0), 0.917, [300, 2000]),
+        ((0.61, 1.0), (0.62, 0.97), 0.0, [300, 2000]),
+        ((0.61, 0.97), None, 0.0, [300]),
+        ((0.717, 1.0), None, 0.45, [300]),
+        ((0.5, 0.0), None, 0.0, [300]),
+    ],
+    ids=["near", "near-at-first-sight", "unparsed", "unparsed-at-once", "far", "no-judge"],
+)
+def test_the_model_is_taken_that_judges_nearest(few, all_, score, counts) -> None:
+    asked: list[int] = []
+
+    def measure(model: object, count: int) -> dict[str, float]:
+        asked.append(count)
+        judge, parsed = few if count == 300 else all_
+        return {"judge": judge, "judge_parsed": parsed}
+
+    validate = make_seed.nearness(0.617, measure, 2000, lambda step, found: None)
+    assert validate(None, make_seed.FIRST_JUDGED - 1) == {"accuracy": 0.0}
+    assert validate(None, make_seed.FIRST_JUDGED)["accuracy"] == pytest.approx(score)
+    assert asked == counts
