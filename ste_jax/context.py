@@ -22,6 +22,7 @@ from ste_jax.config import Config
 from ste_jax.decoding.lanes import check_knobs
 from ste_jax.distributed import Processes
 from ste_jax.errors import RequestError
+from ste_jax.finetuning.lora import check_lora
 from ste_jax.finetuning.train_step import check_batch
 from ste_jax.generators.local import LocalGenerator
 from ste_jax.generators.protocol import Usage
@@ -132,6 +133,7 @@ def _check_early(config: Config) -> None:
     """
     check_knobs(config.decoding)
     check_batch(config.finetune, make_mesh(config.finetune.mesh))
+    check_lora(config.finetune.lora)
 
 
 def _templates(config: Config) -> list[Any]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from safetensors import SafetensorError
 from tqdm import tqdm
 
 from ste_jax import __version__, checkpoints, judge_card
@@ -55,8 +56,8 @@ def export_model(source: str, directory: str, dtype: str | None = None) -> str:
         text = model_card(final.name, found, card["provenance"] if card else {})
         (building / "README.md").write_text(text, encoding="utf-8")
         building.rename(final)
-    except OSError as error:
-        told = error.strerror or str(error)
+    except (OSError, SafetensorError) as error:
+        told = getattr(error, "strerror", None) or str(error)
         raise WorkError(f"could not write {directory}: {told}; make room and run again") from error
     finally:
         shutil.rmtree(building, ignore_errors=True)

@@ -33,9 +33,14 @@ def with_small_matrices(model: Decoder, knobs: LoraKnobs, seed: int, mesh: Mesh)
     Raises:
       RequestError: a knob names no matrix, or the rank or alpha cannot be.
     """
-    _check(knobs)
+    check_lora(knobs)
     there = {path.rpartition(".")[2] for path in model.config.parameters()}
     matrices = tuple(name for name in knobs.matrices if name in there)
+    if not matrices:
+        raise RequestError(
+            f"finetune.lora.matrices: the model has none of {', '.join(knobs.matrices)} (a "
+            "mixture's experts get no small ones), so nothing would be trained"
+        )
     lora = Lora(rank=knobs.rank, alpha=knobs.alpha, matrices=matrices)
     config = dataclasses.replace(model.config, lora=lora)
     values = parameters_of(model)
@@ -76,7 +81,10 @@ def _add(matrix: jax.Array, narrow: jax.Array, wide: jax.Array, scale: float) ->
     return (matrix.astype(jnp.float32) + scale * product).astype(matrix.dtype)
 
 
-def _check(knobs: LoraKnobs) -> None:
+def check_lora(knobs: LoraKnobs) -> None:
+    """Raises `RequestError` for knobs that can be no model's."""
+    if not knobs.rank:
+        return
     unknown = [name for name in knobs.matrices if name not in INPUT_AXES or name == "router"]
     if unknown:
         known = ", ".join(name for name in INPUT_AXES if name != "router")

@@ -105,13 +105,15 @@ def _of_these(x: jax.Array, choice: Choice, experts: Experts, first: jax.Array |
     expert = jnp.where(mine, expert, here)
     order = jnp.argsort(expert, stable=True)
     sizes = jnp.bincount(expert, length=here + 1)[:here].astype(jnp.int32)
-    sorted_tokens = tokens[order // times]
+    # What stands behind the last group is nobody's, and on some backends neither the product there
+    # nor its gradient is zero: masked on both sides, neither is seen.
+    ours = mine[order][:, None]
+    sorted_tokens = jnp.where(ours, tokens[order // times], 0)
 
     def grouped(rows: jax.Array, matrices: jax.Array) -> jax.Array:
         return jax.lax.ragged_dot(rows, matrices.astype(x.dtype), sizes)
 
     inner = jax.nn.silu(grouped(sorted_tokens, experts.gate)) * grouped(sorted_tokens, experts.up)
-    # What stands behind the last group is nobody's, and not said to be zero on every backend.
-    out = jnp.where(mine[order][:, None], grouped(inner, experts.down), 0)
+    out = jnp.where(ours, grouped(inner, experts.down), 0)
     by_token = out[jnp.argsort(order)].reshape(*choice.share.shape, -1)
     return jnp.einsum("btx,btxd->btd", choice.share.astype(x.dtype), by_token)

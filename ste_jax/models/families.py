@@ -52,7 +52,7 @@ class Family:
         fields = Fields(values, where)
         try:
             config = self.config_from_hf(fields)
-        except (AttributeError, TypeError, ValueError) as error:
+        except (ArithmeticError, AttributeError, TypeError, ValueError) as error:
             raise RequestError(f"{where}: {error}") from error
         fields.finish()
         return config

@@ -191,11 +191,12 @@ class GGUFFile:
         )
         try:
             self.config = self._model_config(meta)
-        except (TypeError, ValueError) as error:
+        except (ArithmeticError, TypeError, ValueError) as error:
             raise RequestError(f"{self.path}: {error}") from error
         meta.finish()
         weights = FAMILIES[self._architecture.family].weights
         self.stored = stored(self.config, weights, lambda weight: weight.gguf)
+        self.repeated: dict[str, str] = {}
 
     def get(self, key: str, default: Any = None) -> Any:
         """The metadata value of `key`."""
@@ -251,6 +252,8 @@ class GGUFFile:
         head_dim = meta.get("attention.key_length") or hidden // heads
         for key in ("attention.value_length", "rope.dimension_count"):
             meta.same(key, head_dim, "head size")
+        meta.need("attention.layer_norm_rms_epsilon")
+        eps = meta.number("attention.layer_norm_rms_epsilon")
         sizes = {
             "vocab_size": self._vocab_size(),
             "hidden_size": hidden,
@@ -260,13 +263,12 @@ class GGUFFile:
             "num_kv_heads": meta.get("attention.head_count_kv", heads),
             "head_dim": head_dim,
             "max_position": meta.need("context_length"),
-            "norm_eps": meta.number("attention.layer_norm_rms_epsilon"),
+            "norm_eps": eps,
             "tie_embeddings": "output.weight" not in self.shapes,
             "qkv_bias": "blk.0.attn_q.bias" in self.shapes,
             "o_bias": "blk.0.attn_output.bias" in self.shapes,
             "mlp_bias": "blk.0.ffn_gate.bias" in self.shapes,
         }
-        meta.need("attention.layer_norm_rms_epsilon")
         particular = self._architecture.particular(meta, sizes, self._rope_scaling(meta))
         return ModelConfig(model_type=self._architecture.family, **(sizes | particular))
 

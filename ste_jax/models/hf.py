@@ -6,6 +6,7 @@ copies just the slice asked for.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -47,6 +48,10 @@ class HFDirectory:
         self._family: Family = family_of(values.get("model_type"), str(config_file))
         self.config: ModelConfig = self._family.read_config(values, str(config_file))
         self.stored = stored(self.config, self._family.weights, self._name_of)
+        names = {one.name: self._name_of(one) for one in self._family.weights}
+        # A tied model's file may hold the embedding once more, as the output matrix.
+        tied = self.config.tie_embeddings
+        self.repeated = {names["unembed"]: names["embed"]} if tied else {}
         self._files = _weight_files(self.path)
         self._file_of: dict[str, Path] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
@@ -78,9 +83,8 @@ class HFDirectory:
 
     def passed_over(self, name: str) -> bool:
         """Whether the tensor of that name need not be read."""
-        # A tied model's file may repeat the embedding as the output matrix.
-        outputs = [self._name_of(one) for one in self._family.weights if one.name == "unembed"]
-        return name.endswith(IGNORED) or name.startswith(self._family.foreign) or name in outputs
+        foreign = name.startswith(self._family.foreign)
+        return foreign or name.endswith(IGNORED) or name in self.repeated
 
     def read(self, name: str, index: Index) -> np.ndarray[Any, Any]:
         """The slice `index` (one per dimension) of tensor `name` in the file's float type."""
@@ -97,7 +101,10 @@ def _weight_files(directory: Path) -> list[Path]:
         weight_map = _read_json(index).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise RequestError(f"{index}: has no weight_map")
-        files = [directory / name for name in sorted(set(weight_map.values()))]
+        names = {str(name) for name in weight_map.values()}
+        if any(Path(name).name != name for name in names):
+            raise RequestError(f"{index}: weight_map names a file that is not beside it")
+        files = [directory / name for name in sorted(names)]
         for file in files:
             if not file.exists():
                 raise RequestError(f"{file} is missing, and {index} names it")
@@ -144,7 +151,7 @@ def save_hf(
     """
     config = model.config
     family = family_of(config.model_type, "model")
-    values = family.config_to_hf(config)
+    values = _described(config, family)
     arrays = parameters_of(model)
     tensors = _in_file_order(stored(config, family.weights, lambda weight: weight.hf))
     itemsize = {path: array.dtype.itemsize for path, array in arrays.items()}
@@ -176,6 +183,23 @@ def save_hf(
         _write_json(path / _INDEX, index)
     # The config last: a directory without it is not a model.
     _write_json(path / "config.json", values)
+
+
+def _described(config: ModelConfig, family: Family) -> dict[str, Any]:
+    """The config as a file has it. Raises `RequestError` where that says something else."""
+    values = family.config_to_hf(config)
+    again = family.read_config(values, "config.json")
+    layers = range(config.num_layers)
+    for field in dataclasses.fields(config):
+        ours, theirs = (getattr(each, field.name) for each in (config, again))
+        if field.name == "kinds":
+            ours, theirs = ([each.kind_of(n) for n in layers] for each in (config, again))
+        if ours != theirs:
+            raise RequestError(
+                f"this model has no form in a Hugging Face config of type {config.model_type}: "
+                f"{field.name} is {ours!r}, and what would be written says {theirs!r}"
+            )
+    return values
 
 
 def _tensor(array: jax.Array, place: Place) -> np.ndarray[Any, Any]:

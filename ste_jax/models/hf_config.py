@@ -66,10 +66,22 @@ class Fields:
             raise RequestError(f"{self.where}: {key} is missing")
         return value
 
+    def nullable(self, key: str, default: Any) -> Any:
+        """The field's value, null among them; `default` only where it is missing."""
+        self._read.add(key)
+        return self._values.get(key, default)
+
     def capped(self, key: str, default: float | None) -> float | None:
-        """A soft cap: null is none, and only where the field is missing stands the default."""
-        value = self.take(key) if key in self._values else default
+        """A soft cap: null is none."""
+        value = self.nullable(key, default)
         return None if value is None else float(value)
+
+    def window(self) -> int:
+        """The window of a family that has one. Raises `RequestError` where it is null."""
+        window: int | None = self.nullable("sliding_window", 4096)
+        if window is None:
+            raise self.refuse("sliding_window", "and this family's local layers need one")
+        return window
 
     def refuse(self, key: str, why: str) -> RequestError:
         """The error that names the field."""
@@ -104,9 +116,10 @@ def _shape(fields: Fields, **defaults: Any) -> dict[str, Any]:
         "hidden_size": hidden,
         "num_layers": get("num_hidden_layers"),
         "num_heads": heads,
-        "num_kv_heads": fields.take(
+        "num_kv_heads": fields.nullable(
             "num_key_value_heads", defaults.get("num_key_value_heads", heads)
-        ),
+        )
+        or heads,
         "head_dim": head_dim or hidden // heads,
         "max_position": fields.take(
             "max_position_embeddings", defaults.get("max_position_embeddings", 2048)
@@ -129,9 +142,14 @@ def _silu(fields: Fields) -> None:
 def _rope(fields: Fields, max_position: int, theta: float = 10000.0) -> dict[str, Any]:
     """`rope_theta` and `rope_scaling` of a model that has one kind of rotary embedding."""
     # transformers 5 has one mapping for all that is rotary, before it there were two fields.
-    scaling, told = fields.take("rope_scaling"), fields.take("rope_parameters")
-    rope = dict(told or scaling or {})
-    theta = rope.pop("rope_theta", None) or fields.take("rope_theta") or theta
+    told, scaling = dict(fields.take("rope_parameters", {})), dict(fields.take("rope_scaling", {}))
+    thetas = [each.pop("rope_theta", None) for each in (told, scaling)]
+    thetas = [each for each in (*thetas, fields.take("rope_theta")) if each is not None]
+    if len(set(thetas)) > 1:
+        raise fields.refuse("rope_theta", "and another place says otherwise")
+    if told and scaling and told != scaling:
+        raise fields.refuse("rope_scaling", "and rope_parameters says otherwise")
+    rope, theta = scaling or told, thetas[0] if thetas else theta
     return {
         "rope_theta": float(theta),
         "rope_scaling": _rope_scaling(rope, max_position, fields.where),
@@ -285,8 +303,9 @@ def llama_to_hf(config: ModelConfig) -> dict[str, Any]:
 def mistral_from_hf(fields: Fields) -> ModelConfig:
     """Mistral: a Llama, in some versions with a window in every layer."""
     _silu(fields)
-    shape = _shape(fields, num_key_value_heads=8)
-    kind = LayerKind(window=fields.take("sliding_window"), **_rope(fields, shape["max_position"]))
+    shape = _shape(fields, num_key_value_heads=8, max_position_embeddings=131072)
+    window = fields.nullable("sliding_window", 4096)
+    kind = LayerKind(window=window, **_rope(fields, shape["max_position"]))
     return ModelConfig(
         model_type="mistral",
         intermediate_size=fields.need("intermediate_size"),
@@ -305,7 +324,7 @@ def mistral_to_hf(config: ModelConfig) -> dict[str, Any]:
 
 
 def _qwen_window(fields: Fields) -> int | None:
-    window: int | None = fields.take("sliding_window")
+    window: int | None = fields.nullable("sliding_window", 4096)
     return window if fields.take("use_sliding_window", False) else None
 
 
@@ -317,7 +336,8 @@ def _qwen_kinds(fields: Fields, shape: Mapping[str, Any]) -> tuple[LayerKind, ..
         fields,
         shape["num_layers"],
         lambda layer: _GLOBAL if window is None or layer < first else _LOCAL,
-        {_GLOBAL: LayerKind(**rope), _LOCAL: LayerKind(window=window, **rope)},
+        {_GLOBAL: LayerKind(**rope)}
+        | ({} if window is None else {_LOCAL: LayerKind(window=window, **rope)}),
     )
 
 
@@ -334,7 +354,7 @@ def _qwen_kinds_to_hf(config: ModelConfig) -> dict[str, Any]:
 def qwen2_from_hf(fields: Fields) -> ModelConfig:
     """Qwen 2 and 2.5: biases on queries, keys and values."""
     _silu(fields)
-    shape = _shape(fields, num_key_value_heads=32)
+    shape = _shape(fields, num_key_value_heads=32, max_position_embeddings=32768)
     return ModelConfig(
         model_type="qwen2",
         intermediate_size=fields.need("intermediate_size"),
@@ -352,7 +372,7 @@ def qwen2_to_hf(config: ModelConfig) -> dict[str, Any]:
 def qwen3_from_hf(fields: Fields) -> ModelConfig:
     """Qwen 3: norms on queries and keys."""
     _silu(fields)
-    shape = _shape(fields, num_key_value_heads=32, head_dim=128)
+    shape = _shape(fields, num_key_value_heads=32, head_dim=128, max_position_embeddings=32768)
     bias = bool(fields.take("attention_bias", False))
     return ModelConfig(
         model_type="qwen3",
@@ -377,7 +397,7 @@ def qwen3_to_hf(config: ModelConfig) -> dict[str, Any]:
 def mixtral_from_hf(fields: Fields) -> ModelConfig:
     """Mixtral: a Mistral whose MLPs are mixtures of experts."""
     _silu(fields)
-    shape = _shape(fields, num_key_value_heads=8)
+    shape = _shape(fields, num_key_value_heads=8, max_position_embeddings=131072)
     rope = _rope(fields, shape["max_position"], theta=1e6)
     return ModelConfig(
         model_type="mixtral",
@@ -403,7 +423,7 @@ def mixtral_to_hf(config: ModelConfig) -> dict[str, Any]:
 def qwen3_moe_from_hf(fields: Fields) -> ModelConfig:
     """Qwen 3 with mixtures of experts in all layers."""
     _silu(fields)
-    shape = _shape(fields, num_key_value_heads=4)
+    shape = _shape(fields, num_key_value_heads=4, max_position_embeddings=32768)
     fields.only("decoder_sparse_step", 1)
     if fields.take("mlp_only_layers"):
         raise fields.refuse("mlp_only_layers", "and only mixtures in all layers are supported")
@@ -504,7 +524,7 @@ def gemma2_from_hf(fields: Fields) -> ModelConfig:
         shape["num_layers"],
         lambda layer: _GLOBAL if layer % 2 else _LOCAL,
         {
-            _LOCAL: LayerKind(window=fields.take("sliding_window", 4096), **rope),
+            _LOCAL: LayerKind(window=fields.window(), **rope),
             _GLOBAL: LayerKind(**rope),
         },
     )
@@ -535,7 +555,7 @@ def gemma3_from_hf(fields: Fields) -> ModelConfig:
         shape["num_layers"],
         lambda layer: _LOCAL if (layer + 1) % pattern else _GLOBAL,
         {
-            _LOCAL: LayerKind(window=fields.take("sliding_window", 4096), **local),
+            _LOCAL: LayerKind(window=fields.window(), **local),
             _GLOBAL: LayerKind(**whole),
         },
     )
@@ -561,7 +581,7 @@ def _gemma3_ropes(fields: Fields, max_position: int) -> tuple[dict[str, Any], di
     }
     found = []
     for kind, theta in thetas.items():
-        rope = dict(told.get(kind) or (scaling if kind == _GLOBAL else {}))
+        rope = dict(told.get(kind) or {}) | (scaling if kind == _GLOBAL else {})
         theta = rope.pop("rope_theta", None) or theta
         found.append(
             {
@@ -596,10 +616,11 @@ def text_of_gemma3_from_hf(fields: Fields) -> ModelConfig:
         "eoi_token_index",
         "image_token_index",
         "mm_tokens_per_image",
-        "tie_word_embeddings",
         "vision_config",
     ):
-        fields.take(key)  # of images, which are not read here, or said of the text as well
+        fields.take(key)  # of images, which are not read here
     config = gemma3_from_hf(text)
     text.finish()
+    if bool(fields.take("tie_word_embeddings", config.tie_embeddings)) != config.tie_embeddings:
+        raise fields.refuse("tie_word_embeddings", "and text_config says otherwise")
     return config

@@ -39,6 +39,8 @@ class WeightFile(Protocol):
     """Of all tensors that are there, by name."""
     stored: dict[str, Stored]
     """How the file is to keep our parameters, by path."""
+    repeated: dict[str, str]
+    """Tensors that may be there and are then equal to another."""
 
     def passed_over(self, name: str) -> bool:
         """Whether the tensor of that name may be there and need not be read."""
@@ -129,6 +131,25 @@ def _check(file: WeightFile) -> None:
                 f"{file.path}: tensor {name} has shape {list(file.shapes[name])}, the config "
                 f"asks for {list(shape)}"
             )
+
+    for name, original in file.repeated.items():
+        if name in file.shapes and not _equal(file, name, original):
+            raise RequestError(
+                f"{file.path}: tensor {name} is another than {original}, though the config's "
+                "tie_word_embeddings says that they are one; set it to false if they are not"
+            )
+
+
+def _equal(file: WeightFile, name: str, other: str) -> bool:
+    """Whether two matrices are the same, looked at some rows at a time."""
+    shape = file.shapes[name]
+    if shape != file.shapes[other]:
+        return False
+    for start in range(0, shape[0], 4096):
+        part = (slice(start, min(start + 4096, shape[0])), slice(0, shape[1]))
+        if not np.array_equal(file.read(name, part), file.read(other, part)):
+            return False
+    return True
 
 
 def _refuse(what: str, names: list[str], file: WeightFile) -> None:

@@ -140,3 +140,6 @@ def test_experts_get_none() -> None:
     model = with_small_matrices(small_model(config), KNOBS, 0, ONE)
     small = {p.rpartition(".")[2] for p in parameters_of(model) if is_trained(model.config, p)}
     assert small == {f"{name}_lora_{end}" for name in "qkvo" for end in "ab"}
+    inner = dataclasses.replace(KNOBS, matrices=("gate", "up", "down"))
+    with pytest.raises(RequestError, match="the model has none of gate, up, down"):
+        with_small_matrices(small_model(config), inner, 0, ONE)

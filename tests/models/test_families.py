@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from transformers import LlamaConfig
+from transformers import AutoConfig, LlamaConfig
 
 from ste_jax.errors import RequestError
 from ste_jax.models.config import LayerKind, ModelConfig, RopeScaling
@@ -120,7 +120,10 @@ def test_what_is_written_reads_back_and_means_the_same_to_transformers(
         ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "'yarn' is not supported"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 2.0}}, "lacks low_freq_factor"),
         ({"rope_scaling": {"rope_type": "linear", "factor": 2.0, "mscale": 3}}, "mscale 3"),
-        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor 0.5"),
+        (
+            {"rope_scaling": None, "rope_parameters": {"partial_rotary_factor": 0.5}},
+            "partial_rotary_factor 0.5",
+        ),
         ({"vocab_size": None}, "vocab_size is missing"),
         ({"num_attention_heads": 33}, "not a multiple of num_attention_heads"),
     ],
@@ -210,9 +213,33 @@ def test_a_window_counts_only_where_it_is_used() -> None:
     assert len(config.groups) == 32, "no cycle: every layer is a group of its own"
 
 
+def test_what_is_missing_is_what_transformers_takes_and_null_is_null() -> None:
+    mistral = {**{k: LLAMA_31[k] for k in NEEDED}, "model_type": "mistral"}
+    reference = AutoConfig.for_model(**mistral)
+    config = read(mistral)
+    assert config.kinds[0].window == reference.sliding_window == 4096
+    assert config.max_position == reference.max_position_embeddings
+    assert config.num_kv_heads == reference.num_key_value_heads
+    assert read(mistral | {"sliding_window": None}).kinds[0].window is None
+    assert read(mistral | {"num_key_value_heads": None}).num_kv_heads == 32
+    assert read(QWEN2).max_position == AutoConfig.for_model(**QWEN2).max_position_embeddings
+    both = {"rope_theta": 500.0, "rope_parameters": {"rope_theta": 500.0}}
+    assert read(mistral | both).kinds[0].rope_theta == 500.0
+
+
 @pytest.mark.parametrize(
     ("values", "changes", "told"),
     [
+        (QWEN2, {"layer_types": ["sliding_attention"] * 32}, "sliding_attention is not known"),
+        (QWEN2, {"rope_theta": 5.0, "rope_parameters": {"rope_theta": 6.0}}, "rope_theta is 5.0"),
+        (
+            QWEN2,
+            {"rope_scaling": {"type": "linear", "factor": 2.0}, "rope_parameters": {"factor": 3.0}},
+            "rope_scaling is .* rope_parameters says otherwise",
+        ),
+        (GEMMA_2_2B, {"sliding_window": None}, "sliding_window is None"),
+        (GEMMA_2_2B, {"num_attention_heads": 0, "head_dim": None}, "the/config.json: "),
+        (GEMMA_3_27B, {"tie_word_embeddings": False}, "tie_word_embeddings is False"),
         (GEMMA_2_2B, {"use_bidirectional_attention": True}, "use_bidirectional_attention is True"),
         (GEMMA_2_2B, {"hidden_activation": "gelu"}, "hidden_activation is 'gelu'"),
         (GEMMA_2_2B, {"layer_types": ["chunked_attention"] * 26}, "chunked_attention is not known"),

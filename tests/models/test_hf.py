@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -133,6 +134,28 @@ def test_a_repeated_tied_matrix_and_old_rotary_tables_are_passed_over(
     assert "unembed" not in vars(load_weights(tmp_path / "hf", ONE))
 
 
+def test_a_tied_model_that_holds_another_output_matrix_is_refused(
+    make_llama: Any, tmp_path: Path
+) -> None:
+    make_llama(tie_word_embeddings=True)
+
+    def add(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"] + 1
+
+    edit(tmp_path / "hf", add)
+    with pytest.raises(RequestError, match=r"lm_head\.weight is another than .*tie_word"):
+        open_weights(tmp_path / "hf")
+
+
+def test_a_model_that_no_config_describes_is_not_written(make_llama: Any, tmp_path: Path) -> None:
+    make_llama(attention_bias=True)
+    model = load_weights(tmp_path / "hf", ONE)
+    model.config = dataclasses.replace(model.config, o_bias=False)
+    with pytest.raises(RequestError, match="o_bias is False, and what would be written says True"):
+        save_hf(model, tmp_path / "ours")
+    assert not (tmp_path / "ours").exists()
+
+
 def test_the_processes_of_a_job_load_one_model_together(make_llama: Any, tmp_path: Path) -> None:
     reference = make_llama()
     port = free_port()
@@ -227,6 +250,11 @@ def empty_index(path: Path) -> None:
     (path / "model.safetensors.index.json").write_text("{}", encoding="utf-8")
 
 
+def outside(path: Path) -> None:
+    index = {"weight_map": {"a": "../model.safetensors"}}
+    (path / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+
+
 def twice(path: Path) -> None:
     copy = path / "other.safetensors"
     copy.write_bytes((path / "model.safetensors").read_bytes())
@@ -254,6 +282,7 @@ def twice(path: Path) -> None:
         (missing_part, r"model-00002-of-00002\.safetensors is missing"),
         (empty_index, r"index\.json: has no weight_map"),
         (twice, r"also in another file"),
+        (outside, r"names a file that is not beside it"),
     ],
     ids=lambda value: value.__name__ if callable(value) else "",
 )
