@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import yaml
 from safetensors import SafetensorError
 from tqdm import tqdm
@@ -49,7 +50,9 @@ def export_model(source: str, directory: str, dtype: str | None = None) -> str:
     shutil.rmtree(building, ignore_errors=True)
     try:
         count = opened.model.config.parameter_count()
-        bar = tqdm(total=count * _BYTES[dtype], unit="B", unit_scale=True, desc="export")
+        bar = tqdm(
+            total=count * jnp.dtype(dtype).itemsize, unit="B", unit_scale=True, desc="export"
+        )
         with bar:
             save_hf(opened.model, building, progress=bar.update)
         opened.tokenizer.save(building)
@@ -62,9 +65,6 @@ def export_model(source: str, directory: str, dtype: str | None = None) -> str:
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return f"{directory}: {count:,} parameters in {dtype}, from {found.name}"
-
-
-_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 def model_card(name: str, source: Source, provenance: Mapping[str, Any]) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 from ste_jax.errors import RequestError
 from ste_jax.models import hf_config
 from ste_jax.models.config import ModelConfig
-from ste_jax.models.hf_config import Fields
+from ste_jax.models.hf_fields import Fields
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,13 +67,11 @@ def _outer(name: str, hf: str, gguf: str, layout: str) -> Weight:
     return Weight(name=name, hf=f"{hf}.weight", gguf=f"{gguf}.weight", layout=layout)
 
 
-def _inner(
-    name: str, hf: str, gguf: str, layout: str, kind: str = "weight", gguf_kind: str = "weight"
-) -> Weight:
+def _inner(name: str, hf: str, gguf: str, layout: str, kind: str = "weight") -> Weight:
     return Weight(
         name=name,
         hf=f"model.layers.{{layer}}.{hf}.{kind}",
-        gguf=f"blk.{{layer}}.{gguf}.{gguf_kind}",
+        gguf=f"blk.{{layer}}.{gguf}.{kind}",
         layout=layout,
     )
 
@@ -83,7 +81,7 @@ def _matrix(name: str, hf: str, gguf: str, layout: str) -> tuple[Weight, Weight]
     outputs = layout[: layout.index(")") + 1] if layout.startswith("(") else layout.split()[0]
     return (
         _inner(name, hf, gguf, layout),
-        _inner(f"{name}_bias", hf, gguf, outputs, "bias", "bias"),
+        _inner(f"{name}_bias", hf, gguf, outputs, "bias"),
     )
 
 

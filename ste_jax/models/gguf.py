@@ -28,16 +28,11 @@ _WITHOUT_EFFECT = {"rope.scaling.finetuned", "rope.scaling.original_context_leng
 
 
 class Metadata:
-    """The values of a file that say what its model computes: those of its architecture."""
+    """The values of a file that say what its model computes: those of its architecture alone."""
 
     def __init__(self, values: dict[str, Any], architecture: str, where: str) -> None:
-        prefix = f"{architecture}."
-        self._values = {
-            key.removeprefix(prefix): value
-            for key, value in values.items()
-            if key.startswith(prefix)
-        }
-        self._prefix = prefix
+        self._prefix = f"{architecture}."
+        self._values = {key.removeprefix(self._prefix): value for key, value in values.items()}
         self._read = set(_WITHOUT_EFFECT)
         self.where = where
 
@@ -88,24 +83,20 @@ class _Architecture:
     """The rows of q and k are in the order of interleaved rotary pairs."""
 
 
-def _one_kind(meta: Metadata, scaling: RopeScaling | None) -> dict[str, Any]:
+def _llama(meta: Metadata, sizes: dict[str, Any], scaling: RopeScaling | None) -> dict[str, Any]:
     theta = meta.number("rope.freq_base", 10000.0)
     return {"kinds": (LayerKind(rope_theta=theta or 0.0, rope_scaling=scaling),)}
 
 
-def _llama(meta: Metadata, sizes: dict[str, Any], scaling: RopeScaling | None) -> dict[str, Any]:
-    return _one_kind(meta, scaling)
-
-
 def _mixtral(meta: Metadata, sizes: dict[str, Any], scaling: RopeScaling | None) -> dict[str, Any]:
-    return _one_kind(meta, scaling) | {
+    return _llama(meta, sizes, scaling) | {
         "experts": meta.need("expert_count"),
         "experts_per_token": meta.need("expert_used_count"),
     }
 
 
 def _qwen3(meta: Metadata, sizes: dict[str, Any], scaling: RopeScaling | None) -> dict[str, Any]:
-    return _one_kind(meta, scaling) | {"qk_norm": True}
+    return _llama(meta, sizes, scaling) | {"qk_norm": True}
 
 
 def _qwen3_moe(

@@ -1,8 +1,6 @@
 """What does a Hugging Face `config.json` say of the model, family by family?
 
-A field that would change the computation in a way that is not known here is refused by name: a
-model that loads is the model that was meant. Defaults are those of `transformers`, since files
-leave out what is a default there.
+Defaults are those of `transformers`, since files leave out what is a default there.
 """
 
 from __future__ import annotations
@@ -11,208 +9,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ste_jax.errors import RequestError
-from ste_jax.models.config import LayerKind, ModelConfig, RopeScaling
-
-# Fields that say how the model was made, is stored, trained or sampled, not what it computes.
-_WITHOUT_EFFECT = {
-    "_name_or_path",
-    "_sliding_window_pattern",
-    "architectures",
-    "attention_dropout",
-    "bos_token_id",
-    "cache_implementation",
-    "dtype",
-    "eos_token_id",
-    "initializer_range",
-    "is_llama_config",
-    "model_type",
-    "output_attentions",
-    "output_hidden_states",
-    "output_router_logits",
-    "pad_token_id",
-    "pretraining_tp",
-    "return_dict",
-    "router_aux_loss_coef",
-    "router_jitter_noise",
-    "tokenizer_class",
-    "torch_dtype",
-    "transformers.js_config",
-    "transformers_version",
-    "unk_token_id",
-    "unsloth_fixed",
-    "unsloth_version",
-    "use_cache",
-}
-
-
-class Fields:
-    """The fields of a config, of which every one is to be read or known to be without effect."""
-
-    def __init__(self, values: Mapping[str, Any], where: str) -> None:
-        self._values = values
-        self._read: set[str] = set(_WITHOUT_EFFECT)
-        self.where = where
-
-    def take(self, key: str, default: Any = None) -> Any:
-        """The field's value; `default` where it is missing or null."""
-        self._read.add(key)
-        value = self._values.get(key)
-        return default if value is None else value
-
-    def need(self, key: str) -> Any:
-        """The field's value. Raises `RequestError` where there is none."""
-        value = self.take(key)
-        if value is None:
-            raise RequestError(f"{self.where}: {key} is missing")
-        return value
-
-    def nullable(self, key: str, default: Any) -> Any:
-        """The field's value, null among them; `default` only where it is missing."""
-        self._read.add(key)
-        return self._values.get(key, default)
-
-    def capped(self, key: str, default: float | None) -> float | None:
-        """A soft cap: null is none."""
-        value = self.nullable(key, default)
-        return None if value is None else float(value)
-
-    def window(self) -> int:
-        """The window of a family that has one. Raises `RequestError` where it is null."""
-        window: int | None = self.nullable("sliding_window", 4096)
-        if window is None:
-            raise self.refuse("sliding_window", "and this family's local layers need one")
-        return window
-
-    def refuse(self, key: str, why: str) -> RequestError:
-        """The error that names the field."""
-        return RequestError(f"{self.where}: {key} is {self._values.get(key)!r}, {why}")
-
-    def only(self, key: str, *allowed: Any) -> None:
-        """Refuses the field where it is there and none of `allowed`."""
-        if self.take(key, allowed[0]) not in allowed:
-            told = " or ".join(map(str, allowed))
-            raise self.refuse(key, f"only {told} is supported")
-
-    def finish(self) -> None:
-        """Refuses what nobody has read. A field that is off (null, false, 0, empty) says that
-        nothing unusual is asked for."""
-        for key, value in self._values.items():
-            if key not in self._read and value:
-                raise self.refuse(key, "a field that is not known here and may change the result")
-
-
-def _shape(fields: Fields, **defaults: Any) -> dict[str, Any]:
-    """What all families have; `defaults` of fields by name, others must be there."""
-
-    def get(key: str) -> Any:
-        return fields.take(key, defaults[key]) if key in defaults else fields.need(key)
-
-    hidden, heads = get("hidden_size"), get("num_attention_heads")
-    head_dim = fields.take("head_dim", defaults.get("head_dim"))
-    if head_dim is None and hidden % heads:
-        raise fields.refuse("hidden_size", f"not a multiple of num_attention_heads {heads}")
-    return {
-        "vocab_size": get("vocab_size"),
-        "hidden_size": hidden,
-        "num_layers": get("num_hidden_layers"),
-        "num_heads": heads,
-        "num_kv_heads": fields.nullable(
-            "num_key_value_heads", defaults.get("num_key_value_heads", heads)
-        )
-        or heads,
-        "head_dim": head_dim or hidden // heads,
-        "max_position": fields.take(
-            "max_position_embeddings", defaults.get("max_position_embeddings", 2048)
-        ),
-        "norm_eps": float(get("rms_norm_eps")),
-        "tie_embeddings": bool(
-            fields.take("tie_word_embeddings", defaults.get("tie_word_embeddings", False))
-        ),
-    }
-
-
-def _silu(fields: Fields) -> None:
-    fields.only("hidden_act", "silu")
-
-
-# ---------------------------------------------------------------------------------------------
-# Rotary embedding
-
-
-def _rope(fields: Fields, max_position: int, theta: float = 10000.0) -> dict[str, Any]:
-    """`rope_theta` and `rope_scaling` of a model that has one kind of rotary embedding."""
-    # transformers 5 has one mapping for all that is rotary, before it there were two fields.
-    told, scaling = dict(fields.take("rope_parameters", {})), dict(fields.take("rope_scaling", {}))
-    thetas = [each.pop("rope_theta", None) for each in (told, scaling)]
-    thetas = [each for each in (*thetas, fields.take("rope_theta")) if each is not None]
-    if len(set(thetas)) > 1:
-        raise fields.refuse("rope_theta", "and another place says otherwise")
-    if told and scaling and told != scaling:
-        raise fields.refuse("rope_scaling", "and rope_parameters says otherwise")
-    rope, theta = scaling or told, thetas[0] if thetas else theta
-    return {
-        "rope_theta": float(theta),
-        "rope_scaling": _rope_scaling(rope, max_position, fields.where),
-    }
-
-
-def _rope_scaling(rope: dict[str, Any], max_position: int, where: str) -> RopeScaling | None:
-    rope = dict(rope)
-    kind = rope.pop("rope_type", None) or rope.pop("type", None) or "default"
-    rope.pop("type", None)
-    original = rope.pop("original_max_position_embeddings", None) or max_position
-    known: dict[str, Callable[[], RopeScaling | None]] = {
-        "default": lambda: None,
-        "linear": lambda: RopeScaling(kind="linear", factor=float(rope.pop("factor"))),
-        "llama3": lambda: RopeScaling(
-            kind="llama3",
-            factor=float(rope.pop("factor")),
-            low_freq_factor=float(rope.pop("low_freq_factor")),
-            high_freq_factor=float(rope.pop("high_freq_factor")),
-            original_max_position=original,
-        ),
-    }
-    if kind not in known:
-        raise RequestError(
-            f"{where}: rope scaling of type {kind!r} is not supported; known are {', '.join(known)}"
-        )
-    if rope.get("partial_rotary_factor") == 1:
-        rope.pop("partial_rotary_factor")
-    try:
-        scaling = known[kind]()
-    except KeyError as error:
-        raise RequestError(f"{where}: rope scaling {kind!r} lacks {error.args[0]}") from error
-    left = {key: value for key, value in rope.items() if value is not None}
-    if left:
-        key, value = next(iter(left.items()))
-        raise RequestError(
-            f"{where}: rope scaling {kind!r} has {key} {value!r}, which is not supported"
-        )
-    return scaling
-
-
-def _rope_to_hf(kind: LayerKind) -> dict[str, Any]:
-    """In the form that all versions of transformers read."""
-    return {"rope_theta": kind.rope_theta, "rope_scaling": _scaling_to_hf(kind.rope_scaling)}
-
-
-def _scaling_to_hf(scaling: RopeScaling | None) -> dict[str, Any] | None:
-    if scaling is None:
-        return None
-    if scaling.kind == "factors":
-        raise RequestError(
-            "rope scaling by a table of factors (from a GGUF file) has no form in a Hugging Face "
-            "config, so this model cannot be written as one"
-        )
-    rope: dict[str, Any] = {"rope_type": scaling.kind, "factor": scaling.factor}
-    if scaling.kind == "llama3":
-        rope |= {
-            "low_freq_factor": scaling.low_freq_factor,
-            "high_freq_factor": scaling.high_freq_factor,
-            "original_max_position_embeddings": scaling.original_max_position,
-        }
-    return rope
-
+from ste_jax.models.config import LayerKind, ModelConfig
+from ste_jax.models.hf_fields import (
+    Fields,
+    only_silu,
+    read_rope,
+    read_rope_scaling,
+    read_shape,
+    rope_to_hf,
+)
 
 # ---------------------------------------------------------------------------------------------
 # Kinds of layer
@@ -276,13 +81,13 @@ def _common_to_hf(config: ModelConfig, architecture: str) -> dict[str, Any]:
 
 def llama_from_hf(fields: Fields) -> ModelConfig:
     """Llama 2, 3, 3.1, 3.2, 3.3, and what has their form (SmolLM2)."""
-    _silu(fields)
-    shape = _shape(fields)
+    only_silu(fields)
+    shape = read_shape(fields)
     bias = bool(fields.take("attention_bias", False))
     return ModelConfig(
         model_type="llama",
         intermediate_size=fields.need("intermediate_size"),
-        kinds=(LayerKind(**_rope(fields, shape["max_position"])),),
+        kinds=(LayerKind(**read_rope(fields, shape["max_position"])),),
         qkv_bias=bias,
         o_bias=bias,
         mlp_bias=bool(fields.take("mlp_bias", False)),
@@ -294,7 +99,7 @@ def llama_to_hf(config: ModelConfig) -> dict[str, Any]:
     """The inverse."""
     return {
         **_common_to_hf(config, "LlamaForCausalLM"),
-        **_rope_to_hf(config.kinds[0]),
+        **rope_to_hf(config.kinds[0]),
         "attention_bias": config.qkv_bias,
         "mlp_bias": config.mlp_bias,
     }
@@ -302,10 +107,10 @@ def llama_to_hf(config: ModelConfig) -> dict[str, Any]:
 
 def mistral_from_hf(fields: Fields) -> ModelConfig:
     """Mistral: a Llama, in some versions with a window in every layer."""
-    _silu(fields)
-    shape = _shape(fields, num_key_value_heads=8, max_position_embeddings=131072)
+    only_silu(fields)
+    shape = read_shape(fields, num_key_value_heads=8, max_position_embeddings=131072)
     window = fields.nullable("sliding_window", 4096)
-    kind = LayerKind(window=window, **_rope(fields, shape["max_position"]))
+    kind = LayerKind(window=window, **read_rope(fields, shape["max_position"]))
     return ModelConfig(
         model_type="mistral",
         intermediate_size=fields.need("intermediate_size"),
@@ -318,7 +123,7 @@ def mistral_to_hf(config: ModelConfig) -> dict[str, Any]:
     """The inverse."""
     return {
         **_common_to_hf(config, "MistralForCausalLM"),
-        **_rope_to_hf(config.kinds[0]),
+        **rope_to_hf(config.kinds[0]),
         "sliding_window": config.kinds[0].window,
     }
 
@@ -329,7 +134,7 @@ def _qwen_window(fields: Fields) -> int | None:
 
 
 def _qwen_kinds(fields: Fields, shape: Mapping[str, Any]) -> tuple[LayerKind, ...]:
-    rope = _rope(fields, shape["max_position"])
+    rope = read_rope(fields, shape["max_position"])
     window = _qwen_window(fields)
     first = fields.take("max_window_layers", 28)
     return _typed_layers(
@@ -344,7 +149,7 @@ def _qwen_kinds(fields: Fields, shape: Mapping[str, Any]) -> tuple[LayerKind, ..
 def _qwen_kinds_to_hf(config: ModelConfig) -> dict[str, Any]:
     window = _window_of(config)
     return {
-        **_rope_to_hf(config.kinds[0]),
+        **rope_to_hf(config.kinds[0]),
         "use_sliding_window": window is not None,
         "sliding_window": window,
         "layer_types": _types_to_hf(config),
@@ -353,8 +158,8 @@ def _qwen_kinds_to_hf(config: ModelConfig) -> dict[str, Any]:
 
 def qwen2_from_hf(fields: Fields) -> ModelConfig:
     """Qwen 2 and 2.5: biases on queries, keys and values."""
-    _silu(fields)
-    shape = _shape(fields, num_key_value_heads=32, max_position_embeddings=32768)
+    only_silu(fields)
+    shape = read_shape(fields, num_key_value_heads=32, max_position_embeddings=32768)
     return ModelConfig(
         model_type="qwen2",
         intermediate_size=fields.need("intermediate_size"),
@@ -371,8 +176,8 @@ def qwen2_to_hf(config: ModelConfig) -> dict[str, Any]:
 
 def qwen3_from_hf(fields: Fields) -> ModelConfig:
     """Qwen 3: norms on queries and keys."""
-    _silu(fields)
-    shape = _shape(fields, num_key_value_heads=32, head_dim=128, max_position_embeddings=32768)
+    only_silu(fields)
+    shape = read_shape(fields, num_key_value_heads=32, head_dim=128, max_position_embeddings=32768)
     bias = bool(fields.take("attention_bias", False))
     return ModelConfig(
         model_type="qwen3",
@@ -396,9 +201,9 @@ def qwen3_to_hf(config: ModelConfig) -> dict[str, Any]:
 
 def mixtral_from_hf(fields: Fields) -> ModelConfig:
     """Mixtral: a Mistral whose MLPs are mixtures of experts."""
-    _silu(fields)
-    shape = _shape(fields, num_key_value_heads=8, max_position_embeddings=131072)
-    rope = _rope(fields, shape["max_position"], theta=1e6)
+    only_silu(fields)
+    shape = read_shape(fields, num_key_value_heads=8, max_position_embeddings=131072)
+    rope = read_rope(fields, shape["max_position"], theta=1e6)
     return ModelConfig(
         model_type="mixtral",
         intermediate_size=fields.need("intermediate_size"),
@@ -413,7 +218,7 @@ def mixtral_to_hf(config: ModelConfig) -> dict[str, Any]:
     """The inverse."""
     return {
         **_common_to_hf(config, "MixtralForCausalLM"),
-        **_rope_to_hf(config.kinds[0]),
+        **rope_to_hf(config.kinds[0]),
         "sliding_window": config.kinds[0].window,
         "num_local_experts": config.experts,
         "num_experts_per_tok": config.experts_per_token,
@@ -422,8 +227,8 @@ def mixtral_to_hf(config: ModelConfig) -> dict[str, Any]:
 
 def qwen3_moe_from_hf(fields: Fields) -> ModelConfig:
     """Qwen 3 with mixtures of experts in all layers."""
-    _silu(fields)
-    shape = _shape(fields, num_key_value_heads=4, max_position_embeddings=32768)
+    only_silu(fields)
+    shape = read_shape(fields, num_key_value_heads=4, max_position_embeddings=32768)
     fields.only("decoder_sparse_step", 1)
     if fields.take("mlp_only_layers"):
         raise fields.refuse("mlp_only_layers", "and only mixtures in all layers are supported")
@@ -437,7 +242,7 @@ def qwen3_moe_from_hf(fields: Fields) -> ModelConfig:
     return ModelConfig(
         model_type="qwen3_moe",
         intermediate_size=fields.take("moe_intermediate_size", 768),
-        kinds=(LayerKind(window=window, **_rope(fields, shape["max_position"])),),
+        kinds=(LayerKind(window=window, **read_rope(fields, shape["max_position"])),),
         qk_norm=True,
         qkv_bias=bias,
         o_bias=bias,
@@ -453,7 +258,7 @@ def qwen3_moe_to_hf(config: ModelConfig) -> dict[str, Any]:
     window = config.kinds[0].window
     return {
         **_common_to_hf(config, "Qwen3MoeForCausalLM"),
-        **_rope_to_hf(config.kinds[0]),
+        **rope_to_hf(config.kinds[0]),
         "use_sliding_window": window is not None,
         "sliding_window": window,
         "attention_bias": config.qkv_bias,
@@ -517,8 +322,8 @@ def _whole(value: float | None) -> float | int | None:
 
 def gemma2_from_hf(fields: Fields) -> ModelConfig:
     """Gemma 2: soft caps; local and global attention in turn."""
-    shape = _shape(fields, vocab_size=256000, max_position_embeddings=8192, **_GEMMA_DEFAULTS)
-    rope = _rope(fields, shape["max_position"])
+    shape = read_shape(fields, vocab_size=256000, max_position_embeddings=8192, **_GEMMA_DEFAULTS)
+    rope = read_rope(fields, shape["max_position"])
     kinds = _typed_layers(
         fields,
         shape["num_layers"],
@@ -541,13 +346,13 @@ def gemma2_from_hf(fields: Fields) -> ModelConfig:
 
 def gemma2_to_hf(config: ModelConfig) -> dict[str, Any]:
     """The inverse."""
-    return {**_gemma_to_hf(config, "Gemma2ForCausalLM"), **_rope_to_hf(config.kinds[0])}
+    return {**_gemma_to_hf(config, "Gemma2ForCausalLM"), **rope_to_hf(config.kinds[0])}
 
 
 def gemma3_from_hf(fields: Fields) -> ModelConfig:
     """Gemma 3, the text model: norms on queries and keys; mostly local attention, with rotary
     embedding of its own."""
-    shape = _shape(fields, vocab_size=262208, max_position_embeddings=131072, **_GEMMA_DEFAULTS)
+    shape = read_shape(fields, vocab_size=262208, max_position_embeddings=131072, **_GEMMA_DEFAULTS)
     local, whole = _gemma3_ropes(fields, shape["max_position"])
     pattern = fields.take("sliding_window_pattern", 6)
     kinds = _typed_layers(
@@ -586,7 +391,7 @@ def _gemma3_ropes(fields: Fields, max_position: int) -> tuple[dict[str, Any], di
         found.append(
             {
                 "rope_theta": float(theta),
-                "rope_scaling": _rope_scaling(rope, max_position, fields.where),
+                "rope_scaling": read_rope_scaling(rope, max_position, fields.where),
             }
         )
     return found[0], found[1]
@@ -603,7 +408,7 @@ def gemma3_to_hf(config: ModelConfig) -> dict[str, Any]:
         )
     return {
         **_gemma_to_hf(config, "Gemma3ForCausalLM"),
-        **_rope_to_hf(whole or LayerKind(rope_theta=1e6)),
+        **rope_to_hf(whole or LayerKind(rope_theta=1e6)),
         "rope_local_base_freq": local.rope_theta if local else 1e4,
     }
 

@@ -33,7 +33,7 @@ SIZES: dict[str, Any] = {
     "pad_token_id": None,
 }
 WINDOW = 7
-_LLAMA3 = {
+LLAMA3 = {
     "rope_type": "llama3",
     "rope_theta": 100.0,
     "factor": 8.0,
@@ -72,7 +72,7 @@ CASES = (
     Case("llama-biases", "llama", {"attention_bias": True, "mlp_bias": True}),
     Case("llama-no-gqa", "llama", {"num_key_value_heads": 6, "vocab_size": 33}),
     Case("llama-linear", "llama", {"rope_parameters": _LINEAR}),
-    Case("llama-3.1", "llama", {"rope_parameters": _LLAMA3}),
+    Case("llama-3.1", "llama", {"rope_parameters": LLAMA3}),
     Case("mistral", "mistral", {"sliding_window": None}),
     Case("mistral-window", "mistral", {"sliding_window": WINDOW}),
     Case("qwen2", "qwen2", {"tie_word_embeddings": True}),
@@ -122,7 +122,7 @@ def make(
     config = AutoConfig.for_model(case.model_type, **(SIZES | case.changes | changes))
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
-    return _randomized(model, directory, dtype)
+    return randomized(model, directory, dtype)
 
 
 def make_seeing(directory: Path) -> PreTrainedModel:
@@ -141,10 +141,11 @@ def make_seeing(directory: Path) -> PreTrainedModel:
         mm_tokens_per_image=4,
     )
     torch.manual_seed(0)
-    return _randomized(Gemma3ForConditionalGeneration(config).eval(), directory, torch.float32)
+    return randomized(Gemma3ForConditionalGeneration(config).eval(), directory, torch.float32)
 
 
-def _randomized(model: Any, directory: Path, dtype: torch.dtype) -> PreTrainedModel:
+def randomized(model: Any, directory: Path, dtype: torch.dtype) -> PreTrainedModel:
+    """Moves every parameter of a fresh model by chance, and writes it to `directory`."""
     with torch.no_grad():
         for parameter in model.parameters():
             # The library starts norms at one and biases at zero, where mistakes do not show.

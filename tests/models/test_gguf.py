@@ -21,19 +21,11 @@ from ste_jax.models.gguf import GGUFFile
 from ste_jax.models.load import load_weights, open_weights
 from ste_jax.models.sources import Source, resolve
 from ste_jax.sharding import make_mesh
-from tests.models.families import BY_NAME, make
+from tests.models.families import BY_NAME, LLAMA3, make
 from tests.models.reference import our_logits, torch_logits
 
 ONE = make_mesh(MeshKnobs(), jax.devices()[:1])
 TOKENS = np.random.default_rng(0).integers(0, 37, (3, 19))
-ROPE_LLAMA3 = {
-    "rope_type": "llama3",
-    "rope_theta": 100.0,
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 32,
-}
 
 
 ARCHITECTURES = {
@@ -180,7 +172,7 @@ def test_a_file_of_each_architecture_gives_the_model_it_was_made_from(
 
 
 def test_the_rope_freqs_tensor_is_applied(make_llama: Any, tmp_path: Path) -> None:
-    reference = make_llama(rope_parameters=ROPE_LLAMA3)
+    reference = make_llama(rope_parameters=LLAMA3)
     plain = make_llama("plain", rope_parameters={"rope_type": "default", "rope_theta": 100.0})
     frequencies = [m.model.rotary_emb.inv_freq.numpy() for m in (plain, reference)]
     factors = np.asarray(frequencies[0] / frequencies[1], np.float32)
