@@ -15,7 +15,7 @@ from typing import Any
 
 from etils import epath
 
-from ste_jax.errors import WorkError
+from ste_jax.errors import RequestError, WorkError
 
 _PARTIAL = ".partial"
 
@@ -83,6 +83,24 @@ def read_json(path: epath.Path) -> Any:
         return json.loads(path.read_text())
     except ValueError as error:
         raise WorkError(f"{path} is not JSON ({error}); delete it and run again") from error
+
+
+def read_object(path: Path, name: str = "") -> dict[str, Any]:
+    """Read a JSON object of somebody else's, which messages call `name`.
+
+    Raises:
+      RequestError: it is missing, or is something else.
+    """
+    name = name or str(path)
+    if not path.exists():
+        raise RequestError(f"{name} is missing")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RequestError(f"{name}: not readable as JSON ({error})") from error
+    if not isinstance(values, dict):
+        raise RequestError(f"{name}: a JSON object is expected")
+    return values
 
 
 def remove(path: epath.Path) -> None:

@@ -28,6 +28,7 @@ from tokenizers import (
 
 from ste_jax.errors import RequestError
 from ste_jax.gguf_metadata import read_gguf_metadata
+from ste_jax.sentencepiece_model import Pieces, build_backend
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,47 +179,19 @@ def _byte_level(values: dict[str, Any], path: Path) -> Tokenizer:
 # ---------------------------------------------------------------------------------------------
 # SentencePiece BPE
 
-_SPACE = "▁"
-
 
 def _sentencepiece(values: dict[str, Any], path: Path) -> Tokenizer:
-    tokens, kinds = values["tokens"], values["token_type"]
+    tokens = values["tokens"]
     if len(values.get("scores", ())) != len(tokens):
         raise RequestError(f"{path}: tokenizer.ggml.scores does not have one score per token")
-    unknown = values.get("unknown_token_id", 0)
-    backend = Tokenizer(
-        models.BPE(
-            vocab=_vocab(tokens),
-            merges=_merges(tokens, values["scores"], kinds),
-            unk_token=tokens[unknown],
-            fuse_unk=True,
-            byte_fallback=TokenType.BYTE in kinds,
-        )
+    pieces = Pieces(
+        texts=tokens,
+        scores=values["scores"],
+        kinds=values["token_type"],
+        unknown_id=values.get("unknown_token_id", 0),
     )
-    spaces: list[Any] = [normalizers.Replace(" ", _SPACE)]
-    decode: list[Any] = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
-    # A space before the first word is how SentencePiece models see the start of a text.
-    if values.get("add_space_prefix", True):
-        spaces.insert(0, normalizers.Prepend(_SPACE))
-        decode.append(decoders.Strip(" ", 1, 0))
-    backend.normalizer = normalizers.Sequence(spaces)
-    backend.decoder = decoders.Sequence(decode)
-    return backend
-
-
-def _merges(
-    tokens: Sequence[str], scores: Sequence[float], kinds: Sequence[int]
-) -> list[tuple[str, str]]:
-    """The merges that build each piece out of two others, the piece of the highest score first."""
-    built = (TokenType.NORMAL, TokenType.USER_DEFINED)
-    pieces = {token: i for i, token in enumerate(tokens) if kinds[i] in built}
-    found: list[tuple[float, int, int, int]] = []
-    for piece, i in pieces.items():
-        for cut in range(1, len(piece)):
-            left, right = pieces.get(piece[:cut]), pieces.get(piece[cut:])
-            if left is not None and right is not None:
-                found.append((-scores[i], i, left, right))
-    return [(tokens[left], tokens[right]) for _, _, left, right in sorted(found)]
+    # As llama.cpp puts it, which has no other way.
+    return build_backend(pieces, "always" if values.get("add_space_prefix", True) else "never")
 
 
 def _vocab(tokens: Sequence[str]) -> dict[str, int]:

@@ -1,33 +1,40 @@
 """How does text become token ids and back, and a chat a prompt?
 
-One `Tokenizer` over the Hugging Face libraries, read from a Hugging Face directory, from a
-directory that `Tokenizer.save` wrote, or from a GGUF file. A prompt has the ids that
-`apply_chat_template(tokenize=True)` gives, except that text of data never becomes a control token
-(`ste_jax.control_tokens` tells how). Nothing here imports JAX.
+One `Tokenizer`, read from a Hugging Face directory, from a directory that `Tokenizer.save` wrote,
+or from a GGUF file. A prompt has the ids that `apply_chat_template(tokenize=True)` gives, except
+that text of data never becomes a control token (`ste_jax.control_tokens` tells how).
+
+Two libraries can do the work. `tokenizers` is the faster (`benchmarks/tokenizer_libraries.py`) and
+does it unless told otherwise; `tensorflow_text` runs SentencePiece itself on the `tokenizer.model`
+that Gemma, Llama 2 and Mistral ship, and is what a conversion from one is checked against. Nothing
+here imports JAX.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Protocol
 
 import jinja2
 from etils import epath
 
+from ste_jax import files, sentencepiece_model
 from ste_jax.control_tokens import Fence, Marks, Piece, new_secret
 from ste_jax.errors import RequestError
 from ste_jax.generators.protocol import Message
 from ste_jax.gguf_tokenizer import read_gguf_tokenizer
+from ste_jax.sentencepiece_fence import SentencePieceFence
+from ste_jax.sentencepiece_model import SentencePieceModel
 
 # `transformers` tells everybody at import that PyTorch is not there; it need not be.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 _CHAT_TEMPLATE = "chat_template.jinja"
+_SENTENCEPIECE = "tokenizer.model"
 _TEXTS = (".jinja", ".json", ".model", ".txt")
 """Endings of the files that may say something about a tokenizer; weights and code have others."""
 
@@ -39,7 +46,19 @@ _FIXED_DATE = (
     + " }}{% endmacro +%}"
 )
 
+Library = Literal["tokenizers", "tensorflow_text"]
+
 _LOOKS_LIKE_CONTROL = re.compile(r"<\|.*\|>|<｜.*｜>", re.DOTALL)
+
+
+class _Coder(Protocol):
+    """What a library does for a `Tokenizer`."""
+
+    def encode(
+        self, batch: Iterable[Iterable[Piece]], *, continues: bool = False
+    ) -> list[list[int]]: ...
+
+    def decode(self, batch: Iterable[Sequence[int]], skip_special: bool) -> list[str]: ...
 
 
 class Tokenizer:
@@ -56,17 +75,26 @@ class Tokenizer:
     template writes or that are written `<|...|>`. (Where a vocabulary cannot spell every character,
     its unknown token still stands for the others.)"""
 
-    def __init__(self, hf: Any, chat_template: str, end_ids: Iterable[int] = ()) -> None:
-        """`hf` is a `transformers` tokenizer with a `tokenizers` backend."""
+    def __init__(
+        self,
+        hf: Any,
+        chat_template: str,
+        end_ids: Iterable[int] = (),
+        sentencepiece: SentencePieceModel | None = None,
+        library: Library = "tokenizers",
+    ) -> None:
+        """`hf` is a `transformers` tokenizer with a `tokenizers` backend, `sentencepiece` the model
+        that it was converted from; `tensorflow_text` needs that."""
         self._hf = hf
-        self._backend = hf.backend_tokenizer
-        self._backend.no_truncation()
-        self._backend.no_padding()
+        self._sentencepiece = sentencepiece
+        backend = hf.backend_tokenizer
+        backend.no_truncation()
+        backend.no_padding()
         self.chat_template = chat_template
         self._rendered_template = (
             _FIXED_DATE + chat_template if "strftime_now" in chat_template else chat_template
         )
-        vocab: Mapping[str, int] = self._backend.get_vocab(with_added_tokens=True)
+        vocab: Mapping[str, int] = backend.get_vocab(with_added_tokens=True)
         self.vocab_size = max(vocab.values()) + 1
         self._control = {
             token.content: int(token_id)
@@ -79,7 +107,15 @@ class Tokenizer:
             )
         }
         self.control_ids = frozenset(self._control.values())
-        self._fence = Fence(self._backend, self._control, hf.unk_token_id)
+        self._coder: _Coder
+        if library == "tokenizers":
+            self._coder = Fence(backend, self._control, hf.unk_token_id)
+        elif sentencepiece is None:
+            raise RequestError("tensorflow-text reads a tokenizer.model, and there is none")
+        else:
+            added = {i: str(token) for i, token in hf.added_tokens_decoder.items()}
+            special = [i for i, token in hf.added_tokens_decoder.items() if token.special]
+            self._coder = SentencePieceFence(sentencepiece, vocab, added, self._control, special)
         self._marks = Marks(self._control)
         self._folds_system = self._refuses_system()
         ends = [hf.eos_token_id, *end_ids, self._end_of_turn()]
@@ -97,11 +133,19 @@ class Tokenizer:
         With `continues` the text follows other tokens: tokenizers that see a space before the first
         word of a text see none there.
         """
-        return self._fence.encode([Piece(text)], continues=continues)
+        return self.encode_batch([text], continues=continues)[0]
+
+    def encode_batch(self, texts: Iterable[str], *, continues: bool = False) -> list[list[int]]:
+        """`encode` of many texts, on all cores."""
+        return self._coder.encode(([Piece(text)] for text in texts), continues=continues)
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         """The text of `ids`; without special tokens, unless told otherwise."""
-        return str(self._backend.decode(list(ids), skip_special_tokens=skip_special))
+        return self.decode_batch([ids], skip_special)[0]
+
+    def decode_batch(self, batch: Iterable[Sequence[int]], skip_special: bool = True) -> list[str]:
+        """`decode` of many lists of ids, on all cores."""
+        return self._coder.decode(batch, skip_special)
 
     # -----------------------------------------------------------------------------------------
     # Chats
@@ -114,6 +158,13 @@ class Tokenizer:
         turn that the template refuses or ignores is put before the first user turn, a blank line
         between. Raises `RequestError` where the template refuses the chat.
         """
+        return self._coder.encode([self._prompt(messages, continue_text)])[0]
+
+    def prompt_ids_batch(self, chats: Iterable[Sequence[Message]]) -> list[list[int]]:
+        """`prompt_ids` of many chats, on all cores."""
+        return self._coder.encode(self._prompt(messages, "") for messages in chats)
+
+    def _prompt(self, messages: Sequence[Message], continue_text: str) -> list[Piece]:
         if not messages:
             raise RequestError("a chat needs at least one message")
         for message in messages:
@@ -123,7 +174,7 @@ class Tokenizer:
         turns = [{"role": each["role"], "content": each["content"]} for each in messages]
         if self._folds_system:
             turns = _without_system(turns)
-        return self._fence.encode([*self._pieces(turns), Piece(continue_text)])
+        return [*self._pieces(turns), Piece(continue_text)]
 
     def _pieces(self, turns: Sequence[Mapping[str, str]], prompt: bool = True) -> list[Piece]:
         """The rendered chat, with it known which control tokens are the template's own."""
@@ -194,28 +245,32 @@ class Tokenizer:
         """
         with tempfile.TemporaryDirectory() as written:
             self._hf.save_pretrained(written)
-            config_file = Path(written, "tokenizer_config.json")
-            config = json.loads(config_file.read_text(encoding="utf-8"))
+            config_file = epath.Path(written, "tokenizer_config.json")
+            config = files.read_object(Path(config_file))
             # This class takes tokenizer.json as it stands, in every version of `transformers`.
             config["tokenizer_class"] = "PreTrainedTokenizerFast"
             # How this one was loaded is no property of the tokenizer.
             for key in ("is_local", "local_files_only", "name_or_path"):
                 config.pop(key, None)
-            _write_json(config_file, config)
+            if self._sentencepiece is not None:
+                Path(written, _SENTENCEPIECE).write_bytes(self._sentencepiece.serialized)
+                config |= sentencepiece_model.knobs_of(self._sentencepiece.prefix)
+            files.write_json(config_file, dict(sorted(config.items())))
             generation = {"eos_token_id": list(self.eos_ids), "pad_token_id": self.pad_id}
-            _write_json(Path(written, "generation_config.json"), generation)
+            files.write_json(epath.Path(written, "generation_config.json"), generation)
             target = epath.Path(directory)
             target.mkdir(parents=True, exist_ok=True)
             for file in sorted(Path(written).iterdir()):
                 (target / file.name).write_bytes(file.read_bytes())
 
 
-def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
+def load_tokenizer(path: str | os.PathLike[str], library: Library = "tokenizers") -> Tokenizer:
     """The tokenizer of a Hugging Face directory, a saved one, or a GGUF file.
 
     `path` may be local or, for a directory, remote. The chat template comes from there too; for a
     GGUF file without one, from a file `chat_template.jinja` beside it. Code that a directory brings
-    along is never run. Raises `RequestError` that names what is missing.
+    along is never run. A `tokenizer.model` without a `tokenizer.json` is turned into one, which is
+    held against SentencePiece itself. Raises `RequestError` that names what is missing.
     """
     source = epath.Path(path)
     if source.is_dir():
@@ -223,7 +278,7 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
             for file in source.iterdir():
                 if file.suffix in _TEXTS and file.is_file():
                     Path(near, file.name).write_bytes(file.read_bytes())
-            return _from_directory(Path(near), str(source))
+            return _from_directory(Path(near), str(source), library)
     if source.suffix == ".gguf" and source.exists():
         return _from_gguf(Path(source))
     raise RequestError(
@@ -232,13 +287,35 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
     )
 
 
-def _from_directory(directory: Path, name: str) -> Tokenizer:
+def _from_directory(directory: Path, name: str, library: Library) -> Tokenizer:
+    names = {file.name for file in directory.iterdir()}
+    if names & {"tokenizer.json", "vocab.json"}:
+        hf = _read_hf(directory, name)
+        model = sentencepiece_model.beside(directory, name)
+    elif _SENTENCEPIECE in names:
+        found = sentencepiece_model.read_directory(directory, name)
+        hf, model = _wrapped(found.backend, found.special, found.chat_template), found.model
+    else:
+        raise RequestError(f"{name}/tokenizer.json is missing (and so is tokenizer.model)")
+    end_ids: list[int] = []
+    if "generation_config.json" in names:
+        generation = files.read_object(
+            directory / "generation_config.json", f"{name}/generation_config.json"
+        )
+        ends = generation.get("eos_token_id")
+        end_ids = [] if ends is None else ends if isinstance(ends, list) else [ends]
+    remedy = f"put it into {name}/{_CHAT_TEMPLATE}"
+    tokenizer = _with_template(hf, name, remedy, end_ids, model, library)
+    if "tokenizer.json" not in names and model is not None:
+        other = _with_template(hf, name, remedy, end_ids, model, "tensorflow_text")
+        _compare(tokenizer, other, name)
+    return tokenizer
+
+
+def _read_hf(directory: Path, name: str) -> Any:
     # Here, not above: it takes seconds to import.
     from transformers import AutoTokenizer
 
-    names = {file.name for file in directory.iterdir()}
-    if not names & {"tokenizer.json", "tokenizer.model", "vocab.json"}:
-        raise RequestError(f"{name}/tokenizer.json is missing (and so is tokenizer.model)")
     try:
         hf = AutoTokenizer.from_pretrained(
             str(directory), local_files_only=True, trust_remote_code=False
@@ -248,28 +325,35 @@ def _from_directory(directory: Path, name: str) -> Tokenizer:
         raise RequestError(f"{name}: the tokenizer cannot be read ({error})") from error
     if getattr(hf, "backend_tokenizer", None) is None:
         raise RequestError(f"{name}: a tokenizer.json is needed, or files that give one")
-    end_ids: list[int] = []
-    if "generation_config.json" in names:
-        ends = _read_json(directory / "generation_config.json", name).get("eos_token_id")
-        end_ids = [] if ends is None else ends if isinstance(ends, list) else [ends]
-    return _with_template(hf, name, f"put it into {name}/{_CHAT_TEMPLATE}", end_ids)
+    return hf
 
 
 def _from_gguf(file: Path) -> Tokenizer:
-    from transformers import PreTrainedTokenizerFast
-
     found = read_gguf_tokenizer(file)
     beside = file.with_name(_CHAT_TEMPLATE)
     template = found.chat_template
     if template is None and beside.exists():
         template = beside.read_text(encoding="utf-8")
-    hf = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
-        tokenizer_object=found.backend, chat_template=template, **found.special
-    )
+    hf = _wrapped(found.backend, found.special, template)
     return _with_template(hf, str(file), f"put it into {beside}", found.end_ids)
 
 
-def _with_template(hf: Any, name: str, remedy: str, end_ids: Iterable[int]) -> Tokenizer:
+def _wrapped(backend: Any, special: Mapping[str, str], chat_template: Any) -> Any:
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=backend, chat_template=chat_template, **special
+    )
+
+
+def _with_template(
+    hf: Any,
+    name: str,
+    remedy: str,
+    end_ids: Iterable[int],
+    sentencepiece: SentencePieceModel | None = None,
+    library: Library = "tokenizers",
+) -> Tokenizer:
     try:
         template = hf.get_chat_template()
     except ValueError as error:
@@ -277,9 +361,37 @@ def _with_template(hf: Any, name: str, remedy: str, end_ids: Iterable[int]) -> T
     # Of several templates the default one is kept.
     hf.chat_template = template
     try:
-        return Tokenizer(hf, template, end_ids)
+        return Tokenizer(hf, template, end_ids, sentencepiece, library)
     except RequestError as error:
         raise RequestError(f"{name}: {error}") from error
+
+
+_AWKWARD = (
+    "",
+    " ",
+    "  a   b\t\tc \n\n\n d\r\n  ",
+    "It isn't 1,024.5 = 2**10; see https://x.org/?q=[[A]]&r=<b>",
+    "na\u00efve cafe\u0301 \u6771\u4eac\u3067\u3059 \U0001f44d\U0001f3fd\u200d\u0e01\u0e33",
+    "\x00\x01\x1f\x7f\x85\u00a0\u2028\ufeff\ufffd\u2581\u2581x",
+    "<s></s><unk><0x0A><|im_end|>[INST]<start_of_turn>",
+)
+"""Texts on which conversions are known to go wrong."""
+
+
+def _compare(ours: Tokenizer, theirs: Tokenizer, name: str) -> None:
+    """Raises `RequestError` where two tokenizers differ on `_AWKWARD`."""
+    for continues in (False, True):
+        pairs = zip(
+            ours.encode_batch(_AWKWARD, continues=continues),
+            theirs.encode_batch(_AWKWARD, continues=continues),
+            strict=True,
+        )
+        for text, (one, other) in zip(_AWKWARD, pairs, strict=True):
+            if one != other or ours.decode(one) != theirs.decode(other):
+                raise RequestError(
+                    f"{name}/{_SENTENCEPIECE} cannot be turned into a tokenizer.json: of {text!r} "
+                    f"that gives {one}, and SentencePiece {other}; give a tokenizer.json"
+                )
 
 
 def _without_system(turns: list[dict[str, str]]) -> list[dict[str, str]]:
@@ -299,17 +411,3 @@ def _text(pieces: Iterable[Piece]) -> str:
 
 def _controls(pieces: Iterable[Piece]) -> list[str]:
     return [piece.text for piece in pieces if piece.control]
-
-
-def _read_json(file: Path, name: str) -> dict[str, Any]:
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise RequestError(f"{name}/{file.name}: not readable as JSON ({error})") from error
-    if not isinstance(values, dict):
-        raise RequestError(f"{name}/{file.name}: a JSON object is expected")
-    return values
-
-
-def _write_json(file: Path, values: Mapping[str, Any]) -> None:
-    file.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")

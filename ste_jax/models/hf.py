@@ -7,7 +7,6 @@ copies just the slice asked for.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import os
 from collections.abc import Callable, Mapping
@@ -18,8 +17,10 @@ import jax
 import ml_dtypes  # noqa: F401  (registers bfloat16 with numpy, which safetensors relies on)
 import numpy as np
 import safetensors
+from etils import epath
 from safetensors.numpy import save_file
 
+from ste_jax import files
 from ste_jax.errors import RequestError
 from ste_jax.models.config import ModelConfig
 from ste_jax.models.decoder import Decoder
@@ -44,7 +45,7 @@ class HFDirectory:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         config_file = self.path / "config.json"
-        values = _read_json(config_file)
+        values = files.read_object(config_file)
         self._family: Family = family_of(values.get("model_type"), str(config_file))
         self.config: ModelConfig = self._family.read_config(values, str(config_file))
         self.stored = stored(self.config, self._family.weights, self._name_of)
@@ -98,17 +99,17 @@ def _weight_files(directory: Path) -> list[Path]:
     """The safetensors files of a model. Raises `RequestError` naming what is missing."""
     index = directory / _INDEX
     if index.exists():
-        weight_map = _read_json(index).get("weight_map")
+        weight_map = files.read_object(index).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise RequestError(f"{index}: has no weight_map")
         names = {str(name) for name in weight_map.values()}
         if any(Path(name).name != name for name in names):
             raise RequestError(f"{index}: weight_map names a file that is not beside it")
-        files = [directory / name for name in sorted(names)]
-        for file in files:
+        found = [directory / name for name in sorted(names)]
+        for file in found:
             if not file.exists():
                 raise RequestError(f"{file} is missing, and {index} names it")
-        return files
+        return found
     if (directory / _SINGLE).exists():
         return [directory / _SINGLE]
     pickles = sorted([*directory.glob("*.bin"), *directory.glob("*.pt"), *directory.glob("*.pth")])
@@ -118,18 +119,6 @@ def _weight_files(directory: Path) -> list[Path]:
             "code when read; convert it to safetensors"
         )
     raise RequestError(f"{directory / _SINGLE} is missing")
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    if not file.exists():
-        raise RequestError(f"{file} is missing")
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RequestError(f"{file}: not readable as JSON ({error})") from error
-    if not isinstance(values, dict):
-        raise RequestError(f"{file}: a JSON object is expected")
-    return values
 
 
 def save_hf(
@@ -165,9 +154,9 @@ def save_hf(
         shards[-1].append((one, place))
         sizes[-1] += size
 
-    path = Path(directory)
+    path = epath.Path(directory)
     path.mkdir(parents=True, exist_ok=True)
-    files: dict[str, str] = {}
+    file_of: dict[str, str] = {}
     for number, shard in enumerate(shards, start=1):
         name = _SINGLE if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
         contents = {
@@ -176,13 +165,13 @@ def save_hf(
         }
         save_file(contents, str(path / f".{name}"), metadata={"format": "pt"})
         os.replace(path / f".{name}", path / name)
-        files |= dict.fromkeys(contents, name)
+        file_of |= dict.fromkeys(contents, name)
         progress(sizes[number - 1])
     if len(shards) > 1:
-        index = {"metadata": {"total_size": sum(sizes)}, "weight_map": files}
-        _write_json(path / _INDEX, index)
+        index = {"metadata": {"total_size": sum(sizes)}, "weight_map": file_of}
+        files.write_json(path / _INDEX, index)
     # The config last: a directory without it is not a model.
-    _write_json(path / "config.json", values)
+    files.write_json(path / "config.json", values)
 
 
 def _described(config: ModelConfig, family: Family) -> dict[str, Any]:
@@ -220,9 +209,3 @@ def _in_file_order(of_model: Mapping[str, Stored]) -> list[tuple[Stored, Place]]
         return one.layers[place[0]] if one.layers else -1
 
     return sorted(((one, place) for one in of_model.values() for place in one.places()), key=layer)
-
-
-def _write_json(file: Path, values: Mapping[str, Any]) -> None:
-    part = file.with_name(f".{file.name}")
-    part.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    os.replace(part, file)

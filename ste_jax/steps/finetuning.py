@@ -6,7 +6,7 @@ result."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -84,11 +84,9 @@ def _train(
     data: str,
 ) -> None:
     knobs = context.config.finetune
-    letters: dict[str, str] = {}
-    examples = []
-    for row in here.training.rows():
-        letters[row.id] = row.label
-        examples.append(make_example(row, opened.tokenizer))
+    rows = list(here.training.rows())
+    letters = {row.id: row.label for row in rows}
+    examples = make_examples(rows, opened.tokenizer)
     plan = packing.plan(examples, knobs, context.config.seed)
     left = {letter for id, letter in letters.items() if id not in plan.too_long}
     if len(left) == 1:
@@ -147,20 +145,20 @@ def _train(
     context.processes.from_first("loss curve", lambda: files.write_json(here.loss_curve, curve))
 
 
-def make_example(row: TrainingExample, tokenizer: Tokenizer) -> Example:
-    """The ids of the prompt and the ids that were sampled; nothing is tokenized again.
+def make_examples(rows: Sequence[TrainingExample], tokenizer: Tokenizer) -> list[Example]:
+    """The ids of each prompt and the ids that were sampled; nothing is tokenized again.
 
     A judgment that was ended from outside (a forced verdict, a stop string) gets the end-of-turn
     token that the model did not come to print, so that the next judge learns to stop there.
     """
-    completion = tuple(row.completion_ids)
-    if not completion or completion[-1] not in tokenizer.eos_ids:
-        completion += tokenizer.eos_ids[:1]
-    return Example(
-        id=row.id,
-        prompt_ids=tokenizer.prompt_ids(row.messages),
-        completion_ids=completion,
-    )
+    examples = []
+    prompts = tokenizer.prompt_ids_batch(row.messages for row in rows)
+    for row, prompt_ids in zip(rows, prompts, strict=True):
+        completion = tuple(row.completion_ids)
+        if not completion or completion[-1] not in tokenizer.eos_ids:
+            completion += tokenizer.eos_ids[:1]
+        examples.append(Example(id=row.id, prompt_ids=prompt_ids, completion_ids=completion))
+    return examples
 
 
 def _validator(

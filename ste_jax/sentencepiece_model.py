@@ -1,0 +1,287 @@
+"""What does a SentencePiece model say, and how do the `tokenizers` library's parts say the same?
+
+Gemma, Llama 2, Mistral and Mixtral ship a `tokenizer.model`: pieces with scores, their kinds, and
+how a text is prepared (github.com/google/sentencepiece, sentencepiece_model.proto). GGUF files hold
+the same pieces. `build_backend` makes of them a tokenizer that gives the ids of SentencePiece
+itself; published conversions do not where a text begins with spaces.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from gguf import TokenType  # its kinds are SentencePiece's
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+from ste_jax import files
+from ste_jax.errors import RequestError
+
+SPACE = "▁"
+"""How a piece spells a space."""
+
+Prefix = Literal["never", "first", "always"]
+"""Where a space is put before a text: nowhere, at its start, or also after each control token."""
+
+_CLASSES = ("LlamaTokenizer", "GemmaTokenizer", "PreTrainedTokenizer", "TokenizersBackend")
+"""Classes of `transformers` whose ids are the model's own; others count differently."""
+
+_SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pieces:
+    """A SentencePiece BPE vocabulary: the n-th entries belong to id n."""
+
+    texts: Sequence[str]
+    scores: Sequence[float]
+    """A higher one is merged first."""
+    kinds: Sequence[int]
+    """`gguf.TokenType`."""
+    unknown_id: int
+
+
+@dataclass(frozen=True)
+class SentencePieceModel:
+    """A `tokenizer.model` and how its texts begin."""
+
+    serialized: bytes
+    prefix: Prefix
+
+
+@dataclass(frozen=True, kw_only=True)
+class SentencePieceDirectory:
+    """What a directory says about text that holds a `tokenizer.model` and no `tokenizer.json`."""
+
+    model: SentencePieceModel
+    backend: Tokenizer
+    special: dict[str, str]
+    """Names of a Hugging Face tokenizer's special tokens (`eos_token`, ...) to their texts."""
+    chat_template: str | dict[str, str] | None
+
+
+def build_backend(pieces: Pieces, prefix: Prefix) -> Tokenizer:
+    """A tokenizer that cuts and merges as SentencePiece does; control tokens are not matched yet.
+
+    `tokenizers` puts a space before a text where none is: SentencePiece always. So spaces are
+    spelled as `▁` first, and what is put there is a true space, which is spelled afterwards.
+    """
+    backend = Tokenizer(
+        models.BPE(
+            vocab={text: i for i, text in enumerate(pieces.texts)},
+            merges=_merges(pieces),
+            unk_token=pieces.texts[pieces.unknown_id],
+            fuse_unk=True,
+            byte_fallback=TokenType.BYTE in pieces.kinds,
+        )
+    )
+    spelled: Any = normalizers.Replace(" ", SPACE)
+    decode: list[Any] = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    if prefix == "always":
+        spelled = normalizers.Sequence([normalizers.Prepend(SPACE), spelled])
+    elif prefix == "first":
+        backend.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Metaspace(" ", prepend_scheme="first", split=False),
+                pre_tokenizers.Metaspace(SPACE, prepend_scheme="never", split=False),
+            ]
+        )
+    if prefix != "never":
+        decode.append(decoders.Strip(" ", 1, 0))
+    backend.normalizer = spelled
+    backend.decoder = decoders.Sequence(decode)
+    return backend
+
+
+def _merges(pieces: Pieces) -> list[tuple[str, str]]:
+    """The merges that build each piece out of two others, the piece of the highest score first."""
+    built = (TokenType.NORMAL, TokenType.USER_DEFINED)
+    known = {text: i for i, text in enumerate(pieces.texts) if pieces.kinds[i] in built}
+    found: list[tuple[float, int, int, int]] = []
+    for text, i in known.items():
+        for cut in range(1, len(text)):
+            left, right = known.get(text[:cut]), known.get(text[cut:])
+            if left is not None and right is not None:
+                found.append((-pieces.scores[i], i, left, right))
+    return [(pieces.texts[left], pieces.texts[right]) for _, _, left, right in sorted(found)]
+
+
+# ---------------------------------------------------------------------------------------------
+# The file
+
+
+def parse(serialized: bytes, name: str) -> Any:
+    """The `ModelProto` of a `tokenizer.model`. Raises `RequestError` for anything else."""
+    try:
+        from transformers.convert_slow_tokenizer import import_protobuf
+
+        proto = import_protobuf().ModelProto()  # type: ignore[no-untyped-call]
+    except ImportError as error:
+        raise RequestError(
+            f"{name}: a SentencePiece model is read by protobuf, which tensorflow-text brings "
+            f"along ({error}); install it, or give a tokenizer.json"
+        ) from error
+    try:
+        proto.ParseFromString(serialized)
+    # Of protobuf, which need not be there when this module is imported.
+    except Exception as error:
+        raise RequestError(
+            f"{name}: not a SentencePiece model ({error}); give a tokenizer.json"
+        ) from error
+    if not proto.pieces:
+        raise RequestError(f"{name}: a SentencePiece model without pieces; give a tokenizer.json")
+    return proto
+
+
+def prefix_of(proto: Any, config: Mapping[str, Any]) -> Prefix:
+    """Where texts begin with a space, by the model and by its `tokenizer_config.json`."""
+    if not proto.normalizer_spec.add_dummy_prefix or config.get("add_prefix_space") is False:
+        return "never"
+    return "always" if config.get("legacy") else "first"
+
+
+def knobs_of(prefix: Prefix) -> dict[str, Any]:
+    """What a `tokenizer_config.json` says so that `prefix_of` gives `prefix`."""
+    return {
+        "legacy": prefix == "always",
+        **({"add_prefix_space": False} if prefix == "never" else {}),
+    }
+
+
+def beside(directory: Path, name: str) -> SentencePieceModel | None:
+    """The `tokenizer.model` that lies beside a `tokenizer.json`, if it is one of SentencePiece."""
+    file = directory / "tokenizer.model"
+    if not file.exists():
+        return None
+    serialized = file.read_bytes()
+    try:
+        proto = parse(serialized, f"{name}/{file.name}")
+    except RequestError:
+        return None
+    return SentencePieceModel(
+        serialized, prefix_of(proto, _read(directory, "tokenizer_config.json", name))
+    )
+
+
+def read_directory(directory: Path, name: str) -> SentencePieceDirectory:
+    """The tokenizer of the `tokenizer.model` in `directory`, which messages call `name`.
+
+    The JSON files that Hugging Face puts beside it are heeded where they are. Tokens that they add
+    behind the model's pieces are control tokens. Raises `RequestError` for a model of another kind
+    than the BPE models that are published: those that rewrite texts, and such as have both pieces
+    that are matched whole and a space before the text.
+    """
+    config = _read(directory, "tokenizer_config.json", name)
+    kind = str(config.get("tokenizer_class") or _CLASSES[0])
+    if kind.removesuffix("Fast") not in _CLASSES:
+        raise RequestError(
+            f"{name}/tokenizer_config.json: tokenizer_class {kind} does not count its ids as "
+            "tokenizer.model does; give a tokenizer.json"
+        )
+    serialized = (directory / "tokenizer.model").read_bytes()
+    proto = parse(serialized, f"{name}/tokenizer.model")
+    prefix = prefix_of(proto, config)
+    added = _added(directory, config, name)
+    pieces = _pieces(proto, added, name)
+    unlike = _unlike(proto, pieces, prefix)
+    if unlike:
+        raise RequestError(f"{name}/tokenizer.model: {unlike}; give a tokenizer.json")
+    backend = build_backend(pieces, prefix)
+    control = {TokenType.CONTROL, TokenType.UNKNOWN}
+    for i, (text, kind_of) in enumerate(zip(pieces.texts, pieces.kinds, strict=True)):
+        if kind_of in control:
+            backend.add_special_tokens([AddedToken(text, normalized=False, special=True)])
+        elif kind_of == TokenType.USER_DEFINED:
+            # Normalized: matched in the text whose spaces are spelled as in the piece.
+            backend.add_tokens([AddedToken(text, normalized=True)])
+        if backend.token_to_id(text) != i:
+            raise RequestError(f"{name}/tokenizer.model: {text!r} is there twice")
+    template = config.get("chat_template")
+    if isinstance(template, list):
+        template = {each["name"]: each["template"] for each in template}
+    if (directory / "chat_template.jinja").exists():
+        template = (directory / "chat_template.jinja").read_text(encoding="utf-8")
+    return SentencePieceDirectory(
+        model=SentencePieceModel(serialized, prefix),
+        backend=backend,
+        special=_special(directory, config, proto, pieces, name),
+        chat_template=template,
+    )
+
+
+def _unlike(proto: Any, pieces: Pieces, prefix: Prefix) -> str | None:
+    """What of the model `build_backend` cannot say."""
+    training, spec = proto.trainer_spec, proto.normalizer_spec
+    if training.model_type != training.ModelType.Value("BPE"):
+        return f"its pieces are chosen by {training.ModelType.Name(training.model_type)}, not BPE"
+    if spec.precompiled_charsmap or proto.denormalizer_spec.precompiled_charsmap:
+        return f"it rewrites characters ({spec.name})"
+    if spec.remove_extra_whitespaces:
+        return "it drops spaces (remove_extra_whitespaces)"
+    if not spec.escape_whitespaces or training.treat_whitespace_as_suffix:
+        return "its pieces do not begin with the space before a word"
+    if prefix != "never" and TokenType.USER_DEFINED in pieces.kinds:
+        return "it has user-defined pieces and puts a space before a text"
+    return None
+
+
+def _added(directory: Path, config: Mapping[str, Any], name: str) -> dict[int, tuple[str, bool]]:
+    """Ids to texts that the JSON files name, and whether data never gives them."""
+    tokens = {
+        int(i): (text, True) for text, i in _read(directory, "added_tokens.json", name).items()
+    }
+    for i, token in dict(config.get("added_tokens_decoder") or {}).items():
+        tokens[int(i)] = (str(token["content"]), bool(token.get("special", True)))
+    return tokens
+
+
+def _pieces(proto: Any, added: Mapping[int, tuple[str, bool]], name: str) -> Pieces:
+    texts = [piece.piece for piece in proto.pieces]
+    kinds = [int(piece.type) for piece in proto.pieces]
+    scores = [float(piece.score) for piece in proto.pieces]
+    for i, (text, special) in sorted(added.items()):
+        if i > len(texts):
+            raise RequestError(
+                f"{name}: the added token {text!r} has the id {i}, the one before it {len(texts)} "
+                "at most; give a tokenizer.json"
+            )
+        if i == len(texts):
+            texts.append(text)
+            kinds.append(TokenType.CONTROL)
+            scores.append(0.0)
+        elif texts[i] != text.replace(" ", SPACE):
+            texts[i] = text
+            kinds[i] = TokenType.CONTROL if special else TokenType.USER_DEFINED
+    unknown = [i for i, kind in enumerate(kinds) if kind == TokenType.UNKNOWN]
+    if not unknown:
+        raise RequestError(f"{name}/tokenizer.model: it has no unknown piece")
+    return Pieces(texts=texts, scores=scores, kinds=kinds, unknown_id=unknown[0])
+
+
+def _special(
+    directory: Path, config: Mapping[str, Any], proto: Any, pieces: Pieces, name: str
+) -> dict[str, str]:
+    """By the JSON files; where they are silent, by the model itself."""
+    named = _read(directory, "special_tokens_map.json", name) | dict(config)
+    training = proto.trainer_spec
+    ids = (training.bos_id, training.eos_id, pieces.unknown_id, -1)
+    found: dict[str, str] = {}
+    for key, i in zip(_SPECIAL, ids, strict=True):
+        if key in named:
+            token = named[key]
+            text = token.get("content") if isinstance(token, dict) else token
+        else:
+            text = pieces.texts[i] if 0 <= i < len(pieces.texts) else None
+        if text is None:
+            continue
+        if text not in pieces.texts:
+            raise RequestError(f"{name}: {key} is {text!r}, which is no token of tokenizer.model")
+        found[key] = text
+    return found
+
+
+def _read(directory: Path, file: str, name: str) -> dict[str, Any]:
+    path = directory / file
+    return files.read_object(path, f"{name}/{file}") if path.exists() else {}
