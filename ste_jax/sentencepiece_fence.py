@@ -147,7 +147,7 @@ class _Library:
 @functools.cache
 def _tensorflow() -> tuple[Any, Any]:
     """TensorFlow and its text operations, kept off the devices that JAX computes on."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
         import tensorflow
         import tensorflow_text

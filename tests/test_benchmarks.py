@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from benchmarks import pico_ablation, pico_seeds
+from benchmarks import pico_ablation, pico_seeds, tokenizer_libraries
 from benchmarks.cells import (
     SETS,
     Cell,
@@ -28,6 +28,8 @@ from ste_jax import files
 from ste_jax.errors import WorkError
 from ste_jax.records import Judgment, Pair, Prompt
 from ste_jax.rundir import RunDir
+from ste_jax.tokenizers import Tokenizer, load_tokenizer
+from tests import chats, sentencepieces
 from tests.comparing import assert_same_files
 from tests.test_labelled_sets import write_pairs
 
@@ -265,3 +267,26 @@ def test_the_share_of_a_gain():
     low, high = gain["share_ci95"]
     assert 0.3 < low < 2 / 5 < high < 0.5
     assert whole.share_of_gain(whole)["share_ci95"] == [1.0, 1.0]
+
+
+def test_the_libraries_are_timed_and_compared(tmp_path, monkeypatch, capsys):
+    template = chats.TEMPLATES["inst"]
+    sentencepieces.write(tmp_path, sentencepieces.LLAMA2, template)
+    command = ["x", "--directory", str(tmp_path), "--texts", "3", "--times", "1"]
+    monkeypatch.setattr("sys.argv", command)
+    assert tokenizer_libraries.main() == 0
+    assert capsys.readouterr().out.count("code, ") == 4
+    # A library that gives another id is noticed.
+    real = Tokenizer.encode_batch
+    fast = []
+
+    def wrong(self, texts, **options):
+        fast.append(self)
+        return [ids[: None if self is fast[0] else -1] for ids in real(self, texts, **options)]
+
+    tokenizers = [load_tokenizer(tmp_path, name) for name in ("tokenizers", "tensorflow_text")]
+    monkeypatch.setattr(
+        tokenizer_libraries, "load_tokenizer", lambda _, name: tokenizers[name != "tokenizers"]
+    )
+    monkeypatch.setattr(Tokenizer, "encode_batch", wrong)
+    assert tokenizer_libraries.main() == 1

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from ste_jax.generators.protocol import Completion, FinishReason, Request
+from ste_jax.text_stream import TextStream
 
 
 class TextDecoder(Protocol):
@@ -52,6 +53,7 @@ class Row:
     prompt: Prompt
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    _stream: TextStream | None = None
 
     def take(
         self, tokens: Sequence[int], logprobs: Sequence[float], tokenizer: TextDecoder
@@ -65,10 +67,13 @@ class Row:
         self.logprobs.extend(logprobs)
         sampling = self.request.sampling
         if sampling.stop:
-            cut = find_stop(self.tokens, known, sampling.stop, tokenizer)
-            if cut is not None:
-                length, text = cut
-                return self._completion("stop", text, length)
+            if self._stream is None:
+                self._stream = TextStream(tokenizer.decode)
+            if _may_stop(self._stream, tokens, sampling.stop):
+                cut = find_stop(self.tokens, known, sampling.stop, tokenizer)
+                if cut is not None:
+                    length, text = cut
+                    return self._completion("stop", text, length)
         if self.tokens and self.tokens[-1] in tokenizer.eos_ids and not sampling.ignore_eos:
             return self._completion("stop", tokenizer.decode(self.tokens), len(self.tokens))
         if len(self.tokens) >= sampling.max_new_tokens:
@@ -95,6 +100,13 @@ class Row:
         )
 
 
+def _may_stop(stream: TextStream, tokens: Sequence[int], stop: Sequence[str]) -> bool:
+    """Whether a stop string ends in what `tokens` add to the text."""
+    stayed = stream.add(tokens)
+    added = stream.text[max(0, stayed + 1 - max(map(len, stop))) :]
+    return _end_of_stop(added, stop) is not None
+
+
 def find_stop(
     tokens: Sequence[int], known: int, stop: Sequence[str], tokenizer: TextDecoder
 ) -> tuple[int, str] | None:
@@ -103,8 +115,6 @@ def find_stop(
     The first `known` tokens are known to hold none. Returns how many tokens it takes to complete
     the stop string, and the text up to its end.
     """
-    if _end_of_stop(tokenizer.decode(tokens), stop) is None:
-        return None
     for length in range(known + 1, len(tokens) + 1):
         text = tokenizer.decode(tokens[:length])
         end = _end_of_stop(text, stop)

@@ -77,13 +77,14 @@ def test_looking_after_each_round_finds_the_same_as_looking_once(
 ) -> None:
     stop = ("[A]", "]]a", "bab")
     whole = find_stop(tokens, 0, stop, Pieces())
-    seen, found = 0, None
+    one = row(stop=stop, max_new_tokens=99)
+    seen, done = 0, None
     for step in [*rounds, len(tokens)]:
-        known, seen = seen, min(seen + step, len(tokens))
-        found = find_stop(tokens[:seen], known, stop, Pieces())
-        if found:
+        fresh, seen = tokens[seen : seen + step], min(seen + step, len(tokens))
+        done = one.take(fresh, [0.0] * len(fresh), Pieces())
+        if done:
             break
-    assert found == whole
+    assert (done and (len(done.token_ids), done.text)) == whole
     if whole:
         length, text = whole
         assert text.endswith(stop) and Pieces().decode(tokens[:length]).startswith(text)
