@@ -14,10 +14,11 @@ parameter. What is written is noted in a journal beside it; the checkpoint that 
 from __future__ import annotations
 
 import ast
+import contextlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,17 +41,37 @@ from ste_jax.models.config import ModelConfig
 from ste_jax.parameters import Parameters
 
 
+@contextlib.contextmanager
+def checkpoint_in_parts(
+    path: epath.PathLike, config: ModelConfig, provenance: Mapping[str, Any]
+) -> Iterator[CheckpointInParts]:
+    """The checkpoint that is being written at a local `path`, held against other processes.
+
+    Goes on with what lies there of the same model and provenance; else begins.
+
+    Raises:
+      RequestError: another process writes there.
+    """
+    final = Path(os.fspath(files.absolute(path)))
+    home = final.with_name(f"{final.name}.in-parts")
+    with files.held(home):
+        try:
+            yield CheckpointInParts(final, home, config, provenance)
+        finally:
+            with contextlib.suppress(OSError):
+                home.rmdir()  # if nothing lies there
+
+
 class CheckpointInParts:
-    """A checkpoint that is being written at a local `path`. One process at a time."""
+    """A checkpoint that is being written. Made by `checkpoint_in_parts`."""
 
     def __init__(
-        self, path: epath.PathLike, config: ModelConfig, provenance: Mapping[str, Any]
+        self, final: Path, home: Path, config: ModelConfig, provenance: Mapping[str, Any]
     ) -> None:
-        """Goes on with what lies there of the same model and provenance; else begins."""
-        self._final = Path(os.fspath(files.absolute(path)))
-        self._home = self._final.with_name(f"{self._final.name}.in-parts")
+        self._final, self._home = final, home
         self._journal = epath.Path(self._final.with_name(f"{self._final.name}.in-parts.json"))
         self._whole = self._home / "whole"
+        self._saved = self._whole.with_name(f"{self._whole.name}.partial_save")
         made = {"model": config.to_dict(), "provenance": dict(provenance)}
         self._made: dict[str, Any] = json.loads(json.dumps(made))
         self._config = config
@@ -68,7 +89,8 @@ class CheckpointInParts:
             if not there["joining"]:
                 self._drop_what_is_not_noted()
         else:
-            shutil.rmtree(self._home, ignore_errors=True)
+            for left in self._home.iterdir():  # the directory itself is held
+                files.remove(epath.Path(left))
 
     @property
     def missing(self) -> list[str]:
@@ -82,8 +104,11 @@ class CheckpointInParts:
           WorkError: it cannot be written; the parts before are kept.
         """
         try:
-            self._home.mkdir(parents=True, exist_ok=True)
+            before = set(self._saved.iterdir()) if self._saved.exists() else set()
             orbax.partial.save(self._whole, arrays)
+            for part in set(self._saved.iterdir()) - before:
+                files.sync_tree(part)
+            files.sync_directory(self._saved)
             self._parts |= describe(arrays)
             self._note(joining=False)
         except Exception as error:  # Orbax and TensorStore raise types of many kinds.
@@ -116,8 +141,7 @@ class CheckpointInParts:
 
     def _drop_what_is_not_noted(self) -> None:
         """A kill between a part and its note leaves a part that would be there twice."""
-        saved = self._whole.with_name(f"{self._whole.name}.partial_save")
-        for part in saved.iterdir() if saved.exists() else ():
+        for part in self._saved.iterdir() if self._saved.exists() else ():
             metadata = part / "state" / "_METADATA"
             names = _names(metadata) if metadata.exists() else set()
             if not names or names - self._parts.keys():

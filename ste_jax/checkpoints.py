@@ -314,11 +314,7 @@ def _brief(error: BaseException) -> str:
 
 def publish(building: Path, final: Path) -> None:
     """Makes `building` durable and gives it the name `final`, in the place of what had it."""
-    for directory, _, names in os.walk(building):
-        for name in names:
-            with open(os.path.join(directory, name), "rb") as file:
-                os.fsync(file.fileno())
-        files.sync_directory(Path(directory))
+    files.sync_tree(building)
     replaced = final.with_name(f"{final.name}.partial-replaced")
     if final.exists():
         _remove_tree(epath.Path(replaced))

@@ -19,7 +19,9 @@ from tqdm import tqdm
 from ste_jax import __version__, checkpoints, judge_card
 from ste_jax.config import MeshKnobs
 from ste_jax.errors import RequestError, WorkError
-from ste_jax.models.hf import save_hf
+from ste_jax.models.config import ModelConfig
+from ste_jax.models.hf import describe_config, save_hf
+from ste_jax.models.load import open_weights
 from ste_jax.models.sources import Source
 from ste_jax.opening import locate, open_model
 from ste_jax.reporting.funnel import funnel, iteration_steps, pool_steps, read_config
@@ -43,6 +45,8 @@ def export_model(source: str, directory: str, dtype: str | None = None) -> str:
         raise RequestError(f"{directory} is there already; name another place")
     found = locate(source)
     card = checkpoints.read_card(found.path) if found.kind == "checkpoint" else None
+    # Before minutes of reading.
+    describe_config(ModelConfig.from_dict(card["model"]) if card else open_weights(found).config)
     if dtype is None:
         dtype = card["parameters"]["embed"]["dtype"] if card else "bfloat16"
     opened = open_model(found, MeshKnobs(), dtype=dtype, param_dtype=dtype)
@@ -54,7 +58,8 @@ def export_model(source: str, directory: str, dtype: str | None = None) -> str:
             total=count * jnp.dtype(dtype).itemsize, unit="B", unit_scale=True, desc="export"
         )
         with bar:
-            save_hf(opened.model, building, progress=bar.update)
+            ids = opened.tokenizer.token_ids()
+            save_hf(opened.model, building, token_ids=ids, progress=bar.update)
         opened.tokenizer.save(building)
         text = model_card(final.name, found, card["provenance"] if card else {})
         (building / "README.md").write_text(text, encoding="utf-8")

@@ -12,7 +12,7 @@ from etils import epath
 from tqdm import tqdm
 
 from ste_jax import checkpoints, files, preemption
-from ste_jax.checkpoint_parts import CheckpointInParts
+from ste_jax.checkpoint_parts import checkpoint_in_parts
 from ste_jax.config import MeshKnobs
 from ste_jax.errors import RequestError
 from ste_jax.models.config import ModelConfig
@@ -80,24 +80,18 @@ def write_checkpoint(
         path: math.prod(one.shape) * jnp.dtype(dtype).itemsize
         for path, one in file.config.parameters().items()
     }
-    writer = CheckpointInParts(place, file.config, provenance)
-    missing, here = writer.missing, make_mesh(mesh)
-    bar = tqdm(
-        total=sum(size.values()),
-        initial=sum(size.values()) - sum(size[path] for path in missing),
-        unit="B",
-        unit_scale=True,
-        desc="import",
-        disable=None if sum(size.values()) < PART_BYTES else False,
-    )
-    with bar:
-        part: Parameters = {}
-        for path in missing:
-            preemption.poll()
-            part[path] = load_parameter(file, path, here, dtype)
-            if path == missing[-1] or sum(size[each] for each in part) >= PART_BYTES:
-                writer.add(part)
-                bar.update(sum(size[each] for each in part))
-                part = {}
-    writer.finish(tokenizer)
+    here, total = make_mesh(mesh), sum(size.values())
+    with checkpoint_in_parts(place, file.config, provenance) as writer:
+        missing = writer.missing
+        done = total - sum(size[path] for path in missing)
+        with tqdm(total=total, initial=done, unit="B", unit_scale=True, desc="import") as bar:
+            part: Parameters = {}
+            for path in missing:
+                preemption.poll()
+                part[path] = load_parameter(file, path, here, dtype)
+                if path == missing[-1] or sum(size[each] for each in part) >= PART_BYTES:
+                    writer.add(part)
+                    bar.update(sum(size[each] for each in part))
+                    part = {}
+        writer.finish(tokenizer)
     return file.config

@@ -8,15 +8,15 @@ fingerprint; where the fingerprint differs from today's, what it made is removed
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Generic
 
 from etils import epath
@@ -244,19 +244,8 @@ class RunDir:
             return
         if self.root.exists() and not self.root.is_dir():
             raise RequestError(f"{self.root} is a file; a run is a directory")
-        self.root.mkdir(parents=True, exist_ok=True)
-        handle = os.open(self.root, os.O_RDONLY)
-        try:
-            with suppress(OSError):  # some network file systems lock no directories
-                try:
-                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError as error:
-                    raise RequestError(
-                        f"another `ste` command is at work on {self.root}; wait for it or stop it"
-                    ) from error
+        with files.held(Path(os.fspath(self.root))):
             yield
-        finally:
-            os.close(handle)
 
 
 def fingerprint(stage: str, version: int, knobs: Any, model: str = "", inputs: Any = None) -> str:

@@ -68,6 +68,7 @@ class Tokenizer:
     """One more than the highest id."""
     eos_ids: tuple[int, ...]
     """The ids that end a completion: end of sequence first, and the template's end of turn."""
+    bos_id: int | None
     pad_id: int
     chat_template: str
     control_ids: frozenset[int]
@@ -122,6 +123,7 @@ class Tokenizer:
         self.eos_ids = tuple(dict.fromkeys(int(end) for end in ends if end is not None))
         if not self.eos_ids:
             raise RequestError("the tokenizer names no end-of-sequence token (eos_token)")
+        self.bos_id = hf.bos_token_id
         self.pad_id = self.eos_ids[0] if hf.pad_token_id is None else int(hf.pad_token_id)
 
     # -----------------------------------------------------------------------------------------
@@ -238,10 +240,15 @@ class Tokenizer:
     # -----------------------------------------------------------------------------------------
     # Files
 
+    def token_ids(self) -> dict[str, Any]:
+        """Its ids as a Hugging Face config names them."""
+        ids = {"eos_token_id": list(self.eos_ids), "pad_token_id": self.pad_id}
+        return ids if self.bos_id is None else {"bos_token_id": self.bos_id, **ids}
+
     def save(self, directory: str | os.PathLike[str]) -> None:
         """Writes a Hugging Face tokenizer to `directory`, which `load_tokenizer` reads back alike.
 
-        The ids in `eos_ids` go into `generation_config.json`, where generation libraries look.
+        `token_ids` go into `generation_config.json`, where generation libraries look.
         """
         with tempfile.TemporaryDirectory() as written:
             self._hf.save_pretrained(written)
@@ -256,8 +263,7 @@ class Tokenizer:
                 Path(written, _SENTENCEPIECE).write_bytes(self._sentencepiece.serialized)
                 config |= sentencepiece_model.knobs_of(self._sentencepiece.prefix)
             files.write_json(config_file, dict(sorted(config.items())))
-            generation = {"eos_token_id": list(self.eos_ids), "pad_token_id": self.pad_id}
-            files.write_json(epath.Path(written, "generation_config.json"), generation)
+            files.write_json(epath.Path(written, "generation_config.json"), self.token_ids())
             target = epath.Path(directory)
             target.mkdir(parents=True, exist_ok=True)
             for file in sorted(Path(written).iterdir()):

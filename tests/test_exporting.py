@@ -10,9 +10,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ste_jax.checkpoints import load_checkpoint
+from ste_jax.checkpoints import CARD, load_checkpoint
 from ste_jax.cli import main
 from ste_jax.config import MeshKnobs
+from ste_jax.errors import RequestError
 from ste_jax.exporting import export_model
 from ste_jax.models.load import load_weights
 from ste_jax.models.sources import resolve
@@ -42,6 +43,7 @@ def test_transformers_reads_it_and_computes_the_same(exported):
     tokens = np.random.default_rng(0).integers(4, ours.config.vocab_size, (2, 30))
     np.testing.assert_allclose(our_logits(ours, tokens), torch_logits(theirs, tokens), atol=1e-4)
     assert theirs.generation_config.eos_token_id == list(load_tokenizer(directory).eos_ids)
+    assert theirs.config.eos_token_id == list(load_tokenizer(directory).eos_ids)
 
 
 def test_a_prompt_is_the_same_there(exported):
@@ -89,6 +91,18 @@ def test_a_run_means_its_best_and_a_seed_is_said_to_be_one(finished, tmp_path):
         parameters_of(load_weights(resolve(each), ONE)) for each in (str(tmp_path / "pico"), "pico")
     )
     assert all(np.array_equal(again[path], shipped[path]) for path in shipped)
+
+
+def test_a_model_without_a_form_is_refused_before_it_is_read(exported, tmp_path, monkeypatch):
+    checkpoint, _ = exported
+    card = json.loads((checkpoint / CARD).read_text())
+    scaling = {"kind": "factors", "factors": [1.0] * (card["model"]["head_dim"] // 2)}
+    card["model"]["kinds"][0]["rope_scaling"] = scaling
+    monkeypatch.setattr("ste_jax.checkpoints.read_card", lambda _: card)
+    monkeypatch.setattr("ste_jax.exporting.open_model", lambda *_, **__: pytest.fail("read"))
+    with pytest.raises(RequestError, match="rope scaling by a table of factors"):
+        export_model(str(checkpoint), str(tmp_path / "out"))
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_cannot_be_written_leaves_nothing(exported, tmp_path, capsys):

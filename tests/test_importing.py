@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from ste_jax import importing, preemption
+from ste_jax import files, importing, preemption
 from ste_jax.checkpoints import load_checkpoint, read_card, save_checkpoint
 from ste_jax.config import MeshKnobs
 from ste_jax.errors import Preempted, RequestError, WorkError
@@ -71,8 +71,8 @@ def same_as_whole(source: Path, place: Path, tmp_path: Path) -> None:
     ours, theirs = (parameters_of(load_checkpoint(each, ONE)) for each in (place, whole))
     assert ours.keys() == theirs.keys()
     assert all(np.array_equal(ours[path], theirs[path]) for path in ours)
-    files = [sorted(p.name for p in (each / "tokenizer").iterdir()) for each in (place, whole)]
-    assert files[0] == files[1]
+    names = [sorted(p.name for p in (each / "tokenizer").iterdir()) for each in (place, whole)]
+    assert names[0] == names[1]
     assert sorted(each.name for each in place.iterdir()) == sorted(
         each.name for each in whole.iterdir()
     )
@@ -123,6 +123,15 @@ def test_what_is_there_is_not_read_again(
     assert 0 < len(again) < len(whole) and again == whole[-len(again) :]
     (tmp_path / "first").rename(tmp_path.parent / f"{tmp_path.name}-first")
     same_as_whole(source, tmp_path / "checkpoint", tmp_path)
+
+
+def test_two_imports_to_one_place_are_refused(source: Path, tmp_path: Path) -> None:
+    place = tmp_path / "checkpoint"
+    told = r"another `ste` command is at work on .*in-parts"
+    with files.held(tmp_path / "checkpoint.in-parts"), pytest.raises(RequestError, match=told):
+        importing.import_model(str(source), str(place), "float32")
+    importing.import_model(str(source), str(place), "float32")
+    same_as_whole(source, place, tmp_path)
 
 
 def test_another_source_begins_anew(

@@ -47,7 +47,10 @@ def with_small_matrices(model: Decoder, knobs: LoraKnobs, seed: int, mesh: Mesh)
     kind = values["embed"].dtype
     for number, (path, declared) in enumerate(config.parameters().items()):
         if is_trained(config, path):
-            drawn = np.random.default_rng([seed, number]).normal(0, declared.std, declared.shape)
+            drawn = np.zeros(declared.shape, np.float32)
+            if declared.std:
+                np.random.default_rng([seed, number]).standard_normal(out=drawn, dtype=np.float32)
+                drawn *= declared.std
             values[path] = jax.make_array_from_callback(
                 declared.shape,
                 parameter_sharding(declared.shape, declared.axes, mesh),

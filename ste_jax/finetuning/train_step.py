@@ -9,6 +9,7 @@ the gradient of the batch as one.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -218,7 +219,8 @@ def step_flops(config: ModelConfig, rows: Rows) -> int:
     """Model FLOPs of a step: forward and backward of what it has to compute, no rematerialization.
 
     2 per matmul parameter and token in the layers, 2 per parameter of the output matrix and target,
-    4 per head dimension and pair of tokens that see each other; the backward pass costs twice that.
+    4 per head dimension and pair of tokens that see each other; the backward pass costs twice that,
+    but for matrices that are not trained (LoRA), which have no gradient of their own.
     """
     head = config.vocab_size * config.hidden_size
     tokens = int(np.count_nonzero(rows.segment_ids))
@@ -233,7 +235,11 @@ def step_flops(config: ModelConfig, rows: Rows) -> int:
         + targets * 2 * head
         + pairs * 4 * config.num_heads * config.head_dim
     )
-    return 3 * forward
+    if config.lora is None:
+        return 3 * forward
+    small = dataclasses.replace(config, lora=None).flops_per_token
+    held = tokens * (small - 2 * head) + targets * 2 * head
+    return 3 * forward - held
 
 
 def _wide(params: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:

@@ -22,6 +22,7 @@ from ste_jax.errors import RequestError
 from ste_jax.models.config import LayerKind, ModelConfig, RopeScaling
 from ste_jax.models.families import FAMILIES, IGNORED
 from ste_jax.models.layout import Index
+from ste_jax.models.rotary import rotary_frequencies
 from ste_jax.models.stored import stored
 
 _WITHOUT_EFFECT = {"rope.scaling.finetuned", "rope.scaling.original_context_length", "vocab_size"}
@@ -260,7 +261,7 @@ class GGUFFile:
             "o_bias": "blk.0.attn_output.bias" in self.shapes,
             "mlp_bias": "blk.0.ffn_gate.bias" in self.shapes,
         }
-        particular = self._architecture.particular(meta, sizes, self._rope_scaling(meta))
+        particular = self._architecture.particular(meta, sizes, self._rope_scaling(meta, head_dim))
         return ModelConfig(model_type=self._architecture.family, **(sizes | particular))
 
     def _vocab_size(self) -> int:
@@ -269,19 +270,38 @@ class GGUFFile:
             raise RequestError(f"{self.path}: tensor token_embd.weight is missing")
         return embedding[0]
 
-    def _rope_scaling(self, meta: Metadata) -> RopeScaling | None:
-        kind = meta.get("rope.scaling.type", "none")
+    def _rope_scaling(self, meta: Metadata, head_dim: int) -> RopeScaling | None:
+        factor = meta.number("rope.scaling.factor")
+        # As llama.cpp takes it: a factor alone is a linear one.
+        kind = meta.get("rope.scaling.type", "none" if factor is None else "linear")
         if kind not in ("none", "linear"):
             raise RequestError(
                 f"{self.path}: rope scaling of type {kind!r} is not supported; known are none, "
                 "linear and a rope_freqs tensor"
             )
-        factor = meta.number("rope.scaling.factor", 1.0)
-        factors = self._tensors.get("rope_freqs.weight")
-        if factors is not None:
-            if kind == "linear":
-                raise RequestError(
-                    f"{self.path}: has both a rope_freqs tensor and linear rope scaling"
-                )
-            return RopeScaling(kind="factors", factors=tuple(float(f) for f in factors.data))
-        return RopeScaling(kind="linear", factor=factor or 1.0) if kind == "linear" else None
+        table = self._tensors.get("rope_freqs.weight")
+        if table is None:
+            return RopeScaling(kind="linear", factor=factor or 1.0) if kind == "linear" else None
+        if kind == "linear":
+            raise RequestError(f"{self.path}: has both a rope_freqs tensor and linear rope scaling")
+        factors = np.asarray(table.data, np.float32)
+        llama3 = _llama3(factors, meta.number("rope.freq_base", 10000.0) or 0.0, head_dim)
+        return llama3 or RopeScaling(kind="factors", factors=tuple(map(float, factors)))
+
+
+def _llama3(factors: np.ndarray[Any, Any], theta: float, head_dim: int) -> RopeScaling | None:
+    """The scaling of Llama 3.1 and later, if that is what the table of factors was made from.
+
+    The largest factor is the scaling's; its other three numbers are in all released models alike.
+    """
+    scaling = RopeScaling(
+        kind="llama3",
+        factor=float(factors.max()),
+        low_freq_factor=1.0,
+        high_freq_factor=4.0,
+        original_max_position=8192,
+    )
+    plain = rotary_frequencies(LayerKind(rope_theta=theta), head_dim)
+    scaled = rotary_frequencies(LayerKind(rope_theta=theta, rope_scaling=scaling), head_dim)
+    alike = factors.shape == plain.shape and np.allclose(plain / scaled, factors, rtol=1e-5, atol=0)
+    return scaling if alike else None

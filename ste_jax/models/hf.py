@@ -125,10 +125,14 @@ def save_hf(
     model: Decoder,
     directory: str | os.PathLike[str],
     *,
+    token_ids: Mapping[str, Any] | None = None,
     shard_bytes: int = SHARD_BYTES,
     progress: Callable[[int], object] = lambda _: None,
 ) -> None:
     """Writes `config.json` and safetensors (in the parameters' own type) to `directory`.
+
+    The config also says the type and the `token_ids` (`eos_token_id`, ...), which other libraries
+    look for there.
 
     One file, or several of at most `shard_bytes` under an index; one file's tensors pass through
     the host's memory at once, and `progress` is told the bytes of each that is written. Every
@@ -140,8 +144,10 @@ def save_hf(
     """
     config = model.config
     family = family_of(config.model_type, "model")
-    values = _described(config, family)
     arrays = parameters_of(model)
+    # The name that transformers had for it before its version 5, which knows both.
+    kind = {"torch_dtype": str(arrays["embed"].dtype)}
+    values = describe_config(config) | kind | dict(token_ids or {})
     tensors = _in_file_order(stored(config, family.weights, lambda weight: weight.hf))
     itemsize = {path: array.dtype.itemsize for path, array in arrays.items()}
     shards: list[list[tuple[Stored, Place]]] = [[]]
@@ -174,8 +180,12 @@ def save_hf(
     files.write_json(path / "config.json", values)
 
 
-def _described(config: ModelConfig, family: Family) -> dict[str, Any]:
-    """The config as a file has it. Raises `RequestError` where that says something else."""
+def describe_config(config: ModelConfig) -> dict[str, Any]:
+    """What `config.json` says of the computation.
+
+    Raises `RequestError` where that is something else than the model computes.
+    """
+    family = family_of(config.model_type, "model")
     values = family.config_to_hf(config)
     again = family.read_config(values, "config.json")
     layers = range(config.num_layers)

@@ -86,7 +86,7 @@ def llama_from_hf(fields: Fields) -> ModelConfig:
     bias = bool(fields.take("attention_bias", False))
     return ModelConfig(
         model_type="llama",
-        intermediate_size=fields.need("intermediate_size"),
+        intermediate_size=fields.size("intermediate_size"),
         kinds=(LayerKind(**read_rope(fields, shape["max_position"])),),
         qkv_bias=bias,
         o_bias=bias,
@@ -109,11 +109,11 @@ def mistral_from_hf(fields: Fields) -> ModelConfig:
     """Mistral: a Llama, in some versions with a window in every layer."""
     only_silu(fields)
     shape = read_shape(fields, num_key_value_heads=8, max_position_embeddings=131072)
-    window = fields.nullable("sliding_window", 4096)
+    window = fields.window(4096)
     kind = LayerKind(window=window, **read_rope(fields, shape["max_position"]))
     return ModelConfig(
         model_type="mistral",
-        intermediate_size=fields.need("intermediate_size"),
+        intermediate_size=fields.size("intermediate_size"),
         kinds=(kind,),
         **shape,
     )
@@ -129,7 +129,7 @@ def mistral_to_hf(config: ModelConfig) -> dict[str, Any]:
 
 
 def _qwen_window(fields: Fields) -> int | None:
-    window: int | None = fields.nullable("sliding_window", 4096)
+    window = fields.window(4096)
     return window if fields.take("use_sliding_window", False) else None
 
 
@@ -148,11 +148,14 @@ def _qwen_kinds(fields: Fields, shape: Mapping[str, Any]) -> tuple[LayerKind, ..
 
 def _qwen_kinds_to_hf(config: ModelConfig) -> dict[str, Any]:
     window = _window_of(config)
+    types = _types_to_hf(config)
     return {
         **rope_to_hf(config.kinds[0]),
         "use_sliding_window": window is not None,
         "sliding_window": window,
-        "layer_types": _types_to_hf(config),
+        "layer_types": types,
+        # What older versions of transformers, which do not know layer_types, go by.
+        "max_window_layers": [*types, _LOCAL].index(_LOCAL),
     }
 
 
@@ -162,7 +165,7 @@ def qwen2_from_hf(fields: Fields) -> ModelConfig:
     shape = read_shape(fields, num_key_value_heads=32, max_position_embeddings=32768)
     return ModelConfig(
         model_type="qwen2",
-        intermediate_size=fields.need("intermediate_size"),
+        intermediate_size=fields.size("intermediate_size"),
         kinds=_qwen_kinds(fields, shape),
         qkv_bias=True,
         **shape,
@@ -181,7 +184,7 @@ def qwen3_from_hf(fields: Fields) -> ModelConfig:
     bias = bool(fields.take("attention_bias", False))
     return ModelConfig(
         model_type="qwen3",
-        intermediate_size=fields.need("intermediate_size"),
+        intermediate_size=fields.size("intermediate_size"),
         kinds=_qwen_kinds(fields, shape),
         qk_norm=True,
         qkv_bias=bias,
@@ -206,10 +209,10 @@ def mixtral_from_hf(fields: Fields) -> ModelConfig:
     rope = read_rope(fields, shape["max_position"], theta=1e6)
     return ModelConfig(
         model_type="mixtral",
-        intermediate_size=fields.need("intermediate_size"),
-        kinds=(LayerKind(window=fields.take("sliding_window"), **rope),),
-        experts=fields.take("num_local_experts", 8),
-        experts_per_token=fields.take("num_experts_per_tok", 2),
+        intermediate_size=fields.size("intermediate_size"),
+        kinds=(LayerKind(window=fields.window(None), **rope),),
+        experts=fields.size("num_local_experts", 8),
+        experts_per_token=fields.size("num_experts_per_tok", 2),
         **shape,
     )
 
@@ -237,17 +240,17 @@ def qwen3_moe_from_hf(fields: Fields) -> ModelConfig:
     fields.take("max_window_layers")
     window = _qwen_window(fields)
     bias = bool(fields.take("attention_bias", False))
-    experts = fields.take("num_experts") or fields.take("num_local_experts", 128)
+    experts = "num_experts" if fields.take("num_experts") else "num_local_experts"
     fields.take("num_local_experts")
     return ModelConfig(
         model_type="qwen3_moe",
-        intermediate_size=fields.take("moe_intermediate_size", 768),
+        intermediate_size=fields.size("moe_intermediate_size", 768),
         kinds=(LayerKind(window=window, **read_rope(fields, shape["max_position"])),),
         qk_norm=True,
         qkv_bias=bias,
         o_bias=bias,
-        experts=experts,
-        experts_per_token=fields.take("num_experts_per_tok", 8),
+        experts=fields.size(experts, 128),
+        experts_per_token=fields.size("num_experts_per_tok", 8),
         normalize_experts=bool(fields.take("norm_topk_prob", False)),
         **shape,
     )
@@ -285,7 +288,7 @@ def _gemma(fields: Fields) -> dict[str, Any]:
         "activation": "gelu_tanh",
         "qkv_bias": bias,
         "o_bias": bias,
-        "query_scalar": float(fields.take("query_pre_attn_scalar", 256)),
+        "query_scalar": fields.number("query_pre_attn_scalar", 256),
     }
 
 
@@ -329,13 +332,13 @@ def gemma2_from_hf(fields: Fields) -> ModelConfig:
         shape["num_layers"],
         lambda layer: _GLOBAL if layer % 2 else _LOCAL,
         {
-            _LOCAL: LayerKind(window=fields.window(), **rope),
+            _LOCAL: LayerKind(window=fields.window(4096, needed=True), **rope),
             _GLOBAL: LayerKind(**rope),
         },
     )
     return ModelConfig(
         model_type="gemma2",
-        intermediate_size=fields.take("intermediate_size", 9216),
+        intermediate_size=fields.size("intermediate_size", 9216),
         kinds=kinds,
         attention_softcap=fields.capped("attn_logit_softcapping", 50.0),
         final_softcap=fields.capped("final_logit_softcapping", 30.0),
@@ -354,19 +357,19 @@ def gemma3_from_hf(fields: Fields) -> ModelConfig:
     embedding of its own."""
     shape = read_shape(fields, vocab_size=262208, max_position_embeddings=131072, **_GEMMA_DEFAULTS)
     local, whole = _gemma3_ropes(fields, shape["max_position"])
-    pattern = fields.take("sliding_window_pattern", 6)
+    pattern = fields.size("sliding_window_pattern", 6)
     kinds = _typed_layers(
         fields,
         shape["num_layers"],
         lambda layer: _LOCAL if (layer + 1) % pattern else _GLOBAL,
         {
-            _LOCAL: LayerKind(window=fields.window(), **local),
+            _LOCAL: LayerKind(window=fields.window(4096, needed=True), **local),
             _GLOBAL: LayerKind(**whole),
         },
     )
     return ModelConfig(
         model_type="gemma3_text",
-        intermediate_size=fields.take("intermediate_size", 9216),
+        intermediate_size=fields.size("intermediate_size", 9216),
         kinds=kinds,
         qk_norm=True,
         attention_softcap=fields.capped("attn_logit_softcapping", None),
@@ -406,11 +409,15 @@ def gemma3_to_hf(config: ModelConfig) -> dict[str, Any]:
             "rope scaling in layers with a window has no form that all versions of transformers "
             "read, so this model cannot be written as a Hugging Face one"
         )
-    return {
+    values = {
         **_gemma_to_hf(config, "Gemma3ForCausalLM"),
         **rope_to_hf(whole or LayerKind(rope_theta=1e6)),
         "rope_local_base_freq": local.rope_theta if local else 1e4,
     }
+    if [kind.window is None for kind in config.kinds] == [*[False] * (len(config.kinds) - 1), True]:
+        # What older versions of transformers, which do not know layer_types, go by.
+        values["sliding_window_pattern"] = len(config.kinds)
+    return values
 
 
 def text_of_gemma3_from_hf(fields: Fields) -> ModelConfig:

@@ -66,6 +66,18 @@ class Fields:
             raise RequestError(f"{self.where}: {key} is missing")
         return value
 
+    def size(self, key: str, default: int | None = None) -> int:
+        """The field's value, a positive integer. Raises `RequestError` for another."""
+        value = self.need(key) if default is None else self.take(key, default)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise self.refuse(key, "a positive integer is needed")
+        return value
+
+    def number(self, key: str, default: float | None = None) -> float:
+        """The field's value, a positive number. Raises `RequestError` for another."""
+        value = self.need(key) if default is None else self.take(key, default)
+        return _positive(value, key, self.where)
+
     def nullable(self, key: str, default: Any) -> Any:
         """The field's value, null among them; `default` only where it is missing."""
         self._read.add(key)
@@ -76,12 +88,13 @@ class Fields:
         value = self.nullable(key, default)
         return None if value is None else float(value)
 
-    def window(self) -> int:
-        """The window of a family that has one. Raises `RequestError` where it is null."""
-        window: int | None = self.nullable("sliding_window", 4096)
-        if window is None:
+    def window(self, default: int | None, *, needed: bool = False) -> int | None:
+        """The window of local layers; null is none. Raises `RequestError` where one is needed."""
+        if self.nullable("sliding_window", default) is not None:
+            return self.size("sliding_window", default)
+        if needed:
             raise self.refuse("sliding_window", "and this family's local layers need one")
-        return window
+        return None
 
     def refuse(self, key: str, why: str) -> RequestError:
         """The error that names the field."""
@@ -104,27 +117,32 @@ class Fields:
 def read_shape(fields: Fields, **defaults: Any) -> dict[str, Any]:
     """What all families have; `defaults` of fields by name, others must be there."""
 
-    def get(key: str) -> Any:
-        return fields.take(key, defaults[key]) if key in defaults else fields.need(key)
-
-    hidden, heads = get("hidden_size"), get("num_attention_heads")
-    head_dim = fields.take("head_dim", defaults.get("head_dim"))
-    if head_dim is None and hidden % heads:
+    hidden = fields.size("hidden_size", defaults.get("hidden_size"))
+    heads = fields.size("num_attention_heads", defaults.get("num_attention_heads"))
+    if fields.take("head_dim", defaults.get("head_dim")) is not None:
+        head_dim = fields.size("head_dim", defaults.get("head_dim"))
+    elif hidden % heads:
         raise fields.refuse("hidden_size", f"not a multiple of num_attention_heads {heads}")
+    else:
+        head_dim = hidden // heads
+    kv_heads = heads
+    if fields.nullable("num_key_value_heads", defaults.get("num_key_value_heads")) is not None:
+        kv_heads = fields.size("num_key_value_heads", defaults.get("num_key_value_heads"))
+    if heads % kv_heads:
+        raise fields.refuse("num_key_value_heads", f"num_attention_heads {heads} is no multiple")
+    if head_dim % 2:
+        raise fields.refuse("head_dim", "odd, and rotary embedding turns pairs")
     return {
-        "vocab_size": get("vocab_size"),
+        "vocab_size": fields.size("vocab_size", defaults.get("vocab_size")),
         "hidden_size": hidden,
-        "num_layers": get("num_hidden_layers"),
+        "num_layers": fields.size("num_hidden_layers", defaults.get("num_hidden_layers")),
         "num_heads": heads,
-        "num_kv_heads": fields.nullable(
-            "num_key_value_heads", defaults.get("num_key_value_heads", heads)
-        )
-        or heads,
-        "head_dim": head_dim or hidden // heads,
-        "max_position": fields.take(
+        "num_kv_heads": kv_heads,
+        "head_dim": head_dim,
+        "max_position": fields.size(
             "max_position_embeddings", defaults.get("max_position_embeddings", 2048)
         ),
-        "norm_eps": float(get("rms_norm_eps")),
+        "norm_eps": fields.number("rms_norm_eps", defaults.get("rms_norm_eps")),
         "tie_embeddings": bool(
             fields.take("tie_word_embeddings", defaults.get("tie_word_embeddings", False))
         ),
@@ -152,9 +170,15 @@ def read_rope(fields: Fields, max_position: int, theta: float = 10000.0) -> dict
         raise fields.refuse("rope_scaling", "and rope_parameters says otherwise")
     rope, theta = scaling or told, thetas[0] if thetas else theta
     return {
-        "rope_theta": float(theta),
+        "rope_theta": _positive(theta, "rope_theta", fields.where),
         "rope_scaling": read_rope_scaling(rope, max_position, fields.where),
     }
+
+
+def _positive(value: Any, key: str, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        raise RequestError(f"{where}: {key} is {value!r}, a number above 0 is needed")
+    return float(value)
 
 
 def read_rope_scaling(rope: dict[str, Any], max_position: int, where: str) -> RopeScaling | None:
@@ -163,14 +187,20 @@ def read_rope_scaling(rope: dict[str, Any], max_position: int, where: str) -> Ro
     kind = rope.pop("rope_type", None) or rope.pop("type", None) or "default"
     rope.pop("type", None)
     original = rope.pop("original_max_position_embeddings", None) or max_position
+
+    def number(key: str) -> float:
+        if key not in rope:
+            raise RequestError(f"{where}: rope scaling {kind!r} lacks {key}")
+        return _positive(rope.pop(key), key, f"{where}: rope scaling {kind!r}")
+
     known: dict[str, Callable[[], RopeScaling | None]] = {
         "default": lambda: None,
-        "linear": lambda: RopeScaling(kind="linear", factor=float(rope.pop("factor"))),
+        "linear": lambda: RopeScaling(kind="linear", factor=number("factor")),
         "llama3": lambda: RopeScaling(
             kind="llama3",
-            factor=float(rope.pop("factor")),
-            low_freq_factor=float(rope.pop("low_freq_factor")),
-            high_freq_factor=float(rope.pop("high_freq_factor")),
+            factor=number("factor"),
+            low_freq_factor=number("low_freq_factor"),
+            high_freq_factor=number("high_freq_factor"),
             original_max_position=original,
         ),
     }
@@ -180,10 +210,7 @@ def read_rope_scaling(rope: dict[str, Any], max_position: int, where: str) -> Ro
         )
     if rope.get("partial_rotary_factor") == 1:
         rope.pop("partial_rotary_factor")
-    try:
-        scaling = known[kind]()
-    except KeyError as error:
-        raise RequestError(f"{where}: rope scaling {kind!r} lacks {error.args[0]}") from error
+    scaling = known[kind]()
     left = {key: value for key, value in rope.items() if value is not None}
     if left:
         key, value = next(iter(left.items()))

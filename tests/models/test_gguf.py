@@ -18,6 +18,7 @@ from ste_jax.config import MeshKnobs
 from ste_jax.errors import RequestError, WorkError
 from ste_jax.models.config import RopeScaling
 from ste_jax.models.gguf import GGUFFile
+from ste_jax.models.hf import save_hf
 from ste_jax.models.load import load_weights, open_weights
 from ste_jax.models.sources import Source, resolve
 from ste_jax.sharding import make_mesh
@@ -182,10 +183,36 @@ def test_the_rope_freqs_tensor_is_applied(make_llama: Any, tmp_path: Path) -> No
     np.testing.assert_allclose(our_logits(ours, TOKENS), torch_logits(reference, TOKENS), atol=1e-4)
 
 
-def test_linear_rope_scaling_is_applied(make_llama: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("factor", [8.0, 32.0])
+def test_a_table_that_is_llama_3s_scaling_is_known_as_that(
+    make_llama: Any, tmp_path: Path, factor: float
+) -> None:
+    rope = LLAMA3 | {"rope_theta": 5e5, "factor": factor, "original_max_position_embeddings": 8192}
+    reference = make_llama(rope_parameters=rope, head_dim=32)
+    plain = 5e5 ** -(np.arange(0, 32, 2) / 32)
+    table = np.asarray(plain / reference.model.rotary_emb.inv_freq.numpy(), np.float32)
+    extra = {"rope_freqs.weight": table}
+    write_gguf(tmp_path / "m.gguf", reference, extra=extra, **{"llama.rope.freq_base": 5e5})
+    ours = load_weights(tmp_path / "m.gguf", ONE)
+    scaling = ours.config.kinds[0].rope_scaling
+    assert scaling is not None and (scaling.kind, scaling.factor) == ("llama3", factor)
+    np.testing.assert_allclose(our_logits(ours, TOKENS), torch_logits(reference, TOKENS), atol=2e-4)
+    # ... so that it has a form as a Hugging Face config again.
+    save_hf(ours, tmp_path / "hf")
+    assert load_weights(tmp_path / "hf", ONE).config == ours.config
+    table[3] *= 1.001
+    write_gguf(tmp_path / "m.gguf", reference, extra=extra, **{"llama.rope.freq_base": 5e5})
+    other = GGUFFile(tmp_path / "m.gguf").config.kinds[0].rope_scaling
+    assert other is not None and other.kind == "factors"
+
+
+@pytest.mark.parametrize("told", [{"llama.rope.scaling.type": "linear"}, {}])
+def test_linear_rope_scaling_is_applied(
+    make_llama: Any, tmp_path: Path, told: dict[str, Any]
+) -> None:
     rope = {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}
     reference = make_llama(rope_parameters=rope)
-    told = {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 4.0}
+    told = told | {"llama.rope.scaling.factor": 4.0}
     write_gguf(tmp_path / "m.gguf", reference, **told)
     ours = load_weights(tmp_path / "m.gguf", ONE)
     assert ours.config.kinds[0].rope_scaling == RopeScaling(kind="linear", factor=4.0)
