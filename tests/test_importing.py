@@ -148,7 +148,10 @@ def test_another_source_begins_anew(
 
 
 def test_a_full_disk_says_so_and_keeps_what_is_written(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    source: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],  # keeps the bar out of a file, which would be full as well
 ) -> None:
     place = tmp_path / "checkpoint"
     with (

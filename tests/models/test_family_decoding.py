@@ -65,20 +65,15 @@ def test_the_engine_draws_what_the_reference_says(
     check(reference, drawn(tmp_path, None))
 
 
-MIXED = MeshKnobs(fsdp=2, expert=2, tensor=2)
-DIVIDED = [MeshKnobs(fsdp=8), MeshKnobs(fsdp=1, tensor=8), MeshKnobs(data=2, fsdp=2, tensor=2)]
-SOON = [("gemma3", MIXED), ("mixtral", MIXED)]
-LATER = [
-    *((name, knobs) for name in FAMILIES for knobs in DIVIDED),
-    *((name, knobs) for name in FAMILIES if BY_NAME[name].experts for knobs in [MIXED]),
-]
+MESHES = [MeshKnobs(fsdp=8), MeshKnobs(fsdp=1, tensor=8), MeshKnobs(data=2, fsdp=2, tensor=2)]
+OF_EXPERTS = MeshKnobs(fsdp=2, expert=2, tensor=2)
 
 
 @pytest.mark.parametrize(
     ("name", "knobs"),
     [
-        *SOON,
-        *(pytest.param(*each, marks=pytest.mark.slow) for each in LATER if each not in SOON),
+        *((name, knobs) for name in FAMILIES for knobs in MESHES),
+        *((name, OF_EXPERTS) for name in FAMILIES if BY_NAME[name].experts),
     ],
 )
 def test_it_does_on_a_mesh(
