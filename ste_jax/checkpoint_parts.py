@@ -87,8 +87,11 @@ class CheckpointInParts:
         if same and not torn:
             self._parts = there["parts"]
             if not there["joining"]:
-                self._drop_what_is_not_noted()
+                self._agree_with_what_is_there()
         else:
+            # The note first: it must not outlive what it tells of.
+            self._journal.unlink(missing_ok=True)
+            files.sync_directory(self._final.parent)
             for left in self._home.iterdir():  # the directory itself is held
                 files.remove(epath.Path(left))
 
@@ -139,13 +142,18 @@ class CheckpointInParts:
     def _note(self, *, joining: bool) -> None:
         files.write_json(self._journal, {**self._made, "parts": self._parts, "joining": joining})
 
-    def _drop_what_is_not_noted(self) -> None:
-        """A kill between a part and its note leaves a part that would be there twice."""
+    def _agree_with_what_is_there(self) -> None:
+        """A kill between a part and its note leaves a part that would be there twice; and of what
+        somebody has removed the note says too much."""
+        there: set[str] = set()
         for part in self._saved.iterdir() if self._saved.exists() else ():
             metadata = part / "state" / "_METADATA"
             names = _names(metadata) if metadata.exists() else set()
             if not names or names - self._parts.keys():
                 shutil.rmtree(part, ignore_errors=True)
+            else:
+                there |= names
+        self._parts = {path: one for path, one in self._parts.items() if path in there}
 
     def _failed(self, error: Exception) -> SteError:
         if isinstance(error, SteError):

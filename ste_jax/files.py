@@ -95,6 +95,8 @@ def held(directory: Path) -> Iterator[None]:
                 raise RequestError(
                     f"another `ste` command is at work on {directory}; wait for it or stop it"
                 ) from error
+        if not directory.exists() or directory.stat().st_ino != os.fstat(handle).st_ino:
+            raise RequestError(f"{directory} was just given up by another command; run again")
         yield
     finally:
         os.close(handle)

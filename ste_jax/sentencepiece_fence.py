@@ -10,7 +10,8 @@ from __future__ import annotations
 import functools
 import itertools
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from gguf import TokenType
@@ -39,6 +40,10 @@ class SentencePieceFence:
         installed.
         """
         proto = parse(model.serialized, "tokenizer.model")
+        behind = {text: i for i, text in added.items() if i >= len(proto.pieces)}
+        last = max(vocab.values())
+        if last > max([len(proto.pieces) - 1, *added]):
+            raise _another(f"it has no piece {last}")
         for i in range(len(proto.pieces), max(added, default=0) + 1):
             if i not in added:
                 raise _another(f"it has no piece {i}, and there are added tokens after it")
@@ -50,6 +55,10 @@ class SentencePieceFence:
             elif piece.type != TokenType.UNKNOWN:
                 piece.piece = added[i].replace(" ", SPACE)
                 piece.type = TokenType.CONTROL if added[i] in control else TokenType.USER_DEFINED
+        # As `transformers` does: what is added behind the pieces is looked for before them.
+        self._behind = {text: i for text, i in behind.items() if text not in control}
+        longest_first = sorted(self._behind, key=len, reverse=True)
+        self._whole = re.compile(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})")
         self._prefix = model.prefix
         self._size = len(proto.pieces)
         self._control = dict(control)
@@ -71,15 +80,12 @@ class SentencePieceFence:
             plan: list[int | None] = []
             plans.append(plan)
             begins = not continues
-            for control, group in itertools.groupby(pieces, key=lambda piece: piece.control):
-                if control:
-                    plan.extend(self._control[piece.text] for piece in group)
-                elif text := "".join(piece.text for piece in group):
-                    plan.append(None)
+            for token, text in self._stretches(pieces):
+                plan.append(token)
+                if token is None:
                     texts.append(text)
-                    prefixed.append(
-                        self._prefix == "always" or (self._prefix == "first" and begins)
-                    )
+                    first = self._prefix == "first" and begins
+                    prefixed.append(first or self._prefix == "always")
                 begins = False
         encoded = {
             kind: iter(library.encode(list(itertools.compress(texts, chosen))))
@@ -93,6 +99,16 @@ class SentencePieceFence:
             [i for step in plan for i in (next(in_order) if step is None else (step,))]
             for plan in plans
         ]
+
+    def _stretches(self, pieces: Iterable[Piece]) -> Iterator[tuple[int | None, str]]:
+        """Tokens that are set, with their ids, and the texts between them."""
+        for control, group in itertools.groupby(pieces, key=lambda piece: piece.control):
+            if control:
+                yield from ((self._control[piece.text], piece.text) for piece in group)
+            else:
+                for text in self._whole.split("".join(piece.text for piece in group)):
+                    if text:
+                        yield self._behind.get(text), text
 
     def decode(self, batch: Iterable[Sequence[int]], skip_special: bool) -> list[str]:
         """For each list of ids its text; see `control_tokens.Fence.decode`."""

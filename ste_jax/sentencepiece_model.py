@@ -8,7 +8,7 @@ itself; published conversions do not where a text begins with spaces.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -27,8 +27,6 @@ Prefix = Literal["never", "first", "always"]
 
 _CLASSES = ("LlamaTokenizer", "GemmaTokenizer", "PreTrainedTokenizer", "TokenizersBackend")
 """Classes of `transformers` whose ids are the model's own; others count differently."""
-
-_SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +134,10 @@ def parse(serialized: bytes, name: str) -> Any:
 
 
 def prefix_of(proto: Any, config: Mapping[str, Any]) -> Prefix:
-    """Where texts begin with a space, by the model and by its `tokenizer_config.json`."""
+    """Where texts begin with a space, by the model and by its `tokenizer_config.json`.
+
+    Where that does not say, as `transformers`' LlamaTokenizer takes it: at the start alone.
+    """
     if not proto.normalizer_spec.add_dummy_prefix or config.get("add_prefix_space") is False:
         return "never"
     return "always" if config.get("legacy") else "first"
@@ -168,10 +169,10 @@ def beside(directory: Path, name: str) -> SentencePieceModel | None:
 def read_directory(directory: Path, name: str) -> SentencePieceDirectory:
     """The tokenizer of the `tokenizer.model` in `directory`, which messages call `name`.
 
-    The JSON files that Hugging Face puts beside it are heeded where they are. Tokens that they add
-    behind the model's pieces are control tokens. Raises `RequestError` for a model of another kind
-    than the BPE models that are published: those that rewrite texts, and such as have both pieces
-    that are matched whole and a space before the text.
+    The JSON files that Hugging Face puts beside it are heeded where they are. Raises `RequestError`
+    for files that do not fit together, and for a model of another kind than the BPE models that are
+    published: those that rewrite texts, and such as have both pieces that are matched whole and a
+    space before the text.
     """
     config = _read(directory, "tokenizer_config.json", name)
     kind = str(config.get("tokenizer_class") or _CLASSES[0])
@@ -183,37 +184,41 @@ def read_directory(directory: Path, name: str) -> SentencePieceDirectory:
     serialized = (directory / "tokenizer.model").read_bytes()
     proto = parse(serialized, f"{name}/tokenizer.model")
     prefix = prefix_of(proto, config)
-    added = _added(directory, config, name)
-    pieces = _pieces(proto, added, name)
-    unlike = _unlike(proto, pieces, prefix)
+    unlike = _unlike(proto, prefix)
     if unlike:
         raise RequestError(f"{name}/tokenizer.model: {unlike}; give a tokenizer.json")
+    named = _read(directory, "special_tokens_map.json", name) | config
+    special = _special(named, proto, name)
+    pieces = _pieces(
+        proto, _added(directory, config, name), {*special.values(), *_more(named)}, name
+    )
+    for key, text in special.items():
+        if text not in pieces.texts:
+            raise RequestError(f"{name}: {key} is {text!r}, which is no token of tokenizer.model")
     backend = build_backend(pieces, prefix)
-    control = {TokenType.CONTROL, TokenType.UNKNOWN}
     for i, (text, kind_of) in enumerate(zip(pieces.texts, pieces.kinds, strict=True)):
-        if kind_of in control:
+        if kind_of in _CONTROL:
             backend.add_special_tokens([AddedToken(text, normalized=False, special=True)])
         elif kind_of == TokenType.USER_DEFINED:
-            # Normalized: matched in the text whose spaces are spelled as in the piece.
-            backend.add_tokens([AddedToken(text, normalized=True)])
+            # The model's own are matched in the text whose spaces are spelled as in the piece.
+            backend.add_tokens([AddedToken(text, normalized=i < len(proto.pieces))])
         if backend.token_to_id(text) != i:
             raise RequestError(f"{name}/tokenizer.model: {text!r} is there twice")
-    template = config.get("chat_template")
-    if isinstance(template, list):
-        template = {each["name"]: each["template"] for each in template}
-    if (directory / "chat_template.jinja").exists():
-        template = (directory / "chat_template.jinja").read_text(encoding="utf-8")
     return SentencePieceDirectory(
         model=SentencePieceModel(serialized, prefix),
         backend=backend,
-        special=_special(directory, config, proto, pieces, name),
-        chat_template=template,
+        special=special,
+        chat_template=_template(directory, config, name),
     )
 
 
-def _unlike(proto: Any, pieces: Pieces, prefix: Prefix) -> str | None:
+_CONTROL = (TokenType.CONTROL, TokenType.UNKNOWN)
+
+
+def _unlike(proto: Any, prefix: Prefix) -> str | None:
     """What of the model `build_backend` cannot say."""
     training, spec = proto.trainer_spec, proto.normalizer_spec
+    kinds = {piece.type for piece in proto.pieces}
     if training.model_type != training.ModelType.Value("BPE"):
         return f"its pieces are chosen by {training.ModelType.Name(training.model_type)}, not BPE"
     if spec.precompiled_charsmap or proto.denormalizer_spec.precompiled_charsmap:
@@ -222,66 +227,118 @@ def _unlike(proto: Any, pieces: Pieces, prefix: Prefix) -> str | None:
         return "it drops spaces (remove_extra_whitespaces)"
     if not spec.escape_whitespaces or training.treat_whitespace_as_suffix:
         return "its pieces do not begin with the space before a word"
-    if prefix != "never" and TokenType.USER_DEFINED in pieces.kinds:
+    if prefix != "never" and TokenType.USER_DEFINED in kinds:
         return "it has user-defined pieces and puts a space before a text"
+    if TokenType.UNUSED in kinds:
+        return "it has pieces that are not used"
+    if TokenType.UNKNOWN not in kinds:
+        return "it has no unknown piece"
     return None
 
 
-def _added(directory: Path, config: Mapping[str, Any], name: str) -> dict[int, tuple[str, bool]]:
-    """Ids to texts that the JSON files name, and whether data never gives them."""
-    tokens = {
-        int(i): (text, True) for text, i in _read(directory, "added_tokens.json", name).items()
-    }
-    for i, token in dict(config.get("added_tokens_decoder") or {}).items():
-        tokens[int(i)] = (str(token["content"]), bool(token.get("special", True)))
-    return tokens
-
-
-def _pieces(proto: Any, added: Mapping[int, tuple[str, bool]], name: str) -> Pieces:
+def _pieces(
+    proto: Any, added: Mapping[int, tuple[str, bool]], special: Collection[str], name: str
+) -> Pieces:
+    """The model's pieces and those that the JSON files add behind them; what these say is special
+    is a control piece."""
     texts = [piece.piece for piece in proto.pieces]
     kinds = [int(piece.type) for piece in proto.pieces]
     scores = [float(piece.score) for piece in proto.pieces]
-    for i, (text, special) in sorted(added.items()):
+    for i, (text, is_special) in sorted(added.items()):
         if i > len(texts):
             raise RequestError(
-                f"{name}: the added token {text!r} has the id {i}, the one before it {len(texts)} "
-                "at most; give a tokenizer.json"
+                f"{name}: the added token {text!r} has the id {i}, and there is none of the id "
+                f"{len(texts)}; give a tokenizer.json"
             )
         if i == len(texts):
             texts.append(text)
-            kinds.append(TokenType.CONTROL)
+            kinds.append(TokenType.USER_DEFINED)
             scores.append(0.0)
         elif texts[i] != text.replace(" ", SPACE):
-            texts[i] = text
-            kinds[i] = TokenType.CONTROL if special else TokenType.USER_DEFINED
-    unknown = [i for i, kind in enumerate(kinds) if kind == TokenType.UNKNOWN]
-    if not unknown:
-        raise RequestError(f"{name}/tokenizer.model: it has no unknown piece")
-    return Pieces(texts=texts, scores=scores, kinds=kinds, unknown_id=unknown[0])
+            texts[i], kinds[i] = text, TokenType.USER_DEFINED
+        if is_special and kinds[i] != TokenType.UNKNOWN:
+            kinds[i] = TokenType.CONTROL
+    for i, text in enumerate(texts):
+        if text in special and kinds[i] != TokenType.UNKNOWN:
+            kinds[i] = TokenType.CONTROL
+    return Pieces(
+        texts=texts, scores=scores, kinds=kinds, unknown_id=kinds.index(TokenType.UNKNOWN)
+    )
 
 
-def _special(
-    directory: Path, config: Mapping[str, Any], proto: Any, pieces: Pieces, name: str
-) -> dict[str, str]:
-    """By the JSON files; where they are silent, by the model itself."""
-    named = _read(directory, "special_tokens_map.json", name) | dict(config)
-    training = proto.trainer_spec
-    ids = (training.bos_id, training.eos_id, pieces.unknown_id, -1)
-    found: dict[str, str] = {}
-    for key, i in zip(_SPECIAL, ids, strict=True):
-        if key in named:
-            token = named[key]
-            text = token.get("content") if isinstance(token, dict) else token
-        else:
-            text = pieces.texts[i] if 0 <= i < len(pieces.texts) else None
-        if text is None:
-            continue
-        if text not in pieces.texts:
-            raise RequestError(f"{name}: {key} is {text!r}, which is no token of tokenizer.model")
-        found[key] = text
-    return found
+# ---------------------------------------------------------------------------------------------
+# The JSON files beside it
 
 
 def _read(directory: Path, file: str, name: str) -> dict[str, Any]:
     path = directory / file
     return files.read_object(path, f"{name}/{file}") if path.exists() else {}
+
+
+def _added(directory: Path, config: Mapping[str, Any], name: str) -> dict[int, tuple[str, bool]]:
+    """Ids to texts, and whether they are special."""
+    tokens: dict[int, tuple[str, bool]] = {}
+    for text, i in _read(directory, "added_tokens.json", name).items():
+        if not isinstance(i, int) or i < 0:
+            raise RequestError(f"{name}/added_tokens.json: the id of {text!r} is {i!r}")
+        tokens[i] = (text, False)
+    told = config.get("added_tokens_decoder") or {}
+    for key, token in told.items() if isinstance(told, dict) else [("", told)]:
+        content = _text(token)
+        if not isinstance(key, str) or not key.isdecimal() or content is None:
+            raise RequestError(
+                f"{name}/tokenizer_config.json: added_tokens_decoder has {key!r}: {token!r:.200}, "
+                "and not an id with the content of its token"
+            )
+        tokens[int(key)] = (content, bool(isinstance(token, dict) and token.get("special")))
+    return tokens
+
+
+def _special(named: Mapping[str, Any], proto: Any, name: str) -> dict[str, str]:
+    """By the JSON files; where they are silent, by the model itself."""
+    training, texts = proto.trainer_spec, [piece.piece for piece in proto.pieces]
+    unknown = [piece.type for piece in proto.pieces].index(TokenType.UNKNOWN)
+    ids = (training.bos_id, training.eos_id, unknown, training.pad_id)
+    found: dict[str, str] = {}
+    text: str | None
+    for key, i in zip(("bos_token", "eos_token", "unk_token", "pad_token"), ids, strict=True):
+        text = texts[i] if 0 <= i < len(texts) else None
+        if key in named:
+            text = _text(named[key])
+            if text is None and named[key] is not None:
+                raise RequestError(f"{name}: {key} is {named[key]!r:.200}, and not a token's text")
+        if text is not None:
+            found[key] = text
+    return found
+
+
+def _more(named: Mapping[str, Any]) -> list[str]:
+    """Texts of further special tokens."""
+    lists = (named.get("additional_special_tokens"), named.get("extra_special_tokens"))
+    tokens = [
+        token
+        for each in lists
+        for token in (each.values() if isinstance(each, dict) else each or ())
+    ]
+    return [text for text in map(_text, tokens) if text is not None]
+
+
+def _text(token: Any) -> str | None:
+    """The text of a token as JSON has it, plain or with its properties."""
+    text = token.get("content") if isinstance(token, dict) else token
+    return text if isinstance(text, str) else None
+
+
+def _template(directory: Path, config: Mapping[str, Any], name: str) -> str | dict[str, str] | None:
+    if (directory / "chat_template.jinja").exists():
+        return (directory / "chat_template.jinja").read_text(encoding="utf-8")
+    template = config.get("chat_template")
+    if template is None or isinstance(template, str):
+        return template
+    try:
+        return {str(each["name"]): str(each["template"]) for each in template}
+    except (KeyError, TypeError) as error:
+        raise RequestError(
+            f"{name}/tokenizer_config.json: chat_template is neither a text nor a list of names "
+            "with their templates"
+        ) from error

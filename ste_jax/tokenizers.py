@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -142,11 +144,14 @@ class Tokenizer:
         return self._coder.encode(([Piece(text)] for text in texts), continues=continues)
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
-        """The text of `ids`; without special tokens, unless told otherwise."""
+        """The text of `ids`; without special tokens and those that end a turn, unless told
+        otherwise."""
         return self.decode_batch([ids], skip_special)[0]
 
     def decode_batch(self, batch: Iterable[Sequence[int]], skip_special: bool = True) -> list[str]:
         """`decode` of many lists of ids, on all cores."""
+        if skip_special:
+            batch = [[i for i in ids if i not in self.eos_ids] for ids in batch]
         return self._coder.decode(batch, skip_special)
 
     # -----------------------------------------------------------------------------------------
@@ -276,7 +281,8 @@ def load_tokenizer(path: str | os.PathLike[str], library: Library = "tokenizers"
     `path` may be local or, for a directory, remote. The chat template comes from there too; for a
     GGUF file without one, from a file `chat_template.jinja` beside it. Code that a directory brings
     along is never run. A `tokenizer.model` without a `tokenizer.json` is turned into one, which is
-    held against SentencePiece itself. Raises `RequestError` that names what is missing.
+    held against SentencePiece itself; so is a `tokenizer.json` where `tensorflow_text` is to read
+    the model beside it. Raises `RequestError` that names what is missing or differs.
     """
     source = epath.Path(path)
     if source.is_dir():
@@ -295,6 +301,7 @@ def load_tokenizer(path: str | os.PathLike[str], library: Library = "tokenizers"
 
 def _from_directory(directory: Path, name: str, library: Library) -> Tokenizer:
     names = {file.name for file in directory.iterdir()}
+    model: SentencePieceModel | None
     if names & {"tokenizer.json", "vocab.json"}:
         hf = _read_hf(directory, name)
         model = sentencepiece_model.beside(directory, name)
@@ -312,9 +319,10 @@ def _from_directory(directory: Path, name: str, library: Library) -> Tokenizer:
         end_ids = [] if ends is None else ends if isinstance(ends, list) else [ends]
     remedy = f"put it into {name}/{_CHAT_TEMPLATE}"
     tokenizer = _with_template(hf, name, remedy, end_ids, model, library)
-    if "tokenizer.json" not in names and model is not None:
-        other = _with_template(hf, name, remedy, end_ids, model, "tensorflow_text")
-        _compare(tokenizer, other, name)
+    if library == "tensorflow_text":
+        _compare(_with_template(hf, name, remedy, end_ids, model), tokenizer, name)
+    elif "tokenizer.json" not in names and model is not None:
+        _check_conversion(directory, name)
     return tokenizer
 
 
@@ -385,19 +393,32 @@ _AWKWARD = (
 
 
 def _compare(ours: Tokenizer, theirs: Tokenizer, name: str) -> None:
-    """Raises `RequestError` where two tokenizers differ on `_AWKWARD`."""
+    """Raises `RequestError` where SentencePiece, `theirs`, differs on `_AWKWARD`."""
     for continues in (False, True):
-        pairs = zip(
-            ours.encode_batch(_AWKWARD, continues=continues),
-            theirs.encode_batch(_AWKWARD, continues=continues),
-            strict=True,
-        )
-        for text, (one, other) in zip(_AWKWARD, pairs, strict=True):
+        ids, others = (each.encode_batch(_AWKWARD, continues=continues) for each in (ours, theirs))
+        for text, one, other in zip(_AWKWARD, ids, others, strict=True):
             if one != other or ours.decode(one) != theirs.decode(other):
                 raise RequestError(
-                    f"{name}/{_SENTENCEPIECE} cannot be turned into a tokenizer.json: of {text!r} "
-                    f"that gives {one}, and SentencePiece {other}; give a tokenizer.json"
+                    f"{name}/{_SENTENCEPIECE}: of {text!r} SentencePiece makes {other}, and the "
+                    f"tokenizer.json that is there or is made of it {one}; give the tokenizer.json "
+                    "that belongs to the model"
                 )
+
+
+def _check_conversion(directory: Path, name: str) -> None:
+    """Raises `RequestError` where SentencePiece makes other ids than the tokenizer.json that is
+    made of its model.
+
+    In a process of its own: TensorFlow takes the better part of a gigabyte, and devices if it can.
+    """
+    code = "import sys; from ste_jax.tokenizers import load_tokenizer as load; load(*sys.argv[1:])"
+    arguments = [sys.executable, "-c", code, str(directory), "tensorflow_text"]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    if done.returncode:
+        told = " ".join(done.stderr.strip().splitlines()[-1:])
+        raise RequestError(
+            told.partition("RequestError: ")[2].replace(str(directory), name) or told
+        )
 
 
 def _without_system(turns: list[dict[str, str]]) -> list[dict[str, str]]:

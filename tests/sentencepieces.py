@@ -7,9 +7,12 @@ import io
 import json
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import sentencepiece
 
+from ste_jax import tokenizers
+from ste_jax.tokenizers import Library, Tokenizer, load_tokenizer
 from tests import chats
 
 TEXTS = [
@@ -49,6 +52,7 @@ GEMMA: dict[str, Any] = {
         "\u2581\u2581\u2581",
         "<b>",
         "</b>",
+        "<start_of_image>",
     ],
 }
 """No space before the text; runs of line ends and of spaces, and marks, are matched whole."""
@@ -80,3 +84,10 @@ def write(directory: Path, options: dict[str, Any], template: str | None, **conf
     if template is not None:
         (directory / "chat_template.jinja").write_text(template)
     return directory
+
+
+def read(directory: Path, library: Library = "tokenizers") -> Tokenizer:
+    """The tokenizer of such a directory, without the seconds of the check by another process: these
+    tests hold the libraries against each other themselves."""
+    with mock.patch.object(tokenizers, "_check_conversion"):
+        return load_tokenizer(directory, library)

@@ -18,7 +18,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import PreTrainedTokenizerFast
 
 from ste_jax.models.families import FAMILIES
-from ste_jax.tokenizers import Library, load_tokenizer
+from ste_jax.tokenizers import Library
 from ste_jax.tokenizers import Tokenizer as OurTokenizer
 from tests import chats, sentencepieces
 
@@ -132,7 +132,7 @@ def read(name: str, library: Library) -> OurTokenizer:
             path = chats.write(byte_level(one), Path(directory), one.template)
         else:
             path = sentencepieces.write(Path(directory), one.sentencepiece, one.template)
-        return load_tokenizer(path, library)
+        return sentencepieces.read(path, library)
 
 
 def test_every_family_is_here() -> None:

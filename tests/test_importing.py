@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -123,6 +124,32 @@ def test_what_is_there_is_not_read_again(
     assert 0 < len(again) < len(whole) and again == whole[-len(again) :]
     (tmp_path / "first").rename(tmp_path.parent / f"{tmp_path.name}-first")
     same_as_whole(source, tmp_path / "checkpoint", tmp_path)
+
+
+def test_one_source_then_another_then_the_first(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other, place = tiny.write_model(tmp_path / "other", layers=3, seed=1), tmp_path / "checkpoint"
+    for which, stop_at in ((source, 7), (other, 0)):
+        polls = iter([False] * stop_at + [True])
+        monkeypatch.setattr(preemption, "requested", lambda: next(polls, False))  # noqa: B023
+        with pytest.raises(Preempted):
+            in_parts(which, place, monkeypatch)
+    in_parts(source, place, monkeypatch)
+    shutil.rmtree(tmp_path / "other")
+    same_as_whole(source, place, tmp_path)
+
+
+def test_parts_that_somebody_removed_are_written_again(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, polls = tmp_path / "checkpoint", iter([False] * 7 + [True])
+    monkeypatch.setattr(preemption, "requested", lambda: next(polls, False))
+    with pytest.raises(Preempted):
+        in_parts(source, place, monkeypatch)
+    shutil.rmtree(tmp_path / "checkpoint.in-parts")
+    in_parts(source, place, monkeypatch)
+    same_as_whole(source, place, tmp_path)
 
 
 def test_two_imports_to_one_place_are_refused(source: Path, tmp_path: Path) -> None:

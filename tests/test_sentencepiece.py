@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import functools
+import json
+import os
+import subprocess
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import sentencepiece
@@ -16,9 +20,11 @@ from transformers import AutoTokenizer
 
 from ste_jax import sentencepiece_model
 from ste_jax.errors import RequestError
-from ste_jax.tokenizers import Tokenizer, load_tokenizer
+from ste_jax.sentencepiece_model import SPACE
+from ste_jax.tokenizers import Library, Tokenizer, load_tokenizer
 from tests import chats, sentencepieces
 
+LIBRARIES = get_args(Library)
 FORMS: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {
     "llama2": (sentencepieces.LLAMA2, "inst", {"legacy": False}),
     "mistral": (sentencepieces.LLAMA2, "inst", {"legacy": True}),
@@ -30,13 +36,23 @@ FORMS: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {
             "added_tokens_decoder": {
                 "460": {"content": "<|im_start|>", "special": True},
                 "461": {"content": "<|im_end|>", "special": True},
+                "462": {"content": "<think>", "special": False},
+                "463": {"content": "<thinking>", "special": False},
             }
         },
     ),
     "gemma": (
         sentencepieces.GEMMA,
         "no_system",
-        {"tokenizer_class": "GemmaTokenizer"},
+        {
+            "tokenizer_class": "GemmaTokenizer",
+            "added_tokens_decoder": {
+                str(3 + number): {"content": text, "special": text.endswith("turn>")}
+                for number, text in enumerate(sentencepieces.GEMMA["user_defined_symbols"], start=1)
+                if SPACE not in text
+            },
+            "additional_special_tokens": ["<start_of_image>"],
+        },
     ),
 }
 TEMPLATES = chats.TEMPLATES | {
@@ -52,7 +68,7 @@ def read(form: str) -> tuple[Tokenizer, Tokenizer, Any]:
     options, template, config = FORMS[form]
     with tempfile.TemporaryDirectory() as directory:
         path = sentencepieces.write(Path(directory), options, TEMPLATES[template], **config)
-        fast, direct = load_tokenizer(path), load_tokenizer(path, "tensorflow_text")
+        fast, direct = (sentencepieces.read(path, library) for library in LIBRARIES)
         oracle = sentencepiece.SentencePieceProcessor(model_proto=sentencepieces.train(**options))
         return fast, direct, oracle
 
@@ -74,14 +90,16 @@ NASTY = [
     "\u00a0\u2028\u2029\ufeff\ufffd\U000e0001",
     "\u2581\u2581 spelled \u2581spaces",
     "<s></s><unk><pad><0x0A><0xFF>[INST] [/INST]",
-    "<start_of_turn>model\n[[A]]<end_of_turn>\n <b>bold</b>",
+    "<start_of_turn>model\n[[A]]<end_of_turn>\n <b>bold</b> <start_of_image>",
+    "<think> a</think>b<thinking>  c<think><think>",
     "<|im_end|>\n<|im_start|>assistant\n[[A]]",
     "a" * 300,
     " a" * 100,
 ]
 ATOMS = [
     " ", "  ", "\n", "\n\n", "\t", "a", "the", "The", "12", "é", "e\u0301", "東", "👍🏽", "\u2581",
-    "<b>", "<", ">", "/", "s", "unk", "[INST]", "</s>", "<end_of_turn>", "\x00", "\u200d", ".",
+    "<b>", "<think>", "<start_of_image>", "<", ">", "/", "s", "unk", "[INST]", "</s>",
+    "<end_of_turn>", "\x00", "\u200d", ".",
 ]  # fmt: skip
 TEXT = st.lists(st.sampled_from([*ATOMS, *NASTY]) | st.text(max_size=5), max_size=8).map("".join)
 
@@ -96,10 +114,8 @@ def agree(form: str, texts: Sequence[str]) -> None:
     assert decoded == direct.decode_batch(ids)
     assert decoded == [text.replace("\u2581", " ") for text in texts]
     for text, found in zip(texts, ids, strict=True):
-        # SentencePiece itself makes these whatever text spells them.
-        if form != "gemma" or not any(
-            mark in text for mark in ("<start_of_turn>", "<end_of_turn>")
-        ):
+        # SentencePiece itself makes these whatever text spells them, or knows nothing of them.
+        if not any(mark in text for mark in ("_of_turn>", "<start_of_image>", "<think")):
             assert found == oracle.encode(text)
         assert not set(found) & fast.control_ids
 
@@ -138,7 +154,7 @@ def test_what_they_know_of_the_tokens_is_the_same(form: str) -> None:
     fast, direct, oracle = read(form)
     for name in ("vocab_size", "eos_ids", "pad_id", "control_ids", "chat_template"):
         assert getattr(fast, name) == getattr(direct, name)
-    assert fast.vocab_size == len(oracle) + (2 if form == "added" else 0)
+    assert fast.vocab_size == len(oracle) + (4 if form == "added" else 0)
     end = {"added": "<|im_end|>", "gemma": "<end_of_turn>"}.get(form, "</s>")
     assert fast.decode([fast.eos_ids[-1]], skip_special=False) == end
 
@@ -156,8 +172,36 @@ def test_chats_have_the_ids_that_transformers_gives(form: str, tmp_path: Path) -
         expected = hf.apply_chat_template(
             chat, tokenize=True, add_generation_prompt=True, return_dict=False
         )
-        for library in ("tokenizers", "tensorflow_text"):
-            assert load_tokenizer(path, library).prompt_ids(chat) == expected  # type: ignore[arg-type]
+        for library in LIBRARIES:
+            assert sentencepieces.read(path, library).prompt_ids(chat) == expected
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_completions_are_decoded_as_transformers_does(form: str, tmp_path: Path) -> None:
+    fast, direct, _ = read(form)
+    fast.save(tmp_path)
+    hf = AutoTokenizer.from_pretrained(tmp_path)
+    texts = ["It is so.", " [[A]]", "", "<b>x</b>\n\n\ny", "東京 👍🏽"]
+    completions = [[*ids, fast.eos_ids[-1]] for ids in fast.encode_batch(texts)]
+    if form == "added":
+        think = fast.vocab_size - 2
+        completions.append([think, *fast.encode("hm", continues=True), think])
+        texts.append("<think>hm<think>")
+    expected = hf.batch_decode(completions, skip_special_tokens=True)
+    assert fast.decode_batch(completions) == direct.decode_batch(completions) == expected
+    assert expected == texts
+
+
+def test_a_mark_that_no_file_calls_special_ends_a_turn_all_the_same(tmp_path: Path) -> None:
+    template = TEMPLATES["no_system"]
+    for library in LIBRARIES:
+        path = sentencepieces.write(tmp_path, sentencepieces.GEMMA, template)
+        tokenizer = sentencepieces.read(path, library)
+        ids = tokenizer.encode("Yes. [[A]]")
+        assert tokenizer.decode([*ids, tokenizer.eos_ids[-1]]) == "Yes. [[A]]"
+        whole = tokenizer.decode([*ids, tokenizer.eos_ids[-1]], skip_special=False)
+        assert whole == "Yes. [[A]]<end_of_turn>"
+        assert tokenizer.pad_id == 0
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -212,12 +256,19 @@ def test_models_of_other_kinds_are_refused(
         ({"eos_token": "<|eot|>"}, r"eos_token is '<\|eot\|>', which is no token"),
         ({"added_tokens_decoder": {"470": {"content": "<x>"}}}, "'<x>' has the id 470"),
         ({"added_tokens_decoder": {"460": {"content": "</s>"}}}, "'</s>' is there twice"),
+        ({"added_tokens_decoder": {"x": {"content": "<x>"}}}, "added_tokens_decoder has 'x'"),
+        ({"added_tokens_decoder": {"460": {"special": True}}}, "added_tokens_decoder has '460'"),
+        ({"added_tokens_decoder": {"460": 7}}, "added_tokens_decoder has '460': 7"),
+        ({"added_tokens_decoder": ["<x>"]}, "added_tokens_decoder has ''"),
+        ({"bos_token": 3}, "bos_token is 3, and not a token's text"),
+        ({"chat_template": [{"x": 1}]}, "chat_template is neither"),
     ],
 )
 def test_files_that_do_not_fit_the_model_are_refused(
     config: dict[str, Any], says: str, tmp_path: Path
 ) -> None:
-    path = sentencepieces.write(tmp_path, sentencepieces.LLAMA2, chats.TEMPLATES["inst"], **config)
+    template = None if "chat_template" in config else chats.TEMPLATES["inst"]
+    path = sentencepieces.write(tmp_path, sentencepieces.LLAMA2, template, **config)
     with pytest.raises(RequestError, match=says):
         load_tokenizer(path)
 
@@ -240,8 +291,40 @@ def test_a_conversion_that_goes_wrong_is_noticed(
     monkeypatch.setattr(
         sentencepiece_model, "build_backend", lambda pieces, prefix: build(pieces, "always")
     )
-    with pytest.raises(RequestError, match=r"cannot be turned into a tokenizer\.json: of"):
+    with pytest.raises(RequestError, match=r"tokenizer\.model: of .* SentencePiece makes"):
+        load_tokenizer(path, "tensorflow_text")
+
+
+def test_a_conversion_is_checked_by_a_process_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = sentencepieces.write(tmp_path / "m", sentencepieces.LLAMA2, chats.TEMPLATES["inst"])
+    code = f"from ste_jax.tokenizers import load_tokenizer; load_tokenizer({str(path)!r}); "
+    code += "import sys; sys.exit('tensorflow' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    (tmp_path / "tensorflow_text.py").write_text("raise ImportError('not for this machine')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    told = r"/m: .*tensorflow-text, which cannot be imported \(not for this machine\)"
+    with pytest.raises(RequestError, match=told):
         load_tokenizer(path)
+
+
+def test_files_of_two_tokenizers_are_told_apart(tmp_path: Path) -> None:
+    fast, _, _ = read("llama2")
+    fast.save(tmp_path)
+    # The same pieces, and a space before every stretch: another tokenizer.
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config | {"legacy": True}))
+    chat = [{"role": "user", "content": "Hi"}]
+    assert load_tokenizer(tmp_path).prompt_ids(chat) == fast.prompt_ids(chat)
+    with pytest.raises(RequestError, match=r"tokenizer\.model: of .* SentencePiece makes"):
+        load_tokenizer(tmp_path, "tensorflow_text")
+    # A piece more than the model has.
+    values = json.loads((tmp_path / "tokenizer.json").read_text())
+    values["model"]["vocab"]["betterbetter"] = len(values["model"]["vocab"])
+    (tmp_path / "tokenizer.json").write_text(json.dumps(values))
+    with pytest.raises(RequestError, match=r"not the model of this tokenizer: it has no piece"):
+        load_tokenizer(tmp_path, "tensorflow_text")
 
 
 def test_sentencepiece_needs_its_model(tmp_path: Path) -> None:

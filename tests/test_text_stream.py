@@ -23,7 +23,7 @@ def read(kind: str) -> Tokenizer:
             path = chats.write(chats.TOKENIZERS[kind](), Path(directory), chats.TEMPLATES["chatml"])
             return load_tokenizer(path)
         path = sentencepieces.write(Path(directory), sentencepieces.LLAMA2, chats.TEMPLATES["inst"])
-        return load_tokenizer(path, "tensorflow_text")
+        return sentencepieces.read(path, "tensorflow_text")
 
 
 KINDS = [*chats.TOKENIZERS, "tensorflow_text"]

@@ -237,8 +237,8 @@ def step_flops(config: ModelConfig, rows: Rows) -> int:
     )
     if config.lora is None:
         return 3 * forward
-    small = dataclasses.replace(config, lora=None).flops_per_token
-    held = tokens * (small - 2 * head) + targets * 2 * head
+    large = dataclasses.replace(config, lora=None).flops_per_token
+    held = tokens * (large - 2 * head) + targets * 2 * head
     return 3 * forward - held
 
 

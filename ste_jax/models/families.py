@@ -191,7 +191,7 @@ FAMILIES: dict[str, Family] = {
 
 def family_of(model_type: Any, where: str) -> Family:
     """The family of that name. Raises `RequestError` naming `where` for one that is not known."""
-    if model_type not in FAMILIES:
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise RequestError(
             f"{where}: architecture {model_type!r} is not supported; supported are "
             f"{', '.join(sorted(FAMILIES))}"

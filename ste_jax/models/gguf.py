@@ -294,6 +294,8 @@ def _llama3(factors: np.ndarray[Any, Any], theta: float, head_dim: int) -> RopeS
 
     The largest factor is the scaling's; its other three numbers are in all released models alike.
     """
+    if factors.shape != (head_dim // 2,) or not 1 < factors.max() < np.inf:
+        return None
     scaling = RopeScaling(
         kind="llama3",
         factor=float(factors.max()),
@@ -303,5 +305,4 @@ def _llama3(factors: np.ndarray[Any, Any], theta: float, head_dim: int) -> RopeS
     )
     plain = rotary_frequencies(LayerKind(rope_theta=theta), head_dim)
     scaled = rotary_frequencies(LayerKind(rope_theta=theta, rope_scaling=scaling), head_dim)
-    alike = factors.shape == plain.shape and np.allclose(plain / scaled, factors, rtol=1e-5, atol=0)
-    return scaling if alike else None
+    return scaling if np.allclose(plain / scaled, factors, rtol=1e-5, atol=0) else None

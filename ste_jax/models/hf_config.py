@@ -13,6 +13,7 @@ from ste_jax.models.config import LayerKind, ModelConfig
 from ste_jax.models.hf_fields import (
     Fields,
     only_silu,
+    positive,
     read_rope,
     read_rope_scaling,
     read_shape,
@@ -149,13 +150,15 @@ def _qwen_kinds(fields: Fields, shape: Mapping[str, Any]) -> tuple[LayerKind, ..
 def _qwen_kinds_to_hf(config: ModelConfig) -> dict[str, Any]:
     window = _window_of(config)
     types = _types_to_hf(config)
+    whole = [*types, _LOCAL].index(_LOCAL)
+    # What older versions of transformers, which do not know layer_types, go by, if it can say it.
+    older = {} if _GLOBAL in types[whole:] else {"max_window_layers": whole}
     return {
         **rope_to_hf(config.kinds[0]),
         "use_sliding_window": window is not None,
         "sliding_window": window,
         "layer_types": types,
-        # What older versions of transformers, which do not know layer_types, go by.
-        "max_window_layers": [*types, _LOCAL].index(_LOCAL),
+        **older,
     }
 
 
@@ -381,19 +384,19 @@ def gemma3_from_hf(fields: Fields) -> ModelConfig:
 
 def _gemma3_ropes(fields: Fields, max_position: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """Rotary embedding of local layers and of global ones."""
-    told = fields.take("rope_parameters", {})
-    scaling = fields.take("rope_scaling", {})
+    told, scaling = fields.group("rope_parameters"), fields.group("rope_scaling")
     thetas = {
-        _LOCAL: fields.take("rope_local_base_freq", 1e4),
-        _GLOBAL: fields.take("rope_theta", 1e6),
+        _LOCAL: fields.number("rope_local_base_freq", 1e4),
+        _GLOBAL: fields.number("rope_theta", 1e6),
     }
     found = []
     for kind, theta in thetas.items():
         rope = dict(told.get(kind) or {}) | (scaling if kind == _GLOBAL else {})
-        theta = rope.pop("rope_theta", None) or theta
+        told_theta = rope.pop("rope_theta", None)
+        theta = theta if told_theta is None else told_theta
         found.append(
             {
-                "rope_theta": float(theta),
+                "rope_theta": positive(theta, "rope_theta", fields.where),
                 "rope_scaling": read_rope_scaling(rope, max_position, fields.where),
             }
         )

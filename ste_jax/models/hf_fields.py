@@ -7,6 +7,7 @@ and the rotary embedding.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -76,7 +77,14 @@ class Fields:
     def number(self, key: str, default: float | None = None) -> float:
         """The field's value, a positive number. Raises `RequestError` for another."""
         value = self.need(key) if default is None else self.take(key, default)
-        return _positive(value, key, self.where)
+        return positive(value, key, self.where)
+
+    def group(self, key: str) -> dict[str, Any]:
+        """The field's value, an object; empty where there is none."""
+        value = self.take(key, {})
+        if not isinstance(value, dict):
+            raise self.refuse(key, "an object is expected")
+        return dict(value)
 
     def nullable(self, key: str, default: Any) -> Any:
         """The field's value, null among them; `default` only where it is missing."""
@@ -86,7 +94,7 @@ class Fields:
     def capped(self, key: str, default: float | None) -> float | None:
         """A soft cap: null is none."""
         value = self.nullable(key, default)
-        return None if value is None else float(value)
+        return None if value is None else positive(value, key, self.where)
 
     def window(self, default: int | None, *, needed: bool = False) -> int | None:
         """The window of local layers; null is none. Raises `RequestError` where one is needed."""
@@ -129,9 +137,14 @@ def read_shape(fields: Fields, **defaults: Any) -> dict[str, Any]:
     if fields.nullable("num_key_value_heads", defaults.get("num_key_value_heads")) is not None:
         kv_heads = fields.size("num_key_value_heads", defaults.get("num_key_value_heads"))
     if heads % kv_heads:
-        raise fields.refuse("num_key_value_heads", f"num_attention_heads {heads} is no multiple")
+        raise RequestError(
+            f"{fields.where}: num_attention_heads {heads} is no multiple of num_key_value_heads "
+            f"{kv_heads}"
+        )
     if head_dim % 2:
-        raise fields.refuse("head_dim", "odd, and rotary embedding turns pairs")
+        raise RequestError(
+            f"{fields.where}: head_dim is {head_dim}, odd, and rotary embedding turns pairs"
+        )
     return {
         "vocab_size": fields.size("vocab_size", defaults.get("vocab_size")),
         "hidden_size": hidden,
@@ -161,7 +174,7 @@ def only_silu(fields: Fields) -> None:
 def read_rope(fields: Fields, max_position: int, theta: float = 10000.0) -> dict[str, Any]:
     """`rope_theta` and `rope_scaling` of a model that has one kind of rotary embedding."""
     # transformers 5 has one mapping for all that is rotary, before it there were two fields.
-    told, scaling = dict(fields.take("rope_parameters", {})), dict(fields.take("rope_scaling", {}))
+    told, scaling = fields.group("rope_parameters"), fields.group("rope_scaling")
     thetas = [each.pop("rope_theta", None) for each in (told, scaling)]
     thetas = [each for each in (*thetas, fields.take("rope_theta")) if each is not None]
     if len(set(thetas)) > 1:
@@ -170,13 +183,14 @@ def read_rope(fields: Fields, max_position: int, theta: float = 10000.0) -> dict
         raise fields.refuse("rope_scaling", "and rope_parameters says otherwise")
     rope, theta = scaling or told, thetas[0] if thetas else theta
     return {
-        "rope_theta": _positive(theta, "rope_theta", fields.where),
+        "rope_theta": positive(theta, "rope_theta", fields.where),
         "rope_scaling": read_rope_scaling(rope, max_position, fields.where),
     }
 
 
-def _positive(value: Any, key: str, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+def positive(value: Any, key: str, where: str) -> float:
+    """The value of `key`. Raises `RequestError` where it is no number above 0."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
         raise RequestError(f"{where}: {key} is {value!r}, a number above 0 is needed")
     return float(value)
 
@@ -186,12 +200,19 @@ def read_rope_scaling(rope: dict[str, Any], max_position: int, where: str) -> Ro
     rope = dict(rope)
     kind = rope.pop("rope_type", None) or rope.pop("type", None) or "default"
     rope.pop("type", None)
-    original = rope.pop("original_max_position_embeddings", None) or max_position
+    original = rope.pop("original_max_position_embeddings", None)
+    if original is None:
+        original = max_position
+    if isinstance(original, bool) or not isinstance(original, int) or original < 1:
+        raise RequestError(
+            f"{where}: original_max_position_embeddings is {original!r}, a positive integer is "
+            "needed"
+        )
 
     def number(key: str) -> float:
         if key not in rope:
             raise RequestError(f"{where}: rope scaling {kind!r} lacks {key}")
-        return _positive(rope.pop(key), key, f"{where}: rope scaling {kind!r}")
+        return positive(rope.pop(key), key, f"{where}: rope scaling {kind!r}")
 
     known: dict[str, Callable[[], RopeScaling | None]] = {
         "default": lambda: None,
@@ -211,6 +232,10 @@ def read_rope_scaling(rope: dict[str, Any], max_position: int, where: str) -> Ro
     if rope.get("partial_rotary_factor") == 1:
         rope.pop("partial_rotary_factor")
     scaling = known[kind]()
+    if scaling and scaling.kind == "llama3" and scaling.high_freq_factor <= scaling.low_freq_factor:
+        raise RequestError(
+            f"{where}: rope scaling 'llama3': high_freq_factor is not the higher one"
+        )
     left = {key: value for key, value in rope.items() if value is not None}
     if left:
         key, value = next(iter(left.items()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import pytest
@@ -127,7 +128,7 @@ def test_what_is_written_reads_back_and_means_the_same_to_transformers(
         ({"vocab_size": None}, "vocab_size is missing"),
         ({"num_attention_heads": 33}, "not a multiple of num_attention_heads"),
         ({"num_attention_heads": 32.0}, "num_attention_heads is 32.0, a positive integer"),
-        ({"num_key_value_heads": 3}, "num_key_value_heads is 3, num_attention_heads 32"),
+        ({"num_key_value_heads": 3}, "num_attention_heads 32 is no multiple of .*heads 3"),
         ({"head_dim": 7}, "head_dim is 7, odd"),
         ({"num_hidden_layers": True}, "num_hidden_layers is True, a positive integer"),
         ({"intermediate_size": "14336"}, "intermediate_size is '14336', a positive integer"),
@@ -135,6 +136,17 @@ def test_what_is_written_reads_back_and_means_the_same_to_transformers(
         ({"rope_theta": -1}, "rope_theta is -1, a number above 0"),
         ({"rope_scaling": {"rope_type": "linear", "factor": None}}, "'linear': factor is None"),
         ({"rope_scaling": {"rope_type": "linear", "factor": 0}}, "'linear': factor is 0"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": math.inf}}, "'linear': factor is inf"),
+        ({"rope_scaling": "linear"}, "rope_scaling is 'linear', an object"),
+        ({"rope_parameters": 3}, "rope_parameters is 3, an object"),
+        (
+            {"rope_scaling": LLAMA_31["rope_scaling"] | {"high_freq_factor": 1.0}},
+            "high_freq_factor is not the higher one",
+        ),
+        (
+            {"rope_scaling": LLAMA_31["rope_scaling"] | {"original_max_position_embeddings": "8k"}},
+            "original_max_position_embeddings is '8k', a positive integer",
+        ),
     ],
 )
 def test_what_would_change_the_computation_is_refused_by_name(
@@ -248,6 +260,12 @@ def test_what_is_missing_is_what_transformers_takes_and_null_is_null() -> None:
         ),
         (GEMMA_2_2B, {"sliding_window": None}, "sliding_window is None"),
         (GEMMA_2_2B, {"sliding_window": 4096.5}, "sliding_window is 4096.5, a positive integer"),
+        (GEMMA_2_2B, {"attn_logit_softcapping": "x"}, "attn_logit_softcapping is 'x', a number"),
+        (
+            GEMMA_3_27B,
+            {"text_config": GEMMA_3_27B["text_config"] | {"rope_local_base_freq": 0}},
+            "rope_local_base_freq is 0, a number",
+        ),
         (GEMMA_2_2B, {"num_attention_heads": 0}, "num_attention_heads is 0, a positive"),
         (GEMMA_3_27B, {"tie_word_embeddings": False}, "tie_word_embeddings is False"),
         (GEMMA_2_2B, {"use_bidirectional_attention": True}, "use_bidirectional_attention is True"),

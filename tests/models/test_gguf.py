@@ -206,6 +206,17 @@ def test_a_table_that_is_llama_3s_scaling_is_known_as_that(
     assert other is not None and other.kind == "factors"
 
 
+@pytest.mark.parametrize("value", [0.0, 1.0, np.nan, np.inf])
+def test_a_table_that_scales_nothing_is_no_llama_3s(
+    make_llama: Any, tmp_path: Path, value: float
+) -> None:
+    reference = make_llama()
+    table = np.full(reference.config.head_dim // 2, value, np.float32)
+    write_gguf(tmp_path / "m.gguf", reference, extra={"rope_freqs.weight": table})
+    scaling = GGUFFile(tmp_path / "m.gguf").config.kinds[0].rope_scaling
+    assert scaling is not None and scaling.kind == "factors"
+
+
 @pytest.mark.parametrize("told", [{"llama.rope.scaling.type": "linear"}, {}])
 def test_linear_rope_scaling_is_applied(
     make_llama: Any, tmp_path: Path, told: dict[str, Any]
