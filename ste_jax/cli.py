@@ -93,6 +93,7 @@ def _number(kind: Callable[[str], Any], good: Callable[[Any], bool], what: str) 
 _positive = _number(int, lambda value: value >= 1, "a whole number from 1 on")
 _natural = _number(int, lambda value: value >= 0, "a whole number from 0 on")
 _temperature = _number(float, lambda value: value >= 0, "a number from 0 on")
+_fraction = _number(float, lambda value: 0 <= value <= 1, "a number from 0 to 1")
 _share = _number(float, lambda value: 0 < value <= 1, "a number above 0 and at most 1")
 
 
@@ -234,6 +235,7 @@ def _add_decoding(parser: Any, **defaults: Any) -> None:
     add("temperature", _temperature, f"0 is greedy; {greedy}")
     add("top_p", _share, "")
     add("top_k", _natural, "0: off; ")
+    add("min_p", _fraction, "0: off; ")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16"), default="float32", help="default %(default)s"
@@ -298,7 +300,7 @@ def _add_generate(commands: Any) -> None:
     parser.add_argument(
         "--stop", action="append", default=[], metavar="TEXT", help="may be repeated"
     )
-    _add_decoding(parser, max_new_tokens=256, temperature=0.7, top_p=0.9, top_k=0)
+    _add_decoding(parser, max_new_tokens=256, temperature=0.7, top_p=0.9, top_k=0, min_p=0.0)
 
 
 def _generate(arguments: argparse.Namespace) -> int:

@@ -56,6 +56,8 @@ class SamplingKnobs:
     temperature: float = 0.7
     top_p: float = 0.9
     top_k: int = 0
+    min_p: float = 0.0
+    """Keep tokens that are at least this share as likely as the likeliest; 0 switches it off."""
     max_new_tokens: int = 512
     stop: tuple[str, ...] = ()
 
@@ -421,6 +423,7 @@ def check(config: Config) -> None:
             ("temperature", sampling.temperature >= 0, "at least 0"),
             ("top_p", 0 < sampling.top_p <= 1, "above 0 and at most 1"),
             ("top_k", sampling.top_k >= 0, "at least 0 (0 switches it off)"),
+            ("min_p", 0 <= sampling.min_p <= 1, "at least 0 and at most 1 (0 switches it off)"),
         ):
             if not good:
                 raise RequestError(

@@ -25,6 +25,7 @@ class GenerateOptions:
     temperature: float
     top_p: float
     top_k: int
+    min_p: float
     stop: list[str]
     ignore_eos: bool
     seed: int
@@ -48,6 +49,7 @@ def generate(options: GenerateOptions) -> str:
         temperature=options.temperature,
         top_p=options.top_p,
         top_k=options.top_k,
+        min_p=options.min_p,
         stop=tuple(options.stop),
         ignore_eos=options.ignore_eos,
     )

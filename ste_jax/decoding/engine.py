@@ -288,6 +288,7 @@ class _LaneState:
             control.temperature[at] = sampling.temperature
             control.top_k[at] = sampling.top_k
             control.top_p[at] = sampling.top_p
+            control.min_p[at] = sampling.min_p
             control.stop_at_eos[at] = not sampling.ignore_eos
             control.seed[at] = split64(row.request.key)
             control.row_id[at] = hash_id(row.request.id)
@@ -331,6 +332,7 @@ def empty_control(groups: int, rows: int) -> Control:
         temperature=np.zeros((groups, rows), np.float32),
         top_k=np.zeros((groups, rows), np.int32),
         top_p=np.ones((groups, rows), np.float32),
+        min_p=np.zeros((groups, rows), np.float32),
         stop_at_eos=np.zeros((groups, rows), np.bool_),
         seed=np.zeros((groups, rows, 2), np.uint32),
         row_id=np.zeros((groups, rows, 2), np.uint32),
@@ -345,4 +347,6 @@ def _check_sampling(sampling: Sampling) -> str:
         return f"top_p={sampling.top_p}: a share above 0, at most 1, is needed"
     if sampling.top_k < 0:
         return f"top_k={sampling.top_k}: a number from 0 up is needed"
+    if not 0.0 <= sampling.min_p <= 1.0:
+        return f"min_p={sampling.min_p}: a share from 0 to 1 is needed"
     return ""

@@ -67,6 +67,7 @@ class Control(NamedTuple):
     temperature: np.ndarray[Any, Any]
     top_k: np.ndarray[Any, Any]
     top_p: np.ndarray[Any, Any]
+    min_p: np.ndarray[Any, Any]
     stop_at_eos: np.ndarray[Any, Any]
     seed: np.ndarray[Any, Any]
     """[G,N,2] uint32, as `sampling.row_keys` takes it."""
@@ -352,6 +353,7 @@ def _decode(
             jnp.where(active, control.temperature, 0.0).reshape(-1),
             control.top_k.reshape(-1),
             control.top_p.reshape(-1),
+            control.min_p.reshape(-1),
         )
         drawn, logprob = drawn.reshape(groups, rows), logprob.reshape(groups, rows)
         finite = jnp.isfinite(logprob)

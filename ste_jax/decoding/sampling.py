@@ -2,11 +2,12 @@
 
 Shapes: `B` rows, `V` vocabulary.
 
-A row's distribution is the softmax of its logits over `temperature`, cut down by two filters:
+A row's distribution is the softmax of its logits over `temperature`, cut down by three filters:
 `top_k` keeps a token if fewer than k tokens are likelier; of what is left, `top_p` keeps a token if
-the likelier ones together hold less than the share p (Holtzman et al. 2020, arXiv 1904.09751).
-Equally likely tokens are kept or cut together, so the order of the vocabulary never matters, and
-the likeliest is always kept.
+the likelier ones together hold less than the share p (Holtzman et al. 2020, arXiv 1904.09751); and
+`min_p` keeps one that is at least that share as likely as the likeliest (Nguyen et al. 2024, arXiv
+2407.01082). Equally likely tokens are kept or cut together, so the order of the vocabulary never
+matters, and the likeliest is always kept.
 
 What the filters keep is an upper set of the probabilities. So a token is drawn from the whole
 distribution and tested: it was to be kept if what is likelier is little enough. If not, neither it
@@ -49,6 +50,7 @@ def sample(
     temperature: jax.Array,
     top_k: jax.Array,
     top_p: jax.Array,
+    min_p: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     """One token per row, and its log-probability.
 
@@ -58,6 +60,7 @@ def sample(
       temperature: [B]; 0 takes the likeliest token (the first of equals).
       top_k: [B] int32; 0 keeps all.
       top_p: [B]; 1 keeps all.
+      min_p: [B]; 0 keeps all.
 
     Returns:
       Tokens [B] int32 and their log-probabilities [B] under the softmax of `logits` as they are: no
@@ -68,7 +71,7 @@ def sample(
     drawn = temperature > 0.0
     tokens = jax.lax.cond(
         jnp.any(drawn),
-        lambda: jnp.where(drawn, _draw(logits, keys, temperature, top_k, top_p), greedy),
+        lambda: jnp.where(drawn, _draw(logits, keys, temperature, top_k, top_p, min_p), greedy),
         lambda: greedy,
     )
     return tokens, token_logprobs(logits, tokens)
@@ -86,6 +89,7 @@ def _draw(
     temperature: jax.Array,
     top_k: jax.Array,
     top_p: jax.Array,
+    min_p: jax.Array,
 ) -> jax.Array:
     rows, vocab = logits.shape
     scaled = logits / jnp.where(temperature > 0.0, temperature, 1.0)[:, None]
@@ -118,6 +122,7 @@ def _draw(
         number = jnp.sum(likelier, axis=-1)
         mass = jnp.sum(jnp.where(likelier, weights, 0.0), axis=-1)
         kept = ((top_k == 0) | (number < top_k)) & ((top_p >= 1.0) | (mass < top_p * total))
+        kept &= weight >= min_p  # the likeliest has the weight 1
         token = jnp.where(accepted, token, (block * BLOCK + place).astype(jnp.int32))
         cut = jnp.where(accepted, cut, weight)
         return tries + 1, cut, token, accepted | kept | (number == 0)

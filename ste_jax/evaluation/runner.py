@@ -51,6 +51,7 @@ class JudgeOptions:
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
+    min_p: float | None = None
     seed: int = 0
     dtype: str = "float32"
     groups: int = 8
@@ -68,7 +69,7 @@ def card_of(found: Source, options: JudgeOptions) -> JudgeCard:
         card = dataclasses.replace(card, template=load_template(options.template, "judge"))
     given = {
         key: getattr(options, key)
-        for key in ("max_new_tokens", "temperature", "top_p", "top_k")
+        for key in ("max_new_tokens", "temperature", "top_p", "top_k", "min_p")
         if getattr(options, key) is not None
     }
     if options.votes == 1:

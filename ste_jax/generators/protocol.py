@@ -26,14 +26,15 @@ FinishReason = Literal["stop", "length", "error"]
 class Sampling:
     """How tokens are drawn. `temperature` 0 is greedy; the other fields then mean nothing.
 
-    `top_k` 0 and `top_p` 1 switch the filters off. `stop` holds texts that end a completion; the
-    text itself is kept (a verdict mark may be one).
+    `top_k` 0, `top_p` 1 and `min_p` 0 switch the filters off. `stop` holds texts that end a
+    completion; the text itself is kept (a verdict mark may be one).
     """
 
     max_new_tokens: int
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0
+    min_p: float = 0.0
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
 

@@ -58,6 +58,7 @@ def to_sampling(sampling: SamplingKnobs) -> Sampling:
         temperature=sampling.temperature,
         top_p=sampling.top_p,
         top_k=sampling.top_k,
+        min_p=sampling.min_p,
         stop=sampling.stop,
     )
 
@@ -78,6 +79,8 @@ def role_fingerprint(role: Role) -> list[Any]:
         sampling.top_k,
         list(sampling.stop),
     ]
+    # A filter that is off says nothing, as when there was none.
+    knobs += [sampling.min_p] if sampling.min_p else []
     return [role.name, role.template.fingerprint(), knobs, role.key]
 
 

@@ -141,7 +141,12 @@ def _force(
         id=f"{request.id}/force/{done.sample}",
         messages=request.messages,
         sampling=dataclasses.replace(
-            request.sampling, max_new_tokens=FORCED_TOKENS, stop=("]]",), top_p=1.0, top_k=0
+            request.sampling,
+            max_new_tokens=FORCED_TOKENS,
+            stop=("]]",),
+            top_p=1.0,
+            top_k=0,
+            min_p=0.0,
         ),
         key=request.key,
         continue_ids=done.continued_ids + ids if ids else (),

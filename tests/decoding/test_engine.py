@@ -161,6 +161,7 @@ def test_rows_that_cannot_be_drawn_fail_alone() -> None:
         "hot": (sampled("hot", temperature=math.nan), good),
         "top_p": (sampled("top_p", top_p=0.0), good),
         "top_k": (sampled("top_k", top_k=-1), good),
+        "min_p": (sampled("min_p", min_p=1.5), good),
     }
     for one, its_prompt in wrong.values():
         engine.submit(one, its_prompt)

@@ -8,15 +8,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers.generation.logits_process import (
+    MinPLogitsWarper,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from ste_jax.decoding.sampling import row_keys, sample
 
 Array = np.ndarray[Any, Any]
 
 
-def target(logits: Array, temperature: float, top_k: int, top_p: float) -> Array:
+def target(
+    logits: Array, temperature: float, top_k: int, top_p: float, min_p: float = 0.0
+) -> Array:
     """The distribution by its definition: sorted, cut, normalized; in float64."""
     weights = np.exp((logits - logits.max()).astype(np.float64) / temperature)
     order = np.sort(weights)[::-1]
@@ -27,10 +36,27 @@ def target(logits: Array, temperature: float, top_k: int, top_p: float) -> Array
         likelier = np.array([share[share > one].sum() for one in share])
         kept = (likelier < top_p) | (share == share.max())
         share = np.where(kept, share, 0.0)
+    share = np.where(weights >= min_p, share, 0.0)
     return share / share.sum()
 
 
-def draw(logits: Array, number: int, temperature: float, top_k: int, top_p: float) -> Array:
+def of_transformers(
+    logits: Array, temperature: float, top_k: int, top_p: float, min_p: float
+) -> Array:
+    """The distribution that `transformers` draws from."""
+    filters: list[Any] = [TemperatureLogitsWarper(temperature)]
+    filters += [TopKLogitsWarper(top_k)] if top_k else []
+    filters += [TopPLogitsWarper(top_p)] if top_p < 1.0 else []
+    filters += [MinPLogitsWarper(min_p)] if min_p else []
+    scores = torch.from_numpy(logits)[None]
+    for one in filters:
+        scores = one(None, scores)
+    return np.asarray(torch.softmax(scores[0], -1))
+
+
+def draw(
+    logits: Array, number: int, temperature: float, top_k: int, top_p: float, min_p: float = 0.0
+) -> Array:
     rows = jnp.broadcast_to(jnp.asarray(logits), (number, len(logits)))
     keys = jax.random.split(jax.random.key(7), number)
     full = lambda value, dtype: jnp.full(number, value, dtype)  # noqa: E731
@@ -40,22 +66,36 @@ def draw(logits: Array, number: int, temperature: float, top_k: int, top_p: floa
         full(temperature, jnp.float32),
         full(top_k, jnp.int32),
         full(top_p, jnp.float32),
+        full(min_p, jnp.float32),
     )
     return np.asarray(tokens)
 
 
 @pytest.mark.parametrize("vocab", [17, 300])
 @pytest.mark.parametrize(
-    ("temperature", "top_k", "top_p"),
-    [(1.0, 0, 1.0), (0.7, 0, 0.9), (1.5, 5, 1.0), (0.7, 12, 0.8), (3.0, 0, 0.3)],
+    ("temperature", "top_k", "top_p", "min_p"),
+    [
+        (1.0, 0, 1.0, 0.0),
+        (0.7, 0, 0.9, 0.0),
+        (1.5, 5, 1.0, 0.0),
+        (0.7, 12, 0.8, 0.0),
+        (3.0, 0, 0.3, 0.0),
+        (1.0, 0, 1.0, 0.05),
+        (1.5, 9, 1.0, 0.1),
+        (2.0, 0, 0.9, 0.2),
+        (2.0, 20, 0.95, 0.02),
+    ],
 )
 def test_the_frequencies_are_those_of_the_sorted_definition(
-    vocab: int, temperature: float, top_k: int, top_p: float
+    vocab: int, temperature: float, top_k: int, top_p: float, min_p: float
 ) -> None:
     logits = np.random.default_rng(vocab).normal(0, 2, vocab).astype(np.float32)
     number = 20_000
-    share = target(logits, temperature, top_k, top_p)
-    counts = np.bincount(draw(logits, number, temperature, top_k, top_p), minlength=vocab)
+    share = target(logits, temperature, top_k, top_p, min_p)
+    np.testing.assert_allclose(
+        share, of_transformers(logits, temperature, top_k, top_p, min_p), atol=1e-5
+    )
+    counts = np.bincount(draw(logits, number, temperature, top_k, top_p, min_p), minlength=vocab)
     assert counts[share == 0].sum() == 0
     # Pearson's statistic over the tokens with enough expected draws, the others taken together.
     expected = share * number
@@ -75,14 +115,15 @@ def test_the_frequencies_are_those_of_the_sorted_definition(
     temperature=st.sampled_from([0.3, 1.0, 2.0]),
     top_k=st.integers(0, 12),
     top_p=st.sampled_from([0.05, 0.4, 0.6, 0.9, 1.0]),
+    min_p=st.sampled_from([0.0, 0.1, 0.5, 1.0]),
 )
 def test_exactly_the_tokens_that_are_to_be_kept_are_drawn(
-    levels: list[int], temperature: float, top_k: int, top_p: float
+    levels: list[int], temperature: float, top_k: int, top_p: float, min_p: float
 ) -> None:
     # Few levels make ties: equally likely tokens are kept or cut together.
     logits = np.array(levels, np.float32) * 0.4
-    share = target(logits, temperature, top_k, top_p)
-    drawn = draw(logits, 2000, temperature, top_k, top_p)
+    share = target(logits, temperature, top_k, top_p, min_p)
+    drawn = draw(logits, 2000, temperature, top_k, top_p, min_p)
     assert set(drawn.tolist()) <= set(np.flatnonzero(share).tolist())
     assert set(np.flatnonzero(share > 0.02).tolist()) <= set(drawn.tolist())
 
@@ -95,14 +136,18 @@ def test_a_row_does_not_depend_on_its_place_or_its_neighbours() -> None:
     temperature = jnp.asarray(draws.choice([0.0, 0.7, 2.0], number), jnp.float32)
     top_k = jnp.asarray(draws.choice([0, 3, 50], number), jnp.int32)
     top_p = jnp.asarray(draws.choice([0.5, 0.9, 1.0], number), jnp.float32)
+    min_p = jnp.asarray(draws.choice([0.0, 0.1], number), jnp.float32)
     run = jax.jit(sample)
-    tokens, logprobs = run(logits, keys, temperature, top_k, top_p)
+    tokens, logprobs = run(logits, keys, temperature, top_k, top_p, min_p)
     order = draws.permutation(number)
-    moved = run(logits[order], keys[order], temperature[order], top_k[order], top_p[order])
+    moved = run(
+        logits[order], keys[order], temperature[order], top_k[order], top_p[order], min_p[order]
+    )
     np.testing.assert_array_equal(tokens[order], moved[0])
     np.testing.assert_array_equal(logprobs[order], moved[1])
     others = jnp.asarray(draws.normal(0, 9, (number, vocab)), jnp.float32).at[5].set(logits[5])
-    beside = run(others, keys, temperature, top_k, jnp.full(number, 0.2).at[5].set(top_p[5]))
+    other_p = jnp.full(number, 0.2).at[5].set(top_p[5])
+    beside = run(others, keys, temperature, top_k, other_p, min_p)
     assert (tokens[5], logprobs[5]) == (beside[0][5], beside[1][5])
 
 
@@ -110,7 +155,7 @@ def test_greedy_takes_the_first_of_the_likeliest_and_tells_the_plain_logprob() -
     logits = jnp.asarray([[0.0, 3.0, 3.0, -1.0], [5.0, 1.0, 2.0, 0.0]])
     keys = jax.random.split(jax.random.key(0), 2)
     zero = jnp.zeros(2)
-    tokens, logprobs = sample(logits, keys, zero, jnp.zeros(2, jnp.int32), zero + 0.5)
+    tokens, logprobs = sample(logits, keys, zero, jnp.zeros(2, jnp.int32), zero + 0.5, zero)
     assert tokens.tolist() == [1, 0]
     want = jax.nn.log_softmax(logits)[jnp.arange(2), tokens]
     np.testing.assert_allclose(logprobs, want, rtol=1e-5)
@@ -120,7 +165,12 @@ def test_the_logprob_is_of_the_model_not_of_the_filtered_distribution() -> None:
     logits = jnp.asarray(np.random.default_rng(3).normal(0, 2, (1, 40)), jnp.float32)
     one = jnp.ones(1)
     tokens, logprobs = sample(
-        logits, jax.random.split(jax.random.key(0), 1), one * 0.5, jnp.full(1, 3), one * 0.5
+        logits,
+        jax.random.split(jax.random.key(0), 1),
+        one * 0.5,
+        jnp.full(1, 3),
+        one * 0.5,
+        0 * one,
     )
     assert logprobs[0] == pytest.approx(float(jax.nn.log_softmax(logits[0])[tokens[0]]), abs=1e-6)
 
@@ -129,7 +179,7 @@ def test_logits_that_are_not_finite_end_the_draw_and_show_in_the_logprob() -> No
     bad = jnp.full((3, 40), jnp.nan).at[1].set(0.0).at[2].set(jnp.inf)
     one = jnp.ones(3)
     keys = jax.random.split(jax.random.key(0), 3)
-    _, logprobs = jax.jit(sample)(bad, keys, one, jnp.zeros(3, jnp.int32), one * 0.9)
+    _, logprobs = jax.jit(sample)(bad, keys, one, jnp.zeros(3, jnp.int32), one * 0.9, one * 0.1)
     assert jnp.isfinite(logprobs).tolist() == [False, True, False]
 
 
