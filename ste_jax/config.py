@@ -63,6 +63,23 @@ class SamplingKnobs:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EndpointKnobs:
+    """A model behind an OpenAI-compatible endpoint."""
+
+    url: str
+    """Up to and with the version: `http://host:8000/v1`."""
+    model: str
+    key_variable: str = ""
+    """The environment variable that holds the key; empty: none is sent."""
+    concurrency: int = 32
+    """Requests under way at once."""
+    timeout: float = 600.0
+    """Seconds that an answer may take."""
+    retries: int = 6
+    """How often a request that failed for a moment is sent again, after growing pauses."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class RoleKnobs:
     """How one role is asked: its prompt and its sampling."""
 

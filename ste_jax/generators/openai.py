@@ -1,0 +1,269 @@
+"""How does a model behind somebody's endpoint answer a stage?
+
+Any endpoint that speaks OpenAI's chat completions: vLLM, SGLang, llama.cpp, a hosted model. Every
+sample is a request of its own, a number of them at a time; what fails for a moment is tried again
+with growing pauses. A row that the endpoint refuses fails alone; an endpoint that refuses the key
+or the model, or stays away, ends the work, which goes on from there when it is run again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import queue
+import random
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import requests
+
+from ste_jax.config import EndpointKnobs
+from ste_jax.errors import RequestError, SteError, WorkError
+from ste_jax.generators.protocol import (
+    Capabilities,
+    Completion,
+    Message,
+    Request,
+    Score,
+    ScoreRequest,
+    Usage,
+)
+
+_AGAIN = (408, 409, 425, 429, 500, 502, 503, 504)
+"""Status codes that say nothing about the request."""
+_FOR_ALL = {
+    401: "the key is refused",
+    403: "the key is refused",
+    404: "there is no such address or model",
+}
+_NO_ANSWER = (
+    requests.ConnectionError,
+    requests.Timeout,
+    requests.exceptions.ChunkedEncodingError,
+)
+_FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0
+"""Seconds."""
+
+
+class OpenAIGenerator:
+    """A `Generator` over an OpenAI-compatible endpoint. See `EndpointKnobs`.
+
+    It has no token ids and no log-probabilities, and whether the same request gives the same answer
+    again is the endpoint's affair: each sample is sent with a seed that derives from the row's
+    identity.
+    """
+
+    capabilities = Capabilities()
+
+    def __init__(self, knobs: EndpointKnobs) -> None:
+        """Raises `RequestError` where the key's variable is named and not set."""
+        self._knobs = knobs
+        self._session = requests.Session()
+        pool = requests.adapters.HTTPAdapter(pool_maxsize=knobs.concurrency)
+        self._session.mount(knobs.url, pool)
+        if knobs.key_variable:
+            key = os.environ.get(knobs.key_variable)
+            if not key:
+                raise RequestError(
+                    f"endpoint {knobs.url}: the environment variable {knobs.key_variable} is to "
+                    "hold its key and is not set; set it, or name none (key_variable: '')"
+                )
+            self._session.headers["Authorization"] = f"Bearer {key}"
+        self._workers = ThreadPoolExecutor(knobs.concurrency, "endpoint")
+        self._done: queue.SimpleQueue[Completion | SteError] = queue.SimpleQueue()
+        self._outstanding = 0
+        self._stop = threading.Event()
+        self._began: float | None = None
+        self.usage = Usage()
+
+    def submit(self, request: Request) -> None:
+        """Queue samples; returns at once."""
+        if not self._outstanding:
+            self._began = time.perf_counter()
+        self.usage.requests += 1
+        self._outstanding += len(request.samples)
+        for sample in request.samples:
+            self._workers.submit(self._answer, request, sample)
+
+    def completions(self) -> Iterator[Completion]:
+        """Yields samples as they come, in no order, until nothing is outstanding.
+
+        Raises:
+          WorkError: the endpoint stayed away.
+          RequestError: it refuses the key or the model.
+        """
+        while self._outstanding:
+            found = self._done.get()
+            if isinstance(found, SteError):
+                self.close()
+                raise found
+            self._outstanding -= 1
+            self.usage.samples += 1
+            if not self._outstanding and self._began is not None:
+                self.usage.seconds += time.perf_counter() - self._began
+            yield found
+
+    def release(self, id: str) -> None:
+        """Nothing is kept here."""
+
+    def prefix(self, completion: Completion, chars: int) -> tuple[tuple[int, ...], str]:
+        """Both empty: there are no token ids."""
+        return (), ""
+
+    def score(self, requests: Sequence[ScoreRequest]) -> Iterator[Score]:
+        """Raises `RequestError`: chat completions tell nothing of a text that is given."""
+        raise RequestError(f"endpoint {self._knobs.url} cannot score a given text")
+
+    def close(self) -> None:
+        """Gives up what is outstanding."""
+        self._stop.set()
+        self._workers.shutdown(wait=False, cancel_futures=True)
+        self._session.close()
+
+    # -----------------------------------------------------------------------------------------
+    # One sample, in a thread of its own
+
+    def _answer(self, request: Request, sample: int) -> None:
+        try:
+            answer = self._post(self._payload(request, sample))
+            self._done.put(self._completion(request, sample, answer))
+        except _Refused as error:
+            self._done.put(_failed(request, sample, str(error)))
+        except SteError as error:
+            self._done.put(error)
+        except Exception as error:  # a thread's exception would be lost, and the work would hang
+            if not self._stop.is_set():
+                self._done.put(WorkError(f"endpoint {self._knobs.url}: {error!r}"))
+
+    def _payload(self, request: Request, sample: int) -> dict[str, Any]:
+        sampling = request.sampling
+        messages: list[Message] = list(request.messages)
+        payload: dict[str, Any] = {
+            "model": self._knobs.model,
+            "messages": messages,
+            "max_tokens": sampling.max_new_tokens,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "seed": _seed(request, sample),
+        }
+        if request.continue_text:
+            messages.append({"role": "assistant", "content": request.continue_text})
+            # As vLLM and SGLang have it; those that do so anyhow pass it over.
+            payload |= {"add_generation_prompt": False, "continue_final_message": True}
+        if sampling.stop:
+            payload["stop"] = list(sampling.stop)
+        # No part of OpenAI's own, so sent only where they say something.
+        optional = {
+            "top_k": sampling.top_k,
+            "min_p": sampling.min_p,
+            "ignore_eos": sampling.ignore_eos,
+        }
+        return payload | {key: value for key, value in optional.items() if value}
+
+    def _post(self, payload: dict[str, Any]) -> dict[str, Any]:
+        told = ""
+        for attempt in range(self._knobs.retries + 1):
+            pause = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2**attempt) * random.uniform(0.5, 1.0)
+            try:
+                response = self._session.post(
+                    self._knobs.url.rstrip("/") + "/chat/completions",
+                    json=payload,
+                    timeout=(min(30.0, self._knobs.timeout), self._knobs.timeout),
+                )
+            except _NO_ANSWER as error:
+                told = f"{type(error).__name__}: {error}"
+            except requests.RequestException as error:
+                raise RequestError(f"endpoint {self._knobs.url}: {error}") from error
+            else:
+                if response.status_code == requests.codes.ok:
+                    return _object(response)
+                told = f"status {response.status_code}: {response.text[:500]}"
+                if response.status_code in _FOR_ALL:
+                    raise RequestError(
+                        f"endpoint {self._knobs.url}, model {self._knobs.model}: "
+                        f"{_FOR_ALL[response.status_code]} ({told})"
+                    )
+                if response.status_code not in _AGAIN:
+                    raise _Refused(f"the endpoint refuses the request ({told})")
+                pause = max(pause, _asked_to_wait(response))
+            if attempt < self._knobs.retries and self._stop.wait(pause):
+                break
+        raise WorkError(
+            f"endpoint {self._knobs.url} did not answer in {self._knobs.retries + 1} tries; the "
+            f"last: {told}; run again when it does"
+        )
+
+    def _completion(self, request: Request, sample: int, answer: dict[str, Any]) -> Completion:
+        try:
+            (choice,) = answer["choices"]
+            text = choice["message"].get("content") or ""
+            reason = choice["finish_reason"]
+        except (KeyError, TypeError, ValueError, AttributeError):
+            return _failed(request, sample, f"the answer is no chat completion: {answer!r:.300}")
+        if reason not in ("stop", "length"):
+            return _failed(request, sample, f"the endpoint ended the answer by {reason!r}")
+        # Endpoints leave out the stop string that ended the text; some say which it was.
+        stopped = choice.get("stop_reason")
+        if stopped in request.sampling.stop and not text.endswith(stopped):
+            text += stopped
+        counts = answer.get("usage") or {}
+        prompt_tokens = int(counts.get("prompt_tokens") or 0)
+        cached = (counts.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
+        with _COUNTING:
+            self.usage.prompt_tokens += prompt_tokens
+            self.usage.cached_prompt_tokens += int(cached)
+            self.usage.new_tokens += int(counts.get("completion_tokens") or 0)
+        return Completion(
+            request_id=request.id,
+            sample=sample,
+            text=text,
+            token_ids=(),
+            finish_reason=reason,
+            prompt_tokens=prompt_tokens,
+        )
+
+
+_COUNTING = threading.Lock()
+
+
+class _Refused(Exception):
+    """The endpoint will not have this request, whatever others it takes."""
+
+
+def _failed(request: Request, sample: int, why: str) -> Completion:
+    return Completion(
+        request_id=request.id,
+        sample=sample,
+        text="",
+        token_ids=(),
+        finish_reason="error",
+        error=why,
+    )
+
+
+def _seed(request: Request, sample: int) -> int:
+    """31 bits of the sample's identity."""
+    text = f"{request.key}/{request.id}/{sample}"
+    digest = hashlib.blake2b(text.encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def _object(response: requests.Response) -> dict[str, Any]:
+    try:
+        values = response.json()
+    except ValueError as error:
+        raise _Refused(f"the answer is not JSON: {response.text[:300]!r}") from error
+    if not isinstance(values, dict):
+        raise _Refused(f"the answer is no chat completion: {values!r:.300}")
+    return values
+
+
+def _asked_to_wait(response: requests.Response) -> float:
+    """The seconds that the endpoint asks for, within reason."""
+    try:
+        return min(_LONGEST_PAUSE, float(response.headers.get("Retry-After", 0)))
+    except ValueError:  # a date: our own pause will do
+        return 0.0
