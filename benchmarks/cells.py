@@ -26,7 +26,7 @@ from etils import epath
 from numpy.typing import NDArray
 
 from ste_jax import compilation_cache, files, preemption
-from ste_jax.config import load_config
+from ste_jax.config_file import load_config
 from ste_jax.distributed import Processes
 from ste_jax.errors import SteError, WorkError
 from ste_jax.evaluation.metrics import with_intervals

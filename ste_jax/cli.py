@@ -150,7 +150,7 @@ def _add_run(commands: Any) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     from etils import epath
 
-    from ste_jax.config import load_config
+    from ste_jax.config_file import load_config
 
     config = load_config(arguments.config, arguments.overrides)
     processes = _processes(arguments)

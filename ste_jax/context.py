@@ -25,7 +25,7 @@ from ste_jax.errors import RequestError
 from ste_jax.finetuning.lora import check_lora
 from ste_jax.finetuning.train_step import check_batch
 from ste_jax.generators.local import LocalGenerator
-from ste_jax.generators.protocol import Usage
+from ste_jax.generators.protocol import Generator, Usage
 from ste_jax.opening import open_generator
 from ste_jax.prompts.render import load_template
 from ste_jax.rundir import MetricsLog, RunDir, fingerprint
@@ -57,13 +57,14 @@ class Context:
         """Let the memory of the model go."""
         self._asked = None
 
-    @property
-    def in_flight(self) -> int:
-        """Rows open at once: enough that a free slot always finds work."""
+    def in_flight(self, endpoint: str = "") -> int:
+        """Rows open at once: enough that a free slot, here or there, always finds work."""
+        if endpoint:
+            return 2 * self.config.endpoints[endpoint].concurrency
         knobs = self.config.decoding
         return 4 * max(knobs.groups, knobs.singles)
 
-    def meter(self, stage: str, iteration: int, generator: LocalGenerator) -> Callable[[int], None]:
+    def meter(self, stage: str, iteration: int, generator: Generator) -> Callable[[int], None]:
         """A function to call after each piece of work, with its rows: logs what the piece cost."""
         before = dataclasses.replace(generator.usage)
         started = time.monotonic()

@@ -13,7 +13,8 @@ from typing import Any
 
 from etils import epath
 
-from ste_jax.config import Config, load_config
+from ste_jax.config import Config
+from ste_jax.config_file import load_config
 from ste_jax.context import Context, open_run
 from ste_jax.distributed import Processes
 from ste_jax.errors import RequestError

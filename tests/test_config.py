@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import pytest
 import yaml
 
-from ste_jax import config, strict
+from ste_jax import config, config_file, strict
 from ste_jax.errors import RequestError
 
 
 def load(tmp_path, text="model: some/model\n", *overrides):
     path = tmp_path / "run.yaml"
     path.write_text(text)
-    return config.load_config(str(path), overrides)
+    return config_file.load_config(str(path), overrides)
 
 
 def test_groups_keep_the_defaults_of_what_is_not_named(tmp_path):
@@ -22,6 +23,17 @@ def test_groups_keep_the_defaults_of_what_is_not_named(tmp_path):
     assert found.roles.judge.template == "judge"
     assert found.roles.judge.sampling.temperature == 0.2
     assert found.roles.judge.sampling.max_new_tokens == 1024
+
+
+def test_models_elsewhere(tmp_path):
+    endpoint = "endpoints={big: {url: 'http://host:8000/v1', model: Big-70B}}"
+    found = load(tmp_path, "model: m\n", endpoint, "annotate.generator={1: big}")
+    assert found.endpoints["big"].model == "Big-70B" and found.endpoints["big"].concurrency == 32
+    assert found.annotate.generator == {"1": "big"}
+    again = strict.build(config.Config, strict.to_dict(found), "again")
+    assert again == found
+    with pytest.raises(RequestError, match=r"select\.labels=score needs log-probabilities"):
+        load(tmp_path, "model: m\n", endpoint, "select.generator=big", "select.labels=score")
 
 
 def test_overrides(tmp_path):
@@ -48,10 +60,20 @@ def test_overrides(tmp_path):
         ("finetune.accumulate=3", "must divide"),
         ("select.drop_categories=[nonsense]", "nonsense"),
         ("name", "key=value"),
+        ("roles.judge.sampling.min_p=1.5", "min_p must be at least 0 and at most 1"),
+        ("select.generator=big", "select.generator is 'big', which is none of endpoints (none)"),
+        ("annotate.generator={4: big}", "the iteration '4', not one from 1 to iterations=3"),
+        ("annotate.generator={1: big}", "annotate.generator.1 is 'big', which is none"),
+        ("endpoints={big: {model: m}}", "the key endpoints.big.url is missing"),
+        ("endpoints={big: {model: m, url: host}}", "endpoints.big.url is 'host', not http"),
+        (
+            "endpoints={big: {model: m, url: 'http://host/v1', concurrency: 0}}",
+            "endpoints.big: concurrency is at least 1",
+        ),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path, override, told):
-    with pytest.raises(RequestError, match=told.replace(".", r"\.")):
+    with pytest.raises(RequestError, match=re.escape(told)):
         load(tmp_path, "model: m\n", override)
 
 
@@ -63,12 +85,12 @@ def test_a_file_that_is_no_config(tmp_path, text):
 
 def test_no_such_config():
     with pytest.raises(RequestError, match="absent"):
-        config.load_config("absent")
+        config_file.load_config("absent")
 
 
 def test_every_shipped_config_is_read_and_survives_being_written():
     for name in ("pico", "smollm2-135m", "smollm2-135m-large"):
-        found = config.load_config(name)
+        found = config_file.load_config(name)
         text = yaml.safe_dump(strict.to_dict(found))
         assert strict.build(config.Config, yaml.safe_load(text), "again") == found
 

@@ -49,7 +49,8 @@ def test_a_shipped_config_is_found_by_its_name_outside_a_checkout(
     installed: Path, tmp_path: Path
 ) -> None:
     code = (
-        "import ste_jax.config as c; print(c.__file__); print(c.load_config('smollm2-135m').model)"
+        "import ste_jax.config_file as c; print(c.__file__); "
+        "print(c.load_config('smollm2-135m').model)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from ste_jax.context import Context
 from ste_jax.decoding.engine import Progress
+from ste_jax.generators.openai import OpenAIGenerator
 from ste_jax.generators.protocol import Generator
 from ste_jax.rundir import IterationDir
 from ste_jax.workplan import ShardedStage, run_sharded
@@ -17,18 +19,30 @@ def ask(
     stage: ShardedStage,
     iteration: int,
     asked: IterationDir,
-    work: Callable[[Iterator[Any], Generator], Iterator[Any]],
+    work: Callable[[Iterator[Any], Generator, int], Iterator[Any]],
+    endpoint: str = "",
 ) -> None:
-    """Run a sharded stage that asks a model, and log what each shard cost."""
+    """Run a sharded stage that asks a model, and log what each shard cost.
+
+    The model is that of `asked`, or the one behind an `endpoint`. `work` takes rows, the generator,
+    and how many rows may be open at once.
+    """
     note: Callable[[int], None] = lambda rows: None  # noqa: E731 - until there is work
     status: Callable[[], str] = lambda: ""  # noqa: E731
 
     def working(rows: Iterator[Any]) -> Iterator[Any]:
         nonlocal note, status
+        in_flight = context.in_flight(endpoint)
+        if endpoint:
+            with contextlib.closing(OpenAIGenerator(context.config.endpoints[endpoint])) as there:
+                note = context.meter(stage.name, iteration, there)
+                status = lambda: f"{there.usage.samples} answers from {endpoint}"  # noqa: E731
+                yield from work(rows, there, in_flight)
+            return
         generator = context.generator(asked.checkpoint)
         note = context.meter(stage.name, iteration, generator)
         status = lambda: _pace(generator.progress)  # noqa: E731
-        yield from work(rows, generator)
+        yield from work(rows, generator, in_flight)
 
     run_sharded(
         stage,

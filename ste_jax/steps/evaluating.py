@@ -93,9 +93,9 @@ def _judge_pairs(
         derived=(here.evaluation,),
     )
 
-    def work(rows: Iterator[Prompt], generator: Generator) -> Iterator[Any]:
+    def work(rows: Iterator[Prompt], generator: Generator, in_flight: int) -> Iterator[Any]:
         for row, found in judge.judge_all(
-            rows, generator, judging, knobs.votes, in_flight=context.in_flight, poll=preemption.poll
+            rows, generator, judging, knobs.votes, in_flight=in_flight, poll=preemption.poll
         ):
             yield row, (found,)
 

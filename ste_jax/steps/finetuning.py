@@ -149,12 +149,15 @@ def make_examples(rows: Sequence[TrainingExample], tokenizer: Tokenizer) -> list
     """The ids of each prompt and the ids that were sampled; nothing is tokenized again.
 
     A judgment that was ended from outside (a forced verdict, a stop string) gets the end-of-turn
-    token that the model did not come to print, so that the next judge learns to stop there.
+    token that the model did not come to print, so that the next judge learns to stop there. One
+    from an endpoint has no ids: its text is encoded.
     """
     examples = []
     prompts = tokenizer.prompt_ids_batch(row.messages for row in rows)
     for row, prompt_ids in zip(rows, prompts, strict=True):
         completion = tuple(row.completion_ids)
+        if not completion:
+            completion = tuple(tokenizer.encode(row.completion, continues=True))
         if not completion or completion[-1] not in tokenizer.eos_ids:
             completion += tokenizer.eos_ids[:1]
         examples.append(Example(id=row.id, prompt_ids=prompt_ids, completion_ids=completion))
@@ -174,7 +177,7 @@ def _validator(
         counts = [0, 0, 0]
         note = context.meter("validate", judging.iteration, generator)
         for prompt, (judgment,) in judge.judge_all(
-            mine, generator, judging.greedy(), 1, in_flight=context.in_flight
+            mine, generator, judging.greedy(), 1, in_flight=context.in_flight()
         ):
             counts[0] += 1
             counts[1] += judgment.verdict == prompt.label

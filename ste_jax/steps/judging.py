@@ -22,12 +22,15 @@ from ste_jax.strict import to_dict
 from ste_jax.workplan import ShardedStage, run_sharded
 
 
-def make_judge(context: Context, asked: IterationDir, stage: str, iteration: int) -> judge.Judge:
-    """The judge that an iteration's checkpoint holds."""
+def make_judge(
+    context: Context, asked: IterationDir, stage: str, iteration: int, endpoint: str = ""
+) -> judge.Judge:
+    """The judge that an iteration's checkpoint holds, or one behind an endpoint."""
     config = context.config
     role = make_role("judge", config.roles.judge, seed=config.seed)
     keyed = dataclasses.replace(role, key=sample_key(config.seed, stage, iteration))
-    return judge.Judge(role=keyed, knobs=config.judge, model=model_of(asked), iteration=iteration)
+    model = answers_of(context, asked, endpoint) if endpoint else model_of(asked)
+    return judge.Judge(role=keyed, knobs=config.judge, model=model, iteration=iteration)
 
 
 def judge_fingerprint(judging: judge.Judge) -> list[Any]:
@@ -38,10 +41,12 @@ def judge_fingerprint(judging: judge.Judge) -> list[Any]:
 def annotate(context: Context, iteration: int) -> None:
     """The last iteration's judge judges every training pair."""
     here, asked = context.run.iteration(iteration), context.run.iteration(iteration - 1)
-    judging = make_judge(context, asked, "annotate", iteration)
+    elsewhere = context.config.annotate.generator.get(str(iteration), "")
+    judging = make_judge(context, asked, "annotate", iteration, elsewhere)
     pairs_of = pairs_of_split(context, "train")
     knobs = context.config.annotate
     asked_knobs = to_dict(knobs)
+    del asked_knobs["generator"]  # whose answers they are is told apart
     del asked_knobs["orders"]  # it decides which prompts there are, not what is made of each
     make_prompts(context, here.prompts, here.root, pairs_of, judging, orders=knobs.orders)
     stage = ShardedStage(
@@ -50,7 +55,7 @@ def annotate(context: Context, iteration: int) -> None:
             "annotate",
             annotation.VERSION,
             [asked_knobs, judge_fingerprint(judging)],
-            model=answers_of(context, asked),
+            model=answers_of(context, asked, elsewhere),
         ),
         home=here.root,
         inputs=here.prompts.read,
@@ -59,13 +64,13 @@ def annotate(context: Context, iteration: int) -> None:
         derived=(here.curate_mark, here.curation, here.training.directory),
     )
 
-    def work(rows: Iterator[Prompt], generator: Generator) -> Iterator[Any]:
+    def work(rows: Iterator[Prompt], generator: Generator, in_flight: int) -> Iterator[Any]:
         for row, found in annotation.annotate(
-            rows, generator, judging, knobs, in_flight=context.in_flight, poll=preemption.poll
+            rows, generator, judging, knobs, in_flight=in_flight, poll=preemption.poll
         ):
             yield row, (found,)
 
-    ask(context, stage, iteration, asked, work)
+    ask(context, stage, iteration, asked, work, elsewhere)
 
 
 def pairs_of_split(context: Context, split: str) -> Callable[[int], list[Pair]]:

@@ -25,29 +25,32 @@ def make_pairs(context: Context) -> None:
     run, config, seed = context.run, context.config, context.run.iteration(0)
     respond = make_role("respond", config.roles.respond, seed=config.seed)
     modify = make_role("modify", config.roles.modify, seed=config.seed)
-    asked = [to_dict(config.pair), role_fingerprint(respond), role_fingerprint(modify)]
+    knobs, elsewhere = to_dict(config.pair), config.pair.generator
+    del knobs["generator"]  # whose answers they are is told apart
+    asked = [knobs, role_fingerprint(respond), role_fingerprint(modify)]
+    model = answers_of(context, seed, elsewhere)
     stage = ShardedStage(
         name="pair",
-        print_=fingerprint("pair", pairing.VERSION, asked, model=answers_of(context, seed)),
+        print_=fingerprint("pair", pairing.VERSION, asked, model=model),
         home=run.root / "pairs",
         inputs=run.selected.read,
         outputs=(run.dropped_pairs, run.pairs),
         input_of=lambda table, row: row.id if table == 0 else row.instruction_id,
     )
 
-    def work(rows: Iterator[Instruction], generator: Generator) -> Iterator[Any]:
+    def work(rows: Iterator[Instruction], generator: Generator, in_flight: int) -> Iterator[Any]:
         for row, found in pairing.pair(
             rows,
             generator,
             respond,
             modify,
             config.pair,
-            in_flight=context.in_flight,
+            in_flight=in_flight,
             poll=preemption.poll,
         ):
             yield row, (([], [found]) if isinstance(found, Pair) else ([found], []))
 
-    ask(context, stage, 0, seed, work)
+    ask(context, stage, 0, seed, work, elsewhere)
     context.processes.from_first("check pairs", lambda: _check_pairs(run))
 
 

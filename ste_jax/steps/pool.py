@@ -183,9 +183,11 @@ def is_there(iteration: IterationDir) -> bool:
     return checkpoints.is_checkpoint(iteration.checkpoint)
 
 
-def answers_of(context: Context, iteration: IterationDir) -> str:
+def answers_of(context: Context, iteration: IterationDir, endpoint: str = "") -> str:
     """What decides an iteration's judge's answers besides the question: its parameters and the type
-    that it is asked in."""
+    that it is asked in. Of an `endpoint` it is the model, wherever that is served."""
+    if endpoint:
+        return f"endpoint/{context.config.endpoints[endpoint].model}"
     return f"{model_of(iteration)}/{context.config.decoding.dtype}"
 
 

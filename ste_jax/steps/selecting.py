@@ -31,7 +31,7 @@ def label(context: Context) -> None:
             "label",
             select.VERSION,
             [asked, role_fingerprint(role)],
-            model=answers_of(context, seed),
+            model=answers_of(context, seed, knobs.generator),
         ),
         home=run.root / "instructions",
         inputs=run.pool.read,
@@ -39,13 +39,13 @@ def label(context: Context) -> None:
         input_of=lambda table, row: row.id,
     )
 
-    def work(rows: Iterator[Instruction], generator: Generator) -> Iterator[Any]:
+    def work(rows: Iterator[Instruction], generator: Generator, in_flight: int) -> Iterator[Any]:
         for row, found, scores in select.label(
-            rows, generator, role, knobs, in_flight=context.in_flight, poll=preemption.poll
+            rows, generator, role, knobs, in_flight=in_flight, poll=preemption.poll
         ):
             yield row, (scores, [found])
 
-    ask(context, stage, 0, seed, work)
+    ask(context, stage, 0, seed, work, knobs.generator)
 
 
 def choose(context: Context) -> None:
@@ -55,9 +55,9 @@ def choose(context: Context) -> None:
 
 def _choose(context: Context) -> None:
     run, knobs = context.run, context.config.select
-    print_ = fingerprint(
-        "choose", select.VERSION, to_dict(knobs), inputs=rundir.row_ids([run.labels])
-    )
+    asked = to_dict(knobs)
+    del asked["generator"]  # who labelled is told by the labels' own mark
+    print_ = fingerprint("choose", select.VERSION, asked, inputs=rundir.row_ids([run.labels]))
     labels_print = rundir.marked(run.root / "instructions" / "label.json")
     print_ = fingerprint("choose", select.VERSION, print_, model=labels_print)
     mark = run.root / "instructions" / "choose.json"

@@ -12,7 +12,7 @@ import pytest
 from etils import epath
 from safetensors import safe_open
 
-from ste_jax.config import load_config
+from ste_jax.config_file import load_config
 from ste_jax.errors import RequestError
 from ste_jax.evaluation.readers import read_pairs
 from ste_jax.models import sources
