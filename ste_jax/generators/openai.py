@@ -15,7 +15,6 @@ import random
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import requests
@@ -71,8 +70,9 @@ class OpenAIGenerator:
                     f"endpoint {knobs.url}: the environment variable {knobs.key_variable} is to "
                     "hold its key and is not set; set it, or name none (key_variable: '')"
                 )
-            self._session.headers["Authorization"] = f"Bearer {key}"
-        self._workers = ThreadPoolExecutor(knobs.concurrency, "endpoint")
+            self._session.auth = _Bearer(key)
+        self._waiting: queue.SimpleQueue[tuple[Request, int] | None] = queue.SimpleQueue()
+        self._workers = 0
         self._done: queue.SimpleQueue[Completion | SteError] = queue.SimpleQueue()
         self._outstanding = 0
         self._stop = threading.Event()
@@ -86,7 +86,11 @@ class OpenAIGenerator:
         self.usage.requests += 1
         self._outstanding += len(request.samples)
         for sample in request.samples:
-            self._workers.submit(self._answer, request, sample)
+            self._waiting.put((request, sample))
+            if self._workers < self._knobs.concurrency:
+                self._workers += 1
+                # Daemons: an answer that takes minutes must not keep a process from its end.
+                threading.Thread(target=self._work, name="endpoint", daemon=True).start()
 
     def completions(self) -> Iterator[Completion]:
         """Yields samples as they come, in no order, until nothing is outstanding.
@@ -120,11 +124,16 @@ class OpenAIGenerator:
     def close(self) -> None:
         """Gives up what is outstanding."""
         self._stop.set()
-        self._workers.shutdown(wait=False, cancel_futures=True)
+        for _ in range(self._workers):
+            self._waiting.put(None)
         self._session.close()
 
     # -----------------------------------------------------------------------------------------
-    # One sample, in a thread of its own
+    # In the workers' threads
+
+    def _work(self) -> None:
+        while (given := self._waiting.get()) and not self._stop.is_set():
+            self._answer(*given)
 
     def _answer(self, request: Request, sample: int) -> None:
         try:
@@ -227,6 +236,17 @@ class OpenAIGenerator:
 
 
 _COUNTING = threading.Lock()
+
+
+class _Bearer(requests.auth.AuthBase):
+    """A key in the header, which no `.netrc` replaces."""
+
+    def __init__(self, key: str) -> None:
+        self._key = key
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        request.headers["Authorization"] = f"Bearer {self._key}"
+        return request
 
 
 class _Refused(Exception):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from typing import Any
@@ -175,11 +177,38 @@ def test_so_many_at_once_and_no_more() -> None:
         time.sleep(0.02)
         return chat("ok")
 
+    before = set(threading.enumerate())
     with serving(answer) as endpoint:
         generator = OpenAIGenerator(knobs(endpoint, concurrency=4))
         generator.submit(request("a", samples=tuple(range(12))))
         assert len(collect(generator)) == 12
     assert endpoint.at_once == 4
+    generator.close()
+    deadline = time.monotonic() + 20
+    while any(one.name == "endpoint" for one in set(threading.enumerate()) - before):
+        assert time.monotonic() < deadline, "the workers stay"
+        time.sleep(0.01)
+
+
+def test_an_answer_under_way_keeps_no_process_from_its_end() -> None:
+    hang = threading.Event()
+
+    def answer(*_: Any) -> Answer:
+        hang.wait(60)
+        return chat("late")
+
+    code = (
+        "import sys; from ste_jax.config import EndpointKnobs; "
+        "from ste_jax.generators.openai import OpenAIGenerator; "
+        "from ste_jax.generators.protocol import Request, Sampling; "
+        "import time; one = OpenAIGenerator(EndpointKnobs(url=sys.argv[1], model='m')); "
+        "one.submit(Request(id='a', messages=[], sampling=Sampling(max_new_tokens=1))); "
+        "time.sleep(1); one.close()"
+    )
+    with serving(answer) as endpoint:
+        done = subprocess.run([sys.executable, "-c", code, endpoint.url], timeout=30, check=False)
+        hang.set()
+    assert done.returncode == 0 and len(endpoint.asked) == 1
 
 
 def test_samples_may_be_asked_for_while_others_come() -> None:
