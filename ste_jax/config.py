@@ -62,9 +62,9 @@ class EndpointKnobs:
     key_variable: str = ""
     """The environment variable that holds the key; empty: none is sent."""
     concurrency: int = 32
-    """Requests under way at once."""
+    """Requests under way at once, of each process."""
     timeout: float = 600.0
-    """Seconds that an answer may take."""
+    """Seconds without a sign of an answer."""
     retries: int = 6
     """How often a request that failed for a moment is sent again, after growing pauses."""
 

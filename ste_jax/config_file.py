@@ -172,7 +172,10 @@ def check(config: Config) -> None:
 def _check_generators(config: Config) -> None:
     named = {"select.generator": config.select.generator, "pair.generator": config.pair.generator}
     for iteration, name in config.annotate.generator.items():
-        if not iteration.isdecimal() or not 1 <= int(iteration) <= config.iterations:
+        if (
+            not re.fullmatch("[1-9][0-9]*", iteration)
+            or not 1 <= int(iteration) <= config.iterations
+        ):
             raise RequestError(
                 f"annotate.generator names the iteration {iteration!r}, not one from 1 to "
                 f"iterations={config.iterations}"

@@ -69,6 +69,8 @@ def generate(options: GenerateOptions) -> str:
         "shapes": [options.groups, options.group_size],
         **{key: list(v) if isinstance(v, tuple) else v for key, v in vars(sampling).items()},
     }
+    if not sampling.min_p:
+        del settings["min_p"]  # off, as when there was none
     generator = open_generator(str(found.path), knobs)
     drawn, failed = generate_file(
         generator,

@@ -83,7 +83,8 @@ def test_a_bigger_model_begins_and_our_own_goes_on(
         assert main(["run", config, "--dir", where]) == 0
         assert len(endpoint.asked) == len(asked), "what is done is asked for again"
     assert {each["model"] for each in asked} == {"big-one"}
-    assert not any(" Category:" in each["messages"][-1]["content"] for each in asked)
+    begun = [each["messages"][-1]["content"] for each in asked]
+    assert not any(" Category:" in text or "[Modified" in text for text in begun)
 
     check_sums(funnel(run))
     first, second = run.iteration(1), run.iteration(2)
@@ -101,3 +102,15 @@ def test_a_bigger_model_begins_and_our_own_goes_on(
         assert tokenizer.decode(ids[:-1]) == row.completion
         assert list(example.prompt_ids) == tokenizer.prompt_ids(row.messages)
     assert run.iteration(2).evaluation.exists()
+
+    # Another model is another judge, and nothing but its judgments is asked for again.
+    values = yaml.safe_load(Path(config).read_text())
+    with serving(answer) as endpoint:
+        values["endpoints"]["big"] |= {"url": endpoint.url, "model": "bigger"}
+        values["select"]["generator"] = values["pair"]["generator"] = "other"
+        values["endpoints"]["other"] = values["endpoints"]["big"] | {"model": "big-one"}
+        Path(config).write_text(yaml.safe_dump(values))
+        assert main(["run", config, "--dir", where]) == 0
+    assert {each["model"] for each in endpoint.asked} == {"bigger"}
+    assert all(is_judging(each) for each in endpoint.asked) and endpoint.asked
+    assert {row.judge for row in first.judgments.rows()} == {"endpoint/bigger"}

@@ -14,7 +14,7 @@ import queue
 import random
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import requests
@@ -31,11 +31,14 @@ from ste_jax.generators.protocol import (
     Usage,
 )
 
-_AGAIN = (408, 409, 425, 429, 500, 502, 503, 504)
-"""Status codes that say nothing about the request."""
-_FOR_ALL = {
+_AGAIN = (408, 409, 425, 429)
+"""Status codes that say nothing about the request, as those from 500 on."""
+_OWN = (400, 413, 422)
+"""Those that say something of this request alone; all others hold for every one."""
+_WHY = {
     401: "the key is refused",
-    403: "the key is refused",
+    402: "no credit is left; add some",
+    403: "it is refused",
     404: "there is no such address or model",
 }
 _NO_ANSWER = (
@@ -57,20 +60,26 @@ class OpenAIGenerator:
 
     capabilities = Capabilities()
 
-    def __init__(self, knobs: EndpointKnobs) -> None:
-        """Raises `RequestError` where the key's variable is named and not set."""
-        self._knobs = knobs
+    def __init__(self, knobs: EndpointKnobs, poll: Callable[[], None] = lambda: None) -> None:
+        """`poll` is called while an answer is awaited and may raise to stop. Raises `RequestError`
+        where the key's variable is named and holds none."""
+        self._knobs, self._poll = knobs, poll
         self._session = requests.Session()
         pool = requests.adapters.HTTPAdapter(pool_maxsize=knobs.concurrency)
         self._session.mount(knobs.url, pool)
         if knobs.key_variable:
-            key = os.environ.get(knobs.key_variable)
-            if not key:
+            key = os.environ.get(knobs.key_variable, "").strip()
+            if not key or not key.isascii() or not key.isprintable():
                 raise RequestError(
                     f"endpoint {knobs.url}: the environment variable {knobs.key_variable} is to "
-                    "hold its key and is not set; set it, or name none (key_variable: '')"
+                    "hold its key, and is not set or holds something else; set it, or name none "
+                    "(key_variable: '')"
                 )
             self._session.auth = _Bearer(key)
+        else:
+            self._session.auth = _Bearer("")
+        self._answered = False
+        self._refused: list[Completion] = []
         self._waiting: queue.SimpleQueue[tuple[Request, int] | None] = queue.SimpleQueue()
         self._workers = 0
         self._done: queue.SimpleQueue[Completion | SteError] = queue.SimpleQueue()
@@ -100,7 +109,11 @@ class OpenAIGenerator:
           RequestError: it refuses the key or the model.
         """
         while self._outstanding:
-            found = self._done.get()
+            try:
+                found = self._done.get(timeout=1.0)
+            except queue.Empty:
+                self._poll()
+                continue
             if isinstance(found, SteError):
                 self.close()
                 raise found
@@ -108,6 +121,20 @@ class OpenAIGenerator:
             self.usage.samples += 1
             if not self._outstanding and self._began is not None:
                 self.usage.seconds += time.perf_counter() - self._began
+            # What refuses every request is no fault of a row: nothing is told of the rows until
+            # one is answered.
+            if found.finish_reason == "error" and not self._answered:
+                self._refused.append(found)
+                if len(self._refused) < self._knobs.concurrency and self._outstanding:
+                    continue
+                self.close()
+                raise RequestError(
+                    f"endpoint {self._knobs.url}, model {self._knobs.model}: not one of the first "
+                    f"{len(self._refused)} requests was answered; the last: {found.error}"
+                )
+            self._answered = True
+            yield from self._refused
+            self._refused = []
             yield found
 
     def release(self, id: str) -> None:
@@ -145,7 +172,7 @@ class OpenAIGenerator:
             self._done.put(error)
         except Exception as error:  # a thread's exception would be lost, and the work would hang
             if not self._stop.is_set():
-                self._done.put(WorkError(f"endpoint {self._knobs.url}: {error!r}"))
+                self._done.put(WorkError(f"endpoint {self._knobs.url}: {type(error).__name__}"))
 
     def _payload(self, request: Request, sample: int) -> dict[str, Any]:
         sampling = request.sampling
@@ -181,22 +208,27 @@ class OpenAIGenerator:
                     self._knobs.url.rstrip("/") + "/chat/completions",
                     json=payload,
                     timeout=(min(30.0, self._knobs.timeout), self._knobs.timeout),
+                    allow_redirects=False,
                 )
+            except requests.exceptions.SSLError as error:
+                raise RequestError(f"endpoint {self._knobs.url}: {error}") from error
             except _NO_ANSWER as error:
                 told = f"{type(error).__name__}: {error}"
             except requests.RequestException as error:
                 raise RequestError(f"endpoint {self._knobs.url}: {error}") from error
             else:
-                if response.status_code == requests.codes.ok:
-                    return _object(response)
-                told = f"status {response.status_code}: {response.text[:500]}"
-                if response.status_code in _FOR_ALL:
-                    raise RequestError(
-                        f"endpoint {self._knobs.url}, model {self._knobs.model}: "
-                        f"{_FOR_ALL[response.status_code]} ({told})"
-                    )
-                if response.status_code not in _AGAIN:
+                status, answer = _status(response)
+                if status == requests.codes.ok:
+                    return answer
+                elsewhere = response.headers.get("Location", "")
+                told = f"status {status}: {elsewhere or response.text[:500]}"
+                if status in _OWN:
                     raise _Refused(f"the endpoint refuses the request ({told})")
+                if status < 500 and status not in _AGAIN:
+                    why = _WHY.get(status, "it is not as configured")
+                    raise RequestError(
+                        f"endpoint {self._knobs.url}, model {self._knobs.model}: {why} ({told})"
+                    )
                 pause = max(pause, _asked_to_wait(response))
             if attempt < self._knobs.retries and self._stop.wait(pause):
                 break
@@ -215,7 +247,7 @@ class OpenAIGenerator:
         if reason not in ("stop", "length"):
             return _failed(request, sample, f"the endpoint ended the answer by {reason!r}")
         # Endpoints leave out the stop string that ended the text; some say which it was.
-        stopped = choice.get("stop_reason")
+        stopped = choice.get("stop_reason") or choice.get("matched_stop")
         if stopped in request.sampling.stop and not text.endswith(stopped):
             text += stopped
         counts = answer.get("usage") or {}
@@ -239,13 +271,14 @@ _COUNTING = threading.Lock()
 
 
 class _Bearer(requests.auth.AuthBase):
-    """A key in the header, which no `.netrc` replaces."""
+    """A key in the header, or none, which no `.netrc` replaces."""
 
     def __init__(self, key: str) -> None:
         self._key = key
 
     def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        request.headers["Authorization"] = f"Bearer {self._key}"
+        if self._key:
+            request.headers["Authorization"] = f"Bearer {self._key}"
         return request
 
 
@@ -271,14 +304,19 @@ def _seed(request: Request, sample: int) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
-def _object(response: requests.Response) -> dict[str, Any]:
+def _status(response: requests.Response) -> tuple[int, dict[str, Any]]:
+    """The status and the answer; some endpoints tell of an error under the status 200."""
+    if response.status_code != requests.codes.ok:
+        return response.status_code, {}
     try:
         values = response.json()
     except ValueError as error:
         raise _Refused(f"the answer is not JSON: {response.text[:300]!r}") from error
     if not isinstance(values, dict):
         raise _Refused(f"the answer is no chat completion: {values!r:.300}")
-    return values
+    fault = values.get("error")
+    code = fault.get("code") if isinstance(fault, dict) else None
+    return (code if isinstance(code, int) else response.status_code), values
 
 
 def _asked_to_wait(response: requests.Response) -> float:

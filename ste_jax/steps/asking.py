@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from ste_jax import preemption
 from ste_jax.context import Context
 from ste_jax.decoding.engine import Progress
 from ste_jax.generators.openai import OpenAIGenerator
@@ -34,7 +35,9 @@ def ask(
         nonlocal note, status
         in_flight = context.in_flight(endpoint)
         if endpoint:
-            with contextlib.closing(OpenAIGenerator(context.config.endpoints[endpoint])) as there:
+            with contextlib.closing(
+                OpenAIGenerator(context.config.endpoints[endpoint], preemption.poll)
+            ) as there:
                 note = context.meter(stage.name, iteration, there)
                 status = lambda: f"{there.usage.samples} answers from {endpoint}"  # noqa: E731
                 yield from work(rows, there, in_flight)

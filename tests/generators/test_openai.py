@@ -102,12 +102,14 @@ def test_what_fails_for_a_moment_is_tried_again() -> None:
         (503, "starting", {}),
         (0, "", {}),
         (500, "", {"Retry-After": "Fri, 27 Nov 2026 00:00:00 GMT"}),
+        (529, "overloaded", {}),
+        (200, {"error": {"code": 502, "message": "the provider went away"}}, {}),
     ]
-    with serving(lambda _, number: faults[number] if number < 4 else chat("ok")) as endpoint:
+    with serving(lambda _, number: faults[number] if number < 6 else chat("ok")) as endpoint:
         generator = OpenAIGenerator(knobs(endpoint))
         generator.submit(request("a"))
         assert collect(generator)["a", 0].text == "ok"
-    assert len(endpoint.asked) == 5
+    assert len(endpoint.asked) == 7
 
 
 def test_a_row_that_is_refused_fails_alone() -> None:
@@ -146,22 +148,65 @@ def test_an_endpoint_that_stays_away_ends_the_work() -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "told"), [(401, "the key is refused"), (404, "no such address or model")]
+    ("status", "told"),
+    [
+        (401, "the key is refused"),
+        (402, "no credit is left; add some"),
+        (404, "no such address or model"),
+        (307, "not as configured .*https://elsewhere"),
+    ],
 )
 def test_an_endpoint_that_refuses_all_ends_the_work(status: int, told: str) -> None:
-    with serving(lambda *_: (status, {"error": "no"}, {})) as endpoint:
+    headers = {"Location": "https://elsewhere/v1"} if status == 307 else {}
+    with serving(lambda *_: (status, {"error": "no"}, headers)) as endpoint:
         generator = OpenAIGenerator(knobs(endpoint))
         generator.submit(request("a"))
-        with pytest.raises(RequestError, match=rf"model big: .*{told}.*status {status}"):
+        with pytest.raises(RequestError, match=rf"model big: .*{told}"):
             collect(generator)
     assert len(endpoint.asked) == 1
+
+
+def test_refusals_are_no_rows_fault_until_one_is_answered() -> None:
+    refuse = (400, "unknown argument max_tokens", {})
+    with serving(lambda *_: refuse) as endpoint:
+        for concurrency, rows in ((2, 9), (32, 3)):
+            generator = OpenAIGenerator(knobs(endpoint, concurrency=concurrency))
+            for row in range(rows):
+                generator.submit(request(str(row)))
+            told = rf"not one of the first {min(concurrency, rows)} .*unknown argument max_tokens"
+            with pytest.raises(RequestError, match=told):
+                collect(generator)
+
+
+def test_a_stop_is_heeded_while_an_answer_is_awaited() -> None:
+    hang = threading.Event()
+
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    def slow(*_: Any) -> Answer:
+        hang.wait(30)
+        return chat("late")
+
+    with serving(slow) as endpoint:
+        generator = OpenAIGenerator(knobs(endpoint), stop)
+        generator.submit(request("a"))
+        began = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            collect(generator)
+        assert time.monotonic() - began < 20
+        hang.set()
 
 
 def test_the_key_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     with serving(lambda *_: chat("ok")) as endpoint:
         with pytest.raises(RequestError, match="the environment variable SOME_KEY is to hold"):
             OpenAIGenerator(knobs(endpoint, key_variable="SOME_KEY"))
-        monkeypatch.setenv("SOME_KEY", "secret")
+        monkeypatch.setenv("SOME_KEY", "a\nb")
+        with pytest.raises(RequestError, match="the environment variable SOME_KEY") as told:
+            OpenAIGenerator(knobs(endpoint, key_variable="SOME_KEY"))
+        assert "a\nb" not in str(told.value)
+        monkeypatch.setenv("SOME_KEY", "secret\n")
         for variable in ("SOME_KEY", ""):
             generator = OpenAIGenerator(knobs(endpoint, key_variable=variable))
             generator.submit(request("a"))
