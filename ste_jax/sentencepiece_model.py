@@ -196,14 +196,18 @@ def read_directory(directory: Path, name: str) -> SentencePieceDirectory:
         if text not in pieces.texts:
             raise RequestError(f"{name}: {key} is {text!r}, which is no token of tokenizer.model")
     backend = build_backend(pieces, prefix)
+    control, defined = [], []
     for i, (text, kind_of) in enumerate(zip(pieces.texts, pieces.kinds, strict=True)):
-        if kind_of in _CONTROL:
-            backend.add_special_tokens([AddedToken(text, normalized=False, special=True)])
-        elif kind_of == TokenType.USER_DEFINED:
-            # The model's own are matched in the text whose spaces are spelled as in the piece.
-            backend.add_tokens([AddedToken(text, normalized=i < len(proto.pieces))])
         if backend.token_to_id(text) != i:
             raise RequestError(f"{name}/tokenizer.model: {text!r} is there twice")
+        if kind_of in _CONTROL:
+            control.append(AddedToken(text, normalized=False, special=True))
+        elif kind_of == TokenType.USER_DEFINED:
+            # The model's own are matched in the text whose spaces are spelled as in the piece.
+            defined.append(AddedToken(text, normalized=i < len(proto.pieces)))
+    # Together: for each call all that is to be matched is compiled anew.
+    backend.add_special_tokens(control)
+    backend.add_tokens(defined)
     return SentencePieceDirectory(
         model=SentencePieceModel(serialized, prefix),
         backend=backend,

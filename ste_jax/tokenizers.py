@@ -302,7 +302,8 @@ def load_tokenizer(path: str | os.PathLike[str], library: Library = "tokenizers"
 def _from_directory(directory: Path, name: str, library: Library) -> Tokenizer:
     names = {file.name for file in directory.iterdir()}
     model: SentencePieceModel | None
-    if names & {"tokenizer.json", "vocab.json"}:
+    given = bool(names & {"tokenizer.json", "vocab.json"})
+    if given:
         hf = _read_hf(directory, name)
         model = sentencepiece_model.beside(directory, name)
     elif _SENTENCEPIECE in names:
@@ -321,7 +322,7 @@ def _from_directory(directory: Path, name: str, library: Library) -> Tokenizer:
     tokenizer = _with_template(hf, name, remedy, end_ids, model, library)
     if library == "tensorflow_text":
         _compare(_with_template(hf, name, remedy, end_ids, model), tokenizer, name)
-    elif "tokenizer.json" not in names and model is not None:
+    elif not given:
         _check_conversion(directory, name)
     return tokenizer
 
