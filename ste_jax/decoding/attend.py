@@ -4,8 +4,7 @@ Shapes: `G` groups (prompts), `N` rows of a group, `B = G * N`, `T` time, `K` kv
 heads per kv head, `d` head size.
 
 Caches have the head before the place, so that the two products are plain batched matrix products,
-and the keys of long prompts are kept transposed: nothing large is then turned each time it is read
-(on CPU that is most of what attention costs). Attention over several stretches of keys is each
+and the keys are kept transposed: nothing large is then turned each time it is read (on CPU that is most of what attention costs). Attention over several stretches of keys is each
 stretch's own softmax, left undivided, merged by their maxima and sums: one exact softmax over all.
 
 A layer with a window keeps only what can still be seen: of a prompt its end, and of what a row has
@@ -40,19 +39,31 @@ def places(length: int, window: int | None) -> int:
 
 
 def partial_attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, seen: Seen, mask: jax.Array | None = None
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    seen: Seen,
+    mask: jax.Array | None = None,
+    *,
+    repeated: bool = False,
 ) -> Partial:
     """Attention of queries `q` [..., M, d] to `k`, `v` [..., S, d].
 
     `mask` broadcasts to [..., M, S]; None lets every query see every key. Values that no query may
-    see must still be finite, for they are multiplied by zero.
+    see must still be finite, for they are multiplied by zero. `repeated`: a key that a query may
+    not see is one that it may see once more (or it sees none), so that the largest score is known
+    before the mask, which then costs nothing.
     """
     scores = jnp.einsum("...md,...sd->...ms", q, k, preferred_element_type=jnp.float32)
     scores = seen.score(scores)
-    if mask is not None:
+    if mask is not None and not repeated:
         scores = jnp.where(mask, scores, -jnp.inf)
     highest = jnp.max(scores, axis=-1, keepdims=True)
+    if mask is not None and repeated:
+        highest = jnp.where(jnp.any(mask, axis=-1, keepdims=True), highest, -jnp.inf)
     weights = jnp.exp(scores - jnp.where(highest == -jnp.inf, 0.0, highest))
+    if mask is not None and repeated:
+        weights = jnp.where(mask, weights, 0.0)
     mixed = jnp.einsum(
         "...ms,...sd->...md", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
     )
@@ -75,9 +86,9 @@ def decode_attend(groups: int, prefix_length: jax.Array, filled: jax.Array) -> A
     """Attention of one new token per row to its group's prompt, its own past and itself.
 
     `prefix_length` [G] and `filled` [G,N] say how much of the layer's cache counts: `prefix_k`
-    [G,K,d,S], `prefix_v` [G,K,S,d], and `suffix_k`, `suffix_v` [G,N,K,S',d]. Under a window a
-    prompt that is longer than `S` is there with its last `S` tokens, and token t of a row stands at
-    place t modulo `S'`.
+    [G,K,d,S], where the prompt's last key stands in all places after it, `prefix_v` [G,K,S,d],
+    `suffix_k` [G,N,K,d,S'] and `suffix_v` [G,N,K,S',d]. Under a window a prompt that is longer than `S` is there with its last `S` tokens, and token t of a row
+    stands at place t modulo `S'`.
     """
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array, cache: Any, seen: Seen) -> jax.Array:
@@ -93,16 +104,17 @@ def decode_attend(groups: int, prefix_length: jax.Array, filled: jax.Array) -> A
             cache["prefix_v"],
             seen,
             _prompt_seen(cache["prefix_v"].shape[2], prefix_length, filled, each, seen)[:, None],
+            repeated=seen.window is None,
         )
         prefix = Partial(
             *(x.reshape(groups, kv_heads, rows, each, -1).transpose(0, 2, 1, 3, 4) for x in prefix)
         )
         suffix = partial_attention(
             q,
-            cache["suffix_k"],
+            cache["suffix_k"].swapaxes(3, 4),
             cache["suffix_v"],
             seen,
-            _past_seen(cache["suffix_k"].shape[3], filled, seen)[:, :, None, None],
+            _past_seen(cache["suffix_v"].shape[3], filled, seen)[:, :, None, None],
         )
         own = partial_attention(
             q,

@@ -41,8 +41,6 @@ NOT_FINITE = -2
 NOWHERE = 2**30
 """A place behind the end of every cache: what is written there is dropped."""
 
-_SUFFIX = ("suffix_k", "suffix_v")
-
 Cache = list[dict[str, Any]]
 """Keys and values: a dict of arrays with a first axis L for each group of the model's layers, or,
 where the layers run as a Python loop, a dict without that axis for each layer."""
@@ -168,12 +166,12 @@ class Programs:
         return self._empty(("batch", "kv_heads", None, None), shapes)
 
     def suffix(self, groups: int, rows: int, bucket: int) -> Cache:
-        """Empty pasts of a lane's rows: `suffix_k`, `suffix_v` [L,G,N,K,S',d]."""
+        """Empty pasts of a lane's rows: `suffix_k` [L,G,N,K,d,S'], `suffix_v` [L,G,N,K,S',d]."""
+        each, size = (groups, rows, self.config.num_kv_heads), self.config.head_dim
 
         def shapes(window: int | None) -> Any:
             room = places(bucket, window)
-            shape = (groups, rows, self.config.num_kv_heads, room, self.config.head_dim)
-            return tuple((name, shape) for name in _SUFFIX)
+            return ("suffix_k", (*each, size, room)), ("suffix_v", (*each, room, size))
 
         return self._empty(("batch", None, "kv_heads", None, None), shapes)
 
@@ -252,12 +250,14 @@ def _fill(
         # All of the prompt, or under a window its end.
         room = into["prefix_v"].shape[2]
         first = jnp.maximum(length - room, 0)
-        # What stands after the prompt is masked, but must be finite to be multiplied by zero.
+        # What stands after the prompt is masked. But values must be finite to be multiplied by zero,
+        # and keys such that they change no largest score.
         known = (jnp.arange(room) < length)[:, None]
         k, v = (
-            jnp.where(known, jax.lax.dynamic_slice_in_dim(prompt[name], first, room, axis=1), 0)
-            for name in ("k", "v")
+            jax.lax.dynamic_slice_in_dim(prompt[name], first, room, axis=1) for name in ("k", "v")
         )
+        last = jax.lax.dynamic_slice_in_dim(k, jnp.minimum(length, room) - 1, 1, axis=1)
+        k, v = jnp.where(known, k, jnp.where(length > 0, last, 0)), jnp.where(known, v, 0)
         put = jax.lax.dynamic_update_slice_in_dim
         return {
             "prefix_k": put(into["prefix_k"], k.swapaxes(1, 2)[None], group, axis=0),
@@ -366,14 +366,14 @@ def _decode(
         # the compiler write into it: else it copies all of it at every step.
         running = active & finite
 
-        def put(into: jax.Array, new: jax.Array) -> jax.Array:
-            room = into.shape[3]
-            place = jnp.where(running, filled % room, NOWHERE).reshape(-1)
-            at = into.at[group_of, row_of, :, place]
-            return at.set(new[:, 0], mode="drop", unique_indices=True)
-
         def write(layer: Any, new: Any) -> Any:
-            return {name: put(layer[name], x) for name, x in zip(_SUFFIX, new, strict=True)}
+            k, v = layer["suffix_k"], layer["suffix_v"]
+            place = jnp.where(running, filled % v.shape[3], NOWHERE).reshape(-1)
+            put = {"mode": "drop", "unique_indices": True}
+            return {
+                "suffix_k": k.at[group_of, row_of, :, :, place].set(new[0][:, 0], **put),
+                "suffix_v": v.at[group_of, row_of, :, place].set(new[1][:, 0], **put),
+            }
 
         suffix = _by_layer(write, stacked, suffix, new)
         filled = filled + active

@@ -9,11 +9,11 @@ the likelier ones together hold less than the share p (Holtzman et al. 2020, arX
 2407.01082). Equally likely tokens are kept or cut together, so the order of the vocabulary never
 matters, and the likeliest is always kept.
 
-What the filters keep is an upper set of the probabilities. So a token is drawn from the whole
-distribution and tested: it was to be kept if what is likelier is little enough. If not, neither it
-nor anything less likely was, all that is cut away, and another is drawn from the rest. What is
-accepted is exactly distributed, each try costs two sums over the vocabulary, and few tries are
-needed.
+What the filters keep is an upper set of the probabilities. `top_k` and `min_p` are thresholds,
+below which all is cut away. For `top_p`, a token is drawn from what is left and tested: it was to be
+kept if what is likelier is little enough. If not, neither it nor anything less likely was, all that
+is cut away, and another is drawn from the rest. What is accepted is exactly distributed, each try
+costs two sums over the vocabulary, and few tries are needed.
 
 A draw is Gumbel's: the largest of log-weight + noise, first among blocks of the vocabulary by their
 total weights, then within the block, so that the noise is of a few hundred numbers and not of V.
@@ -23,6 +23,7 @@ nothing of the batch.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
@@ -67,13 +68,12 @@ def sample(
       temperature, no filter. Where a row's logits are not finite, its log-probability is not
       either.
     """
-    greedy = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    drawn = temperature > 0.0
-    tokens = jax.lax.cond(
-        jnp.any(drawn),
-        lambda: jnp.where(drawn, _draw(logits, keys, temperature, top_k, top_p, min_p), greedy),
-        lambda: greedy,
-    )
+    rows, vocab = logits.shape
+    padded = jnp.pad(logits, ((0, 0), (0, -vocab % BLOCK)), constant_values=-jnp.inf)
+    blocks = padded.reshape(rows, -1, BLOCK)
+    # No `cond` for batches that are all greedy: its branches are not run in parallel on CPU.
+    drawn = _draw(blocks, keys, temperature, top_k, top_p, min_p)
+    tokens = jnp.where(temperature > 0.0, drawn, _likeliest(blocks))
     return tokens, token_logprobs(logits, tokens)
 
 
@@ -81,6 +81,16 @@ def token_logprobs(logits: jax.Array, tokens: jax.Array) -> jax.Array:
     """Log-probabilities [...] of `tokens` [...] under the softmax of `logits` [...,V]."""
     chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
     return chosen - jax.nn.logsumexp(logits, axis=-1)
+
+
+def _likeliest(logits: jax.Array) -> jax.Array:
+    """The first token [B] of the largest logit of `logits` [B,V/BLOCK,BLOCK].
+
+    By way of the blocks: XLA takes `argmax` one number at a time on CPU.
+    """
+    block = jnp.argmax(jnp.max(logits, axis=-1), axis=-1).astype(jnp.int32)
+    inside = jnp.take_along_axis(logits, block[:, None, None], axis=1)[:, 0]
+    return block * BLOCK + jnp.argmax(inside, axis=-1).astype(jnp.int32)
 
 
 def _draw(
@@ -91,65 +101,68 @@ def _draw(
     top_p: jax.Array,
     min_p: jax.Array,
 ) -> jax.Array:
-    rows, vocab = logits.shape
-    scaled = logits / jnp.where(temperature > 0.0, temperature, 1.0)[:, None]
-    weights = jnp.exp(scaled - jnp.max(scaled, axis=-1, keepdims=True))
-    weights = jnp.pad(weights, ((0, 0), (0, -vocab % BLOCK)))
-    blocks = weights.shape[1] // BLOCK
-
-    both = (top_k > 0) & (top_p < 1.0)
-    total = jnp.sum(weights, axis=-1)
-    total = jax.lax.cond(
-        jnp.any(both),
-        lambda: jnp.where(both, _top_k_mass(weights, top_k), total),
-        lambda: total,
-    )
+    rows, blocks, _ = logits.shape
+    sharpness = 1.0 / jnp.where(temperature > 0.0, temperature, 1.0)
+    highest = jnp.max(logits, axis=(1, 2), keepdims=True)
+    weights = jnp.exp((logits - highest) * sharpness[:, None, None])
+    floor = _kth_weight(weights, top_k)
+    total = jnp.sum(_from(weights, floor), axis=(1, 2))
+    weights = _from(weights, jnp.maximum(floor, min_p))  # the likeliest has the weight 1
 
     def attempt(carry: Any) -> Any:
         tries, cut, token, accepted = carry
-        left = jnp.where(weights > cut[:, None], weights, 0.0).reshape(rows, blocks, BLOCK)
         noise = jax.vmap(
             lambda key: jax.random.gumbel(
                 jax.random.fold_in(key, tries), (blocks + BLOCK,), mode="high"
             )
         )(keys)
-        block = jnp.argmax(jnp.log(jnp.sum(left, axis=-1)) + noise[:, :blocks], axis=-1)
-        inside = jnp.take_along_axis(left, block[:, None, None], axis=1)[:, 0]
+        left = jnp.sum(_above(weights, cut), axis=-1)
+        block = jnp.argmax(jnp.log(left) + noise[:, :blocks], axis=-1)
+        inside = jnp.take_along_axis(weights, block[:, None, None], axis=1)
+        inside = _above(inside, cut)[:, 0]
         place = jnp.argmax(jnp.log(inside) + noise[:, blocks:], axis=-1)
         weight = jnp.take_along_axis(inside, place[:, None], axis=1)[:, 0]
 
-        likelier = weights > weight[:, None]
-        number = jnp.sum(likelier, axis=-1)
-        mass = jnp.sum(jnp.where(likelier, weights, 0.0), axis=-1)
-        kept = ((top_k == 0) | (number < top_k)) & ((top_p >= 1.0) | (mass < top_p * total))
-        kept &= weight >= min_p  # the likeliest has the weight 1
+        mass = jnp.sum(_above(weights, weight), axis=(1, 2))
+        kept = (top_p >= 1.0) | (mass < top_p * total) | (weight >= 1.0)
         token = jnp.where(accepted, token, (block * BLOCK + place).astype(jnp.int32))
         cut = jnp.where(accepted, cut, weight)
-        return tries + 1, cut, token, accepted | kept | (number == 0)
+        # What is not finite has no weight that could ever be accepted.
+        return tries + 1, cut, token, accepted | kept | ~(total > 0.0)
 
-    start = (0, jnp.full(rows, -1.0), jnp.zeros(rows, jnp.int32), temperature <= 0.0)
+    start = (0, jnp.zeros(rows), jnp.zeros(rows, jnp.int32), temperature <= 0.0)
     return jax.lax.while_loop(lambda carry: ~jnp.all(carry[3]), attempt, start)[2]
 
 
-def _top_k_mass(weights: jax.Array, top_k: jax.Array) -> jax.Array:
-    """Total weight [B] of the tokens that `top_k` keeps: found by halving, on the weights' bits.
+def _from(weights: jax.Array, floor: jax.Array) -> jax.Array:
+    """`weights` [B,...,...] that reach the row's `floor` [B], zeros for the others."""
+    return jnp.where(weights >= floor[:, None, None], weights, 0.0)
 
-    Floats that are not negative are ordered as their bits are. The largest threshold that at least
-    k weights reach is the k-th largest weight.
+
+def _above(weights: jax.Array, cut: jax.Array) -> jax.Array:
+    """`weights` [B,...,...] that are larger than the row's `cut` [B], zeros for the others."""
+    return jnp.where(weights > cut[:, None, None], weights, 0.0)
+
+
+def _kth_weight(weights: jax.Array, top_k: jax.Array) -> jax.Array:
+    """The k-th largest [B] of `weights` [B,...,...], which are at most 1; 0 where `top_k` is 0.
+
+    Found by halving, on the bits of the threshold: floats that are not negative are ordered as
+    their bits are. Where no row has a `top_k` nothing is done.
     """
-    bits = jax.lax.bitcast_convert_type(weights, jnp.int32)
-    wanted = jnp.minimum(top_k, weights.shape[1])
+    wanted = jnp.minimum(top_k, math.prod(weights.shape[1:]))
+    above_one = jax.lax.bitcast_convert_type(jnp.float32(1.0), jnp.int32) + 1
 
     def halve(_: int, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         low, high = bounds
         middle = low + (high - low) // 2
-        enough = jnp.sum(bits >= middle[:, None], axis=-1) >= wanted
+        threshold = jax.lax.bitcast_convert_type(middle, jnp.float32)
+        reach = jnp.sum(jnp.where(weights >= threshold[:, None, None], 1.0, 0.0), axis=(1, 2))
+        enough = reach >= wanted
         return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
 
-    # Every weight is at least 0, and none is above 1.
-    above_one = jax.lax.bitcast_convert_type(jnp.float32(1.0), jnp.int32) + 1
     rows = weights.shape[0]
-    low, _ = jax.lax.fori_loop(
-        0, 31, halve, (jnp.zeros(rows, jnp.int32), jnp.full(rows, above_one))
-    )
-    return jnp.sum(jnp.where(bits >= low[:, None], weights, 0.0), axis=-1)
+    start = (jnp.zeros(rows, jnp.int32), jnp.full(rows, above_one))
+    steps = jnp.where(jnp.any(top_k > 0), 31, 0)
+    low, _ = jax.lax.fori_loop(0, steps, halve, start)
+    return jnp.where(top_k > 0, jax.lax.bitcast_convert_type(low, jnp.float32), 0.0)

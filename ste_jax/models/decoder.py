@@ -103,12 +103,12 @@ class Decoder(nnx.Module):
           tokens in the same form as `cache`.
         """
         config = self.config
-        rotations = {kind: rotary_turn(kind, config.head_dim, positions) for kind in config.kinds}
+        rotations = {kind: self._rotation(kind, positions) for kind in config.kinds}
         x = embed_tokens(self.embed.get_value(), tokens).astype(self.dtype)
         if config.scale_embeddings:
             # As the reference does: the root is rounded to the type first.
             x = x * jnp.asarray(config.hidden_size**0.5, self.dtype)
-        x = constrain(x, ("batch", None, None))
+        x = self._held(jnp.moveaxis(x, -1, 0) if self.unstacked else x)
 
         def run(layer: int, x: jax.Array, given: Any, scanned: bool = False) -> tuple[Any, Any]:
             """One layer, of its weights and its cache: x, and its keys and values."""
@@ -144,26 +144,45 @@ class Decoder(nnx.Module):
                 x, keys_values = run(layer, x, jax.tree.map(lambda leaf: leaf[0], of_layer))
                 keys_values = jax.tree.map(lambda leaf: leaf[None], keys_values)
             new.append(keys_values)
-        return self._norm(x, self.final_norm.get_value()), new
+        x = self._norm(x, self.final_norm.get_value())
+        return jnp.moveaxis(x, 0, -1) if self.unstacked else x, new
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Logits [..., V] in float32 of hidden states [..., D]."""
         matrix = self.embed if self.config.tie_embeddings else self.unembed
         # The matrix stands first: XLA's CPU kernels then need not turn it at every step.
-        logits = jnp.moveaxis(
-            jnp.einsum(
-                "vd,...d->v...",
-                matrix.get_value().astype(self.dtype),
-                hidden,
-                preferred_element_type=jnp.float32,
-            ),
-            0,
-            -1,
+        logits = jnp.einsum(
+            "vd,...d->v...",
+            matrix.get_value().astype(self.dtype),
+            hidden,
+            preferred_element_type=jnp.float32,
         )
-        return capped(logits, self.config.final_softcap)
+        if self.unstacked:  # turned by the product itself they take half as long again
+            logits = jax.lax.optimization_barrier(logits)
+        return capped(jnp.moveaxis(logits, 0, -1), self.config.final_softcap)
+
+    def _rotation(self, kind: LayerKind, positions: jax.Array) -> Turn:
+        size = self.config.head_dim
+        if not self.unstacked:
+            return rotary_turn(kind, size, positions)
+        # XLA on CPU would have each layer compute it anew for each head. No position is below 0, but
+        # what comes out of a branch is an array of its own.
+        shape = (size // 2, *positions.shape)
+        cos, sin = jax.lax.cond(
+            positions[0, 0] >= 0,
+            lambda: rotary_turn(kind, size, positions, features_first=True)[:2],
+            lambda: (jnp.ones(shape), jnp.zeros(shape)),
+        )
+        return Turn(cos, sin, axis=1)
+
+    def _held(self, x: jax.Array) -> jax.Array:
+        """Hidden states divided by batch."""
+        return constrain(x, (None, "batch", None) if self.unstacked else ("batch", None, None))
 
     def _norm(self, x: jax.Array, weight: jax.Array) -> jax.Array:
-        return rms_norm(x, weight, self.config.norm_eps, plus_one=self.config.norm_plus_one)
+        config = self.config
+        after = 2 if self.unstacked else 0
+        return rms_norm(x, weight, config.norm_eps, plus_one=config.norm_plus_one, after=after)
 
     def _layer(
         self,
@@ -176,46 +195,56 @@ class Decoder(nnx.Module):
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         config = self.config
 
+        def features_last(inputs: jax.Array) -> jax.Array:
+            """[*features, B, T] of an `unstack`ed model -> [B, T, *features]."""
+            return jnp.moveaxis(inputs, (-2, -1), (0, 1)) if self.unstacked else inputs
+
+        def back(outputs: jax.Array) -> jax.Array:
+            """The other way."""
+            return jnp.moveaxis(outputs, (0, 1), (-2, -1)) if self.unstacked else outputs
+
         def matmul(inputs: jax.Array, name: str) -> jax.Array:
             matrix, summed = weights[name].astype(self.dtype), INPUT_AXES[name]
-            if self.unstacked:  # [*outputs, *inputs], see `unstack`
-                last = tuple(range(-summed, 0))
-                out = jnp.moveaxis(jnp.tensordot(matrix, inputs, (last, last)), (-2, -1), (0, 1))
+            if self.unstacked:
+                out = jnp.tensordot(matrix, inputs, summed)
             else:
                 out = project(inputs, matrix, summed)
             if config.lora and name in config.lora.matrices:
                 narrow, wide = (weights[name + end].astype(self.dtype) for end in (LORA_A, LORA_B))
-                inner = config.lora.scale * project(inputs, narrow, summed)
-                out = out + project(inner, wide, 1)
+                inner = config.lora.scale * project(features_last(inputs), narrow, summed)
+                out = out + back(project(inner, wide, 1))
             bias = weights.get(f"{name}_bias")
-            return out if bias is None else out + bias.astype(self.dtype)
+            if bias is None:
+                return out
+            return out + (bias[..., None, None] if self.unstacked else bias).astype(self.dtype)
 
         def normed(inputs: jax.Array, name: str) -> jax.Array:
             """Normed by the weight of that name, if the family has it."""
             return self._norm(inputs, weights[name]) if name in weights else inputs
 
         h = normed(x, "attention_norm")
-        q = rotate(normed(matmul(h, "q"), "q_norm"), rotation)
-        k = rotate(normed(matmul(h, "k"), "k_norm"), rotation)
-        v = matmul(h, "v")
+        q = features_last(rotate(normed(matmul(h, "q"), "q_norm"), rotation))
+        k = features_last(rotate(normed(matmul(h, "k"), "k_norm"), rotation))
+        v = features_last(matmul(h, "v"))
         seen = Seen(
             scale=(config.query_scalar or config.head_dim) ** -0.5,
             window=kind.window,
             softcap=config.attention_softcap,
         )
-        h = matmul(attend(q, k, v, cache, seen), "o")
+        h = matmul(back(attend(q, k, v, cache, seen)), "o")
         x = x + normed(h, "attention_post_norm")
 
         h = normed(x, "mlp_norm")
         if config.experts:
-            choice = choose(matmul(h, "router"), config.experts_per_token, config.normalize_experts)
+            scores = features_last(matmul(h, "router"))
+            choice = choose(scores, config.experts_per_token, config.normalize_experts)
             experts = Experts(*(weights[f"expert_{name}"] for name in Experts._fields))
-            h = mix_experts(h, choice, experts)
+            h = back(mix_experts(features_last(h), choice, experts))
         else:
             activation = _ACTIVATIONS[config.activation]
             h = matmul(activation(matmul(h, "gate")) * matmul(h, "up"), "down")
         x = x + normed(h, "mlp_post_norm")
-        return constrain(x, ("batch", None, None)), (k, v)
+        return self._held(x), (k, v)
 
 
 def abstract_decoder(
@@ -234,8 +263,9 @@ def unstack(model: Decoder) -> Decoder:
     On CPU a decode step is bound by reading the weights, and slicing a stacked array copies it
     first: unstacked, a step of SmolLM2-135M with 16 rows takes 0.6 of the time. For running only:
     checkpoints and training are of the stacked form. The arrays outside the layers are shared with
-    `model`. Matrices are turned to [*outputs, *inputs] and multiplied from the left, which XLA's
-    CPU kernels do up to twice as fast for the few rows of a decode step.
+    `model`. Matrices are turned to [*outputs, *inputs] and between the layers features stand first,
+    [D,B,T]: every product is then a plain matrix product from the left, which is what XLA's CPU
+    kernels do best, and nothing is turned in between.
     """
 
     def turned(name: str, value: jax.Array, axes: tuple[str, ...]) -> nnx.Param[Any]:
@@ -294,14 +324,18 @@ def embed_tokens(table: jax.Array, tokens: jax.Array) -> jax.Array:
     return jnp.take(table, tokens, axis=0, mode="clip")
 
 
-def rms_norm(x: jax.Array, weight: jax.Array, eps: float, *, plus_one: bool = False) -> jax.Array:
-    """Root-mean-square norm over the last axis (Zhang and Sennrich 2019), in float32.
+def rms_norm(
+    x: jax.Array, weight: jax.Array, eps: float, *, plus_one: bool = False, after: int = 0
+) -> jax.Array:
+    """Root-mean-square norm (Zhang and Sennrich 2019), in float32, over the axis that stands before
+    the last `after`.
 
     The weight multiplies as the references do it: after the way back to the input's type, or, with
     `plus_one` (Gemma), as 1 + weight before it.
     """
     wide = x.astype(jnp.float32)
-    scale = jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + eps)
+    weight = weight.reshape(-1, *(1,) * after)
+    scale = jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1 - after, keepdims=True) + eps)
     if plus_one:
         return (wide * scale * (1.0 + weight.astype(jnp.float32))).astype(x.dtype)
     return (wide * scale).astype(x.dtype) * weight.astype(x.dtype)

@@ -18,10 +18,12 @@ Frequencies = np.ndarray[Any, Any]
 
 
 class Turn(NamedTuple):
-    """The rotation at each position, each [B,T,1,d/2] in float32."""
+    """The rotation at each position, in float32: [B,T,1,d/2], or with features first [d/2,B,T]."""
 
     cos: jax.Array
     sin: jax.Array
+    axis: int
+    """Where `d` stands in what is rotated."""
 
 
 def rotary_frequencies(kind: LayerKind, head_dim: int) -> Frequencies:
@@ -48,16 +50,23 @@ def _scale_frequencies(frequencies: Frequencies, scaling: RopeScaling) -> Freque
     return mixed
 
 
-def rotary_turn(kind: LayerKind, head_dim: int, positions: jax.Array) -> Turn:
+def rotary_turn(
+    kind: LayerKind, head_dim: int, positions: jax.Array, *, features_first: bool = False
+) -> Turn:
     """Cosine and sine of the angles of `positions` [B,T]: computed once, not in every layer."""
     frequencies = jnp.asarray(rotary_frequencies(kind, head_dim))
-    angles = positions.astype(jnp.float32)[:, :, None, None] * frequencies
-    return Turn(jnp.cos(angles), jnp.sin(angles))
+    where = positions.astype(jnp.float32)
+    if features_first:
+        angles = frequencies[:, None, None] * where
+    else:
+        angles = where[:, :, None, None] * frequencies
+    return Turn(jnp.cos(angles), jnp.sin(angles), axis=1 if features_first else -1)
 
 
 def rotate(x: jax.Array, turn: Turn) -> jax.Array:
-    """Rotates `x` [B,T,heads,d]; the halves of `d` are the pairs' sides."""
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    cos, sin = turn
+    """Rotates `x` [B,T,heads,d], or with features first [heads,d,B,T]; the halves of `d` are the
+    pairs' sides."""
+    cos, sin, axis = turn
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=axis)
     turned = [first * cos - second * sin, second * cos + first * sin]
-    return jnp.concatenate(turned, axis=-1).astype(x.dtype)
+    return jnp.concatenate(turned, axis=axis).astype(x.dtype)

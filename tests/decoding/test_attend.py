@@ -102,7 +102,7 @@ def test_a_decoding_step_sees_its_prompt_its_past_and_itself(
     cache = {
         "prefix_k": kept[0].transpose(0, 2, 3, 1),
         "prefix_v": kept[1].transpose(0, 2, 1, 3),
-        "suffix_k": rings[0].transpose(0, 1, 3, 2, 4),
+        "suffix_k": rings[0].transpose(0, 1, 3, 4, 2),
         "suffix_v": rings[1].transpose(0, 1, 3, 2, 4),
     }
     attend = decode_attend(groups, jnp.asarray(length), jnp.asarray(filled))

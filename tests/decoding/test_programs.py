@@ -28,7 +28,7 @@ def test_the_caches_are_written_in_place() -> None:
         eos_ids=np.array(small.EOS, np.int32),
     )
     text = lowered.compile().as_text()
-    suffix = rf"f32\[{GROUPS},{ROWS},2,{NEW},8\]"
+    suffix = rf"f32\[{GROUPS},{ROWS},2,(?:8,{NEW}|{NEW},8)\]"
     assert len(re.findall(rf"= {suffix}\S* scatter\(", text)) == 4  # keys and values of 2 layers
     assert not re.findall(rf"= {suffix}\S* copy\(", text)
     assert text.count("may-alias") + text.count("must-alias") >= 4
@@ -48,5 +48,5 @@ def test_a_round_ends_when_no_row_runs_and_leaves_the_others_alone() -> None:
     assert drawn.sum() == 2 and drawn[:2, 1, 2].all()
     assert (np.asarray(logprobs) != 0).sum() == 2
     for layer in suffix:
-        written = np.asarray(layer["suffix_k"]).any(axis=(2, 4))
+        written = np.asarray(layer["suffix_v"]).any(axis=(2, 4))
         assert np.argwhere(written).tolist() == [[1, 2, 1], [1, 2, 2]]
