@@ -22,6 +22,7 @@ MESH_AXES = ("data", "fsdp", "expert", "tensor")
 
 RULES: dict[str, tuple[str, ...]] = {
     "batch": ("data", "fsdp", "expert"),
+    "rows": ("data", "fsdp", "expert", "tensor"),
     "vocab": ("tensor",),
     "experts": ("expert",),
     "embed": ("fsdp", "expert"),

@@ -64,9 +64,10 @@ def partial_attention(
     weights = jnp.exp(scores - jnp.where(highest == -jnp.inf, 0.0, highest))
     if mask is not None and repeated:
         weights = jnp.where(mask, weights, 0.0)
-    mixed = jnp.einsum(
-        "...ms,...sd->...md", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
-    )
+    # Held, so that XLA on TPU computes them once and reads the scores, which are larger than the
+    # keys, once for both the sum and the product.
+    held = jax.lax.optimization_barrier(weights.astype(v.dtype))
+    mixed = jnp.einsum("...ms,...sd->...md", held, v, preferred_element_type=jnp.float32)
     return Partial(highest, jnp.sum(weights, axis=-1, keepdims=True), mixed)
 
 

@@ -20,18 +20,18 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from ste_jax.decoding.attend import decode_attend, places, shared_prefix_attend
 from ste_jax.decoding.sampling import row_keys, sample, token_logprobs
 from ste_jax.models.decoder import Decoder, unstack
-from ste_jax.sharding import constrain, state_sharding
+from ste_jax.sharding import constrain, partition, state_sharding
 
 NOTHING = -1
 """In place of a token: the row was not running at that step."""
@@ -78,7 +78,8 @@ class Programs:
     """The jitted programs of one model, on one mesh or on the default device.
 
     `as_list`: run the layers as a Python loop over arrays of their own, not as a compiled loop over
-    stacked ones.
+    stacked ones. Of an abstract model, whose layers are stacked, on a mesh of devices that need not
+    be here, the programs can be lowered, not run.
     """
 
     def __init__(
@@ -95,17 +96,16 @@ class Programs:
         self._dtype = jnp.dtype(dtype)
         self._as_list = as_list
         self._mesh = mesh
+        self._abstract = isinstance(model.embed.get_value(), jax.ShapeDtypeStruct)
         graph, state = nnx.split(unstack(model) if as_list else model)
-        state = jax.tree.map(lambda x: x.astype(dtype), state)
-        if mesh is not None:
-            state = jax.device_put(state, state_sharding(state, mesh))
+        state = (_shapes_on if self._abstract else _arrays_on)(mesh, state, self._dtype)
         # Plain arrays: flattening the state's own classes costs milliseconds in every call.
         self._weights, structure = jax.tree.flatten(state)
         jitted = _jitted(graph, structure, self._dtype, chunk, steps, not as_list)
         self._prefill, self._score, self._decode = map(self._within_mesh, jitted)
         self.load = self._within_mesh(functools.partial(_load_jitted, stacked=not as_list))
         self.fill = self._within_mesh(functools.partial(_fill_jitted, stacked=not as_list))
-        self._zeros = self._within_mesh(_zeros_jitted)
+        self._zeros = self._within_mesh(_zero_shapes if self._abstract else _zeros_jitted)
 
     # Public faces of the programs; the weights go along.
 
@@ -145,6 +145,14 @@ class Programs:
         out: jax.Array = self._score(
             self._weights, buffer=buffer, tokens=tokens, targets=targets, start=np.int32(start)
         )
+        return out
+
+    def lower(self, name: Literal["prefill", "decode"], **given: Any) -> jax.stages.Lowered:
+        """What the method of that name runs, before it is compiled; `given` is what that method
+        hands on by name. Arrays may be abstract."""
+        program = {"prefill": self._prefill, "decode": self._decode}[name]
+        lower = self._within_mesh(program.__wrapped__.lower)  # type: ignore[attr-defined]
+        out: jax.stages.Lowered = lower(self._weights, **given)
         return out
 
     def buffer(self, bucket: int) -> Cache:
@@ -223,9 +231,39 @@ def _jitted(
     )
 
 
+def _arrays_on(mesh: Mesh | None, state: Any, dtype: Any) -> Any:
+    state = jax.tree.map(lambda x: x.astype(dtype), state)
+    return state if mesh is None else jax.device_put(state, state_sharding(state, mesh))
+
+
+def _shapes_on(mesh: Mesh | None, state: Any, dtype: Any) -> Any:
+    """What `_arrays_on` would give, of an abstract state."""
+    if mesh is None:
+        raise ValueError("an abstract model needs a mesh: it has no device of its own")
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, dtype, sharding=sharding),
+        state,
+        state_sharding(state, mesh),
+    )
+
+
 def _make_zeros(*, dtype: Any, axes: Axes, shapes: Shapes) -> Cache:
     return [
         {name: constrain(jnp.zeros(shape, dtype), axes) for name, shape in one} for one in shapes
+    ]
+
+
+def _zero_shapes(*, dtype: Any, axes: Axes, shapes: Shapes) -> Cache:
+    """What `_make_zeros` would give, abstract."""
+    mesh = jax.sharding.get_mesh()
+    return [
+        {
+            name: jax.ShapeDtypeStruct(
+                shape, dtype, sharding=NamedSharding(mesh, partition(shape, axes, mesh))
+            )
+            for name, shape in one
+        }
+        for one in shapes
     ]
 
 
@@ -339,6 +377,7 @@ def _decode(
         index, suffix, token, filled, active, tokens, logprobs = carry
         cache = [{**one, **two} for one, two in zip(prefix, suffix, strict=True)]
         positions = (control.prefix_length[:, None] + filled).reshape(batch, 1)
+        positions = constrain(positions, ("batch", None))
         hidden, new = model(
             token.reshape(batch, 1),
             positions,
@@ -347,15 +386,20 @@ def _decode(
         )
 
         place = filled.reshape(-1)
+        # The matrix product is divided by vocabulary, what sampling sums over it by rows; nothing
+        # before or after is to be divided so.
+        logits = constrain(model.logits(hidden[:, 0]), ("batch", "vocab"))
         drawn, logprob = sample(
-            constrain(model.logits(hidden[:, 0]), ("batch", "vocab")),
+            constrain(logits, ("rows", "vocab")),
             jax.vmap(jax.random.fold_in)(keys, place),
             jnp.where(active, control.temperature, 0.0).reshape(-1),
             control.top_k.reshape(-1),
             control.top_p.reshape(-1),
             control.min_p.reshape(-1),
         )
-        drawn, logprob = drawn.reshape(groups, rows), logprob.reshape(groups, rows)
+        drawn, logprob = (
+            constrain(x.reshape(groups, rows), ("batch", None)) for x in (drawn, logprob)
+        )
         finite = jnp.isfinite(logprob)
         shown = jnp.where(active, jnp.where(finite, drawn, NOT_FINITE), NOTHING)
         tokens = tokens.at[index].set(shown)
@@ -368,14 +412,19 @@ def _decode(
 
         def write(layer: Any, new: Any) -> Any:
             k, v = layer["suffix_k"], layer["suffix_v"]
-            place = jnp.where(running, filled % v.shape[3], NOWHERE).reshape(-1)
+            new_k, new_v = (x.squeeze(-3) for x in new)
+            place = jnp.where(running, filled % v.shape[-2], NOWHERE).reshape(-1)
+            # The layers' numbers stand among the indices: as a part of what is written at each, XLA
+            # on TPU turns all of the suffix to have the layers beside the head, and back.
+            row = (*((jnp.arange(v.shape[0])[:, None],) if stacked else ()), group_of, row_of)
             put = {"mode": "drop", "unique_indices": True}
+            every = slice(None)
             return {
-                "suffix_k": k.at[group_of, row_of, :, :, place].set(new[0][:, 0], **put),
-                "suffix_v": v.at[group_of, row_of, :, place].set(new[1][:, 0], **put),
+                "suffix_k": k.at[(*row, every, every, place)].set(new_k, **put),
+                "suffix_v": v.at[(*row, every, place)].set(new_v, **put),
             }
 
-        suffix = _by_layer(write, stacked, suffix, new)
+        suffix = [write(*one) for one in zip(suffix, new, strict=True)]
         filled = filled + active
         ended = jnp.any(drawn[..., None] == eos_ids, axis=-1) & control.stop_at_eos
         token = jnp.where(active, drawn, token)
