@@ -27,6 +27,9 @@ ENGINE = (
     "tokenizers",
     "sharding",
     "parameters",
+    "aot",
+    "hlo",
+    "hlo_cost",
     "generators.local",
 )
 ABOVE_THE_ENGINE = (
