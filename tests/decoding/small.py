@@ -53,11 +53,18 @@ class Letters:
         return [token for turn in turns for token in turn] + [0, *self.encode(continue_text)]
 
 
+class Signs(Letters):
+    """A vocabulary of any size: token i is the i-th sign of Unicode."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return "".join(chr(token) for token in ids if token > 2)
+
+
 @functools.cache
-def small_model() -> Decoder:
+def small_model(vocab_size: int = len(LETTERS)) -> Decoder:
     """Random weights of about the size that a fresh model's have."""
     config = ModelConfig(
-        vocab_size=len(LETTERS),
+        vocab_size=vocab_size,
         hidden_size=24,
         intermediate_size=40,
         num_layers=2,
