@@ -9,6 +9,9 @@ control token or a line break); else, and after `continue_ids`, it is encoded al
 
 from __future__ import annotations
 
+import hashlib
+import json
+from array import array
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from typing import Protocol
@@ -31,8 +34,8 @@ from ste_jax.generators.protocol import (
 )
 from ste_jax.models.decoder import Decoder
 
-KNOWN_PROMPTS = 4096
-"""How many prompts' tokens are remembered."""
+KNOWN_TOKENS = 1 << 20
+"""How many tokens of prompts are remembered: those of far more than are open at once."""
 
 
 class ChatTokenizer(TextDecoder, Protocol):
@@ -59,7 +62,8 @@ class LocalGenerator:
     ) -> None:
         self._engine = Engine(model, tokenizer, knobs, mesh)
         self._tokenizer = tokenizer
-        self._known: OrderedDict[tuple[object, ...], list[int]] = OrderedDict()
+        self._known: OrderedDict[bytes, array[int]] = OrderedDict()
+        self._known_tokens = 0
 
     @property
     def usage(self) -> Usage:
@@ -139,11 +143,16 @@ class LocalGenerator:
         return Prompt((*template, *continued), tuple(continued))
 
     def _template_ids(self, messages: Sequence[Message], continue_text: str = "") -> list[int]:
-        key = (continue_text, *((message["role"], message["content"]) for message in messages))
+        turns = [[message["role"], message["content"]] for message in messages]
+        text = json.dumps([continue_text, turns])
+        key = hashlib.blake2b(text.encode(), digest_size=16).digest()
         if key not in self._known:
             more = {"continue_text": continue_text} if continue_text else {}
-            self._known[key] = self._tokenizer.prompt_ids(messages, **more)
-            if len(self._known) > KNOWN_PROMPTS:
-                self._known.popitem(last=False)
+            ids = array("i", self._tokenizer.prompt_ids(messages, **more))
+            self._known[key] = ids
+            self._known_tokens += len(ids)
+            while self._known_tokens > KNOWN_TOKENS and len(self._known) > 1:
+                _, gone = self._known.popitem(last=False)
+                self._known_tokens -= len(gone)
         self._known.move_to_end(key)
-        return self._known[key]
+        return self._known[key].tolist()
