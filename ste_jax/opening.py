@@ -13,19 +13,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from etils import epath
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from ste_jax import checkpoints, files
 from ste_jax.config import DecodingKnobs, MeshKnobs
 from ste_jax.errors import RequestError
 from ste_jax.generators.local import LocalGenerator
+from ste_jax.handover import hand_over
 from ste_jax.models.decoder import Decoder
 from ste_jax.models.load import load_weights
 from ste_jax.models.sources import Source, resolve
 from ste_jax.parameters import parameters_of, with_parameters
 from ste_jax.rundir import RunDir
-from ste_jax.sharding import make_mesh, parameter_sharding
+from ste_jax.sharding import make_mesh
 from ste_jax.tokenizers import Tokenizer, load_tokenizer
 
 
@@ -98,24 +98,19 @@ def open_generator(source: str, knobs: DecodingKnobs) -> LocalGenerator:
     return LocalGenerator(opened.model, opened.tokenizer, knobs, opened.mesh)
 
 
-def on_mesh(model: Decoder, mesh: Mesh, dtype: str) -> Decoder:
-    """The same model with its arrays on another mesh and in another type.
-
-    From a mesh of several processes to one of this process's own devices the arrays pass through
-    the host."""
-    values: dict[str, Any] = dict(parameters_of(model))
-    if jax.process_count() > 1:
-        values = multihost_utils.process_allgather(values, tiled=True)
-    placed = {
-        path: jax.device_put(
-            jnp.asarray(values[path], jnp.dtype(dtype)),
-            parameter_sharding(declared.shape, declared.axes, mesh),
-        )
-        for path, declared in model.config.parameters().items()
-    }
+def hand_over_model(model: Decoder, mesh: Mesh, dtype: str) -> tuple[Decoder, int]:
+    """The same model with its arrays on another mesh and in another type, and how many bytes this
+    process was sent for it; see `hand_over`."""
+    axes = {path: declared.axes for path, declared in model.config.parameters().items()}
+    placed, received = hand_over(parameters_of(model), axes, mesh, dtype)
     moved = with_parameters(model, placed)
     moved.dtype = jnp.dtype(dtype)
-    return moved
+    return moved, received
+
+
+def on_mesh(model: Decoder, mesh: Mesh, dtype: str) -> Decoder:
+    """The model alone of `hand_over_model`."""
+    return hand_over_model(model, mesh, dtype)[0]
 
 
 def source_fingerprint(source: Source) -> str:

@@ -30,6 +30,7 @@ ENGINE = (
     "aot",
     "hlo",
     "hlo_cost",
+    "handover",
     "generators.local",
 )
 ABOVE_THE_ENGINE = (

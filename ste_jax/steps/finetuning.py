@@ -20,7 +20,7 @@ from ste_jax.finetuning.packing import Example
 from ste_jax.finetuning.step_bar import StepBar
 from ste_jax.generators.local import LocalGenerator
 from ste_jax.models.decoder import Decoder
-from ste_jax.opening import Opened, on_mesh, open_model
+from ste_jax.opening import Opened, hand_over_model, open_model
 from ste_jax.records import Prompt, TrainingExample
 from ste_jax.rundir import IterationDir, fingerprint
 from ste_jax.sharding import make_mesh
@@ -196,5 +196,6 @@ def _local_generator(model: Decoder, tokenizer: Tokenizer, context: Context) -> 
     """The weights in training, on this process's own devices in the decoding type."""
     knobs = context.config.decoding
     mesh = make_mesh(knobs.mesh, jax.local_devices())
-    local = on_mesh(model, mesh, knobs.dtype)
+    local, received = hand_over_model(model, mesh, knobs.dtype)
+    context.log("handed_over", bytes_received=received)
     return LocalGenerator(local, tokenizer, knobs, mesh)

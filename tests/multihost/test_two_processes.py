@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 import socket
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from ste_jax.checkpoints import read_card
 from tests import running
 from tests.comparing import assert_identical, assert_same_files
 
@@ -76,6 +78,23 @@ def test_the_loss_curve_is_that_of_one_process(runs):
     losses = [[step["loss"] for step in curve["steps"]] for curve in curves]
     assert len(losses[0]) >= 4
     assert losses[1] == pytest.approx(losses[0], abs=1e-5)
+
+
+def test_each_process_is_sent_the_part_of_the_weights_that_it_lacks(runs):
+    _, one, two = runs
+    sizes = read_card(two / "iterations/1/checkpoint")["parameters"]
+    received = {}
+    for run, name in ((one, "metrics"), (two, "metrics"), (two, "metrics-00001")):
+        events = map(json.loads, (run / f"{name}.jsonl").read_text().splitlines())
+        received[run.name, name] = {
+            event["bytes_received"] for event in events if event["event"] == "handed_over"
+        }
+    assert received["one", "metrics"] == {0}
+    (sent,) = received["two", "metrics"]
+    assert received["two", "metrics-00001"] == {sent}
+    total = sum(4 * math.prod(size["shape"]) for size in sizes.values())
+    # The mesh does not divide the norms' few elements, which both processes hold already.
+    assert 0.4 * total < sent <= 0.5 * total
 
 
 def test_all_counts_add_up(runs):
