@@ -26,6 +26,7 @@ from jax.sharding import Mesh
 from ste_jax import preemption
 from ste_jax.config import DecodingKnobs
 from ste_jax.decoding.lanes import Lane, NoLane, check_knobs, choose_lane
+from ste_jax.decoding.memory import Memory
 from ste_jax.decoding.prefill import Prefiller
 from ste_jax.decoding.programs import NOT_FINITE, NOTHING, Cache, Control, Programs
 from ste_jax.decoding.rows import Prompt, Row, TextDecoder, hash_id, split64
@@ -69,20 +70,23 @@ class Engine:
         self._eos_ids = np.asarray(tokenizer.eos_ids, np.int32)
         self._max_position = model.config.max_position
         self._flops_per_token = model.config.flops_per_token
-        self._programs = Programs(
-            model,
-            mesh,
-            dtype=knobs.dtype,
-            chunk=knobs.prefill_chunk,
-            steps=knobs.steps_per_round,
-            as_list=layers_as_list(),
-        )
-        self._prefiller = Prefiller(
-            self._programs,
-            bucket=knobs.prompt_buckets[-1],
-            chunk=knobs.prefill_chunk,
-            cache_tokens=knobs.cache_tokens,
-        )
+        devices = 1 if mesh is None else mesh.size
+        self._memory = Memory(model.config, knobs, devices)
+        with self._memory.told():
+            self._programs = Programs(
+                model,
+                mesh,
+                dtype=knobs.dtype,
+                chunk=knobs.prefill_chunk,
+                steps=knobs.steps_per_round,
+                as_list=layers_as_list(),
+            )
+            self._prefiller = Prefiller(
+                self._programs,
+                bucket=knobs.prompt_buckets[-1],
+                chunk=knobs.prefill_chunk,
+                cache_tokens=knobs.cache_tokens,
+            )
         self._schedules: dict[Lane, LaneSchedule[Row]] = {}
         self._state: _LaneState | None = None
         self._ready: deque[Completion] = deque()
@@ -118,7 +122,8 @@ class Engine:
     def completions(self) -> Iterator[Completion]:
         """Yields samples as they end, in no order, until nothing is outstanding.
 
-        Raises `Preempted` between two rounds when the process was asked to stop.
+        Raises `Preempted` between two rounds when the process was asked to stop, and `WorkError`
+        where memory does not suffice.
         """
         while True:
             while self._ready:
@@ -138,27 +143,11 @@ class Engine:
         """Log-probability of every token of each completion after `prompt`.
 
         Raises `NoLane` where the prompt or a completion is too long, or the prompt is empty, or a
-        result is not finite.
+        result is not finite; `WorkError` where memory does not suffice.
         """
         check_score(self._knobs, self._max_position, prompt.tokens, completions)
-        began = time.perf_counter()
-        self.usage.requests += 1
-        self._prefill(prompt, id)
-        out: list[tuple[float, ...]] = [()] * len(completions)
-        for batch in batches(prompt.tokens[-1], completions, self._knobs.new_buckets[-1]):
-            logprobs = np.asarray(
-                self._programs.score(
-                    self._prefiller.buffer, batch.tokens, batch.targets, len(prompt.tokens) - 1
-                )
-            )
-            for row, index in enumerate(batch.indices):
-                length = len(completions[index])
-                out[index] = tuple(logprobs[row, :length].tolist())
-                self.usage.flops += self._flops_per_token * length
-        self.usage.seconds += time.perf_counter() - began
-        if not all(math.isfinite(value) for values in out for value in values):
-            raise NoLane("the model's logits are not finite")
-        return out
+        with self._memory.told():
+            return self._score(id, prompt, completions)
 
     @property
     def progress(self) -> Progress:
@@ -203,9 +192,11 @@ class Engine:
             if self._state is None or self._state.lane != lanes[0]:
                 self._state = None  # its caches go before the next lane's are made
                 schedule = self._schedules[lanes[0]]
-                self._state = _LaneState(lanes[0], schedule, self._programs)
+                with self._memory.told(lanes[0]):
+                    self._state = _LaneState(lanes[0], schedule, self._programs)
         began = time.perf_counter()
-        self._ready.extend(self._round(self._state))
+        with self._memory.told(self._state.lane):
+            self._ready.extend(self._round(self._state))
         self.usage.seconds += time.perf_counter() - began
         return True
 
@@ -220,6 +211,28 @@ class Engine:
         self.usage.cached_prompt_tokens += reused
         self.usage.flops += self._flops_per_token * computed
         self.usage.prefill_seconds += time.perf_counter() - began
+
+    def _score(
+        self, id: str, prompt: Prompt, completions: Sequence[Sequence[int]]
+    ) -> list[tuple[float, ...]]:
+        began = time.perf_counter()
+        self.usage.requests += 1
+        self._prefill(prompt, id)
+        out: list[tuple[float, ...]] = [()] * len(completions)
+        for batch in batches(prompt.tokens[-1], completions, self._knobs.new_buckets[-1]):
+            logprobs = np.asarray(
+                self._programs.score(
+                    self._prefiller.buffer, batch.tokens, batch.targets, len(prompt.tokens) - 1
+                )
+            )
+            for row, index in enumerate(batch.indices):
+                length = len(completions[index])
+                out[index] = tuple(logprobs[row, :length].tolist())
+                self.usage.flops += self._flops_per_token * length
+        self.usage.seconds += time.perf_counter() - began
+        if not all(math.isfinite(value) for values in out for value in values):
+            raise NoLane("the model's logits are not finite")
+        return out
 
     def _round(self, state: _LaneState) -> list[Completion]:
         for placement in state.schedule.place():

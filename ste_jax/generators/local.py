@@ -127,10 +127,15 @@ class LocalGenerator:
             try:
                 prompt = self._prompt(request.messages, [], request.continue_text)
                 tokens = [encode(text, continues=True) for text in request.completions]
-                logprobs = tuple(self._engine.score(request.id, prompt, tokens))
-                yield Score(request_id=request.id, logprobs=logprobs)
-            except (NoLane, SteError) as error:
+            except SteError as error:  # this chat cannot be asked; the others can
                 yield Score(request_id=request.id, logprobs=(), error=str(error))
+                continue
+            try:
+                logprobs = tuple(self._engine.score(request.id, prompt, tokens))
+            except NoLane as error:
+                yield Score(request_id=request.id, logprobs=(), error=str(error))
+                continue
+            yield Score(request_id=request.id, logprobs=logprobs)
 
     def _prompt(self, messages: Sequence[Message], continued: list[int], text: str) -> Prompt:
         template = self._template_ids(messages)

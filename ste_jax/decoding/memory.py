@@ -1,0 +1,125 @@
+"""What fills the devices' memory, and which knob makes room?
+
+Sizes are those of the arrays that stay: the weights, and the caches as their shapes say. What a
+program needs beside them while it runs, the compiler alone knows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from ste_jax.config import DecodingKnobs
+from ste_jax.decoding.attend import places
+from ste_jax.decoding.lanes import Lane, choose_lane
+from ste_jax.errors import WorkError
+from ste_jax.models.config import ModelConfig
+
+GB = 1e9
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes, everything counted once, on however many devices it lies."""
+
+    weights: int
+    prefix: int
+    """A lane's prompts."""
+    suffix: int
+    """What a lane's rows have written."""
+    buffer: int
+    """The prompt that is being computed."""
+    store: int
+    """Computed pieces of prompts, at most."""
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return sum(dataclasses.astuple(self))
+
+
+def footprint(config: ModelConfig, knobs: DecodingKnobs, lane: Lane) -> Footprint:
+    """What decoding in a lane keeps in memory."""
+    size = jnp.dtype(knobs.dtype).itemsize
+    token = 2 * config.num_kv_heads * config.head_dim * size  # keys and values of one layer
+    windows = [config.kind_of(layer).window for layer in range(config.num_layers)]
+
+    def cached(bucket: int) -> int:
+        return token * sum(places(bucket, window) for window in windows)
+
+    return Footprint(
+        weights=size * sum(math.prod(one.shape) for one in config.parameters().values()),
+        prefix=lane.groups * cached(lane.prompt),
+        suffix=lane.groups * lane.rows * cached(lane.new),
+        buffer=config.num_layers * token * knobs.prompt_buckets[-1],
+        store=config.num_layers * token * knobs.cache_tokens,
+    )
+
+
+def room_made(found: Footprint, knobs: DecodingKnobs, lane: Lane) -> list[tuple[str, int]]:
+    """What to do, and about how many bytes each would free: the most first."""
+    groups = "singles" if lane.rows == 1 and knobs.singles else "groups"
+    ways = {
+        f"halve decoding.{groups}={lane.groups}": (found.prefix + found.suffix) // 2,
+        f"halve decoding.group_size={lane.rows}": found.suffix // 2,
+        f"halve the largest of decoding.prompt_buckets={_told(knobs.prompt_buckets)}": (
+            (found.prefix + found.buffer) // 2
+        ),
+        f"halve the largest of decoding.new_buckets={_told(knobs.new_buckets)}": found.suffix // 2,
+        f"set decoding.cache_tokens={knobs.cache_tokens} to 0": found.store,
+        "set decoding.dtype to bfloat16": found.total // 2,
+        "spread decoding.mesh over twice the devices": found.total // 2,
+    }
+    if lane.groups == 1:
+        del ways[f"halve decoding.{groups}={lane.groups}"]
+    if lane.rows == 1:
+        del ways[f"halve decoding.group_size={lane.rows}"]
+    if knobs.dtype == "bfloat16":
+        del ways["set decoding.dtype to bfloat16"]
+    return sorted(ways.items(), key=lambda way: way[1], reverse=True)
+
+
+def _told(buckets: tuple[int, ...]) -> str:
+    return f"[{','.join(map(str, buckets))}]"
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Tells what to do where memory does not suffice."""
+
+    config: ModelConfig
+    knobs: DecodingKnobs
+    devices: int
+
+    @contextlib.contextmanager
+    def told(self, lane: Lane | None = None) -> Iterator[None]:
+        """Makes an allocation that fails inside a `WorkError` that says what to do; `lane` is the
+        one in hand (default: the largest)."""
+        try:
+            yield
+        except jax.errors.JaxRuntimeError as error:
+            text = " ".join(str(error).split())
+            if not text.startswith("RESOURCE_EXHAUSTED") and "out of memory" not in text.lower():
+                raise
+            raise WorkError(self._advice(lane or self._largest(), text)) from error
+
+    def _largest(self) -> Lane:
+        return choose_lane(self.knobs, self.knobs.prompt_buckets[-1], self.knobs.new_buckets[-1])
+
+    def _advice(self, lane: Lane, text: str) -> str:
+        found = footprint(self.config, self.knobs, lane)
+        ways = [f"{way} ({freed / GB:.3g} GB)" for way, freed in room_made(found, self.knobs, lane)]
+        return (
+            f"decoding has no memory left on its {self.devices} device(s) ({text[:200]}): the "
+            f"weights take {found.weights / GB:.3g} GB, {lane.groups} prompts of {lane.prompt} "
+            f"tokens {found.prefix / GB:.3g} GB, {lane.groups * lane.rows} rows of {lane.new} new "
+            f"tokens {found.suffix / GB:.3g} GB, the prompt buffer {found.buffer / GB:.3g} GB and "
+            f"stored pieces of prompts up to {found.store / GB:.3g} GB, each counted once; to free "
+            f"memory, the most first: {', or '.join(ways)}"
+        )
