@@ -6,12 +6,16 @@ PLACE is one of
                     on disk under the partial name, the file is not there yet
     step:N          in the Nth train step, after it was handed to the device
     orbax:PART      while Orbax writes below a path that holds PART, in a temporary directory
+    round:N         in the Nth round of decoding, before anything is made of its tokens
+    append:N        in the Nth line that `ste generate` appends to its work file: half of it is on
+                    disk
 
 The kill is real: SIGKILL from inside, so no handler, no `finally` and no flush runs.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -75,6 +79,40 @@ def in_orbax(part: str, root: Path) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+def in_round(number: int) -> None:
+    from ste_jax.decoding.engine import Engine
+
+    run, calls = Engine._round, 0
+
+    def run_or_die(self: Engine, state: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        done = run(self, state)
+        if calls == number:
+            kill()
+        return done
+
+    Engine._round = run_or_die  # type: ignore[method-assign]
+
+
+def in_append(number: int) -> None:
+    from ste_jax.generators import batch
+
+    append, calls = batch._append, 0
+
+    def append_or_die(file: Any, row: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == number:
+            line = json.dumps(row)
+            file.write(line[: len(line) // 2])
+            file.flush()
+            kill()
+        append(file, row)
+
+    batch._append = append_or_die
+
+
 def main() -> int:
     place, dashes, *words = sys.argv[1:]
     assert dashes == "--"
@@ -84,6 +122,10 @@ def main() -> int:
         in_write(part, int(number))
     elif kind == "step":
         in_step(int(rest))
+    elif kind == "round":
+        in_round(int(rest))
+    elif kind == "append":
+        in_append(int(rest))
     elif kind == "orbax":
         in_orbax(rest, Path(words[words.index("--dir") + 1]))
     from ste_jax.cli import main as ste
