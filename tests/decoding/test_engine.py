@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections import Counter
 from typing import Any
 
 import jax
@@ -20,6 +21,7 @@ from ste_jax.models.decoder import Decoder
 from ste_jax.parameters import parameters_of, with_parameters
 from tests.decoding import small
 from tests.decoding.small import collect, prompt, request
+from tests.decoding.test_sampling import target
 
 LENGTHS = (1, 2, 8, 9, 10, 17, 32)
 
@@ -133,18 +135,51 @@ def test_key_id_sample_and_nothing_else_tell_samples_apart() -> None:
     assert len(set(texts)) == 4
 
 
-def test_the_first_token_is_distributed_as_the_model_says() -> None:
-    engine = small.engine(groups=4)
-    tokens, number = prompt(3, 11), 2000
-    engine.submit(sampled("x", range(number), max_new_tokens=1, top_p=1.0), tokens)
-    counts = np.zeros(len(small.LETTERS))
-    for completion in engine.completions():
-        counts[completion.token_ids[0]] += 1
-    logits = small.full_logits(small.small_model(), tokens.tokens)[-1].astype(np.float64) / 0.9
-    share = np.exp(logits - logits.max())
-    share /= share.sum()
-    statistic = ((counts - share * number) ** 2 / (share * number)).sum()
-    freedom = len(counts) - 1
+@functools.cache
+def wide() -> Engine:
+    return small.engine(groups=8, steps_per_round=2)
+
+
+@pytest.mark.parametrize(
+    ("temperature", "top_k", "top_p", "min_p"),
+    [
+        (0.9, 0, 1.0, 0.0),
+        (1.3, 0, 0.7, 0.0),
+        (1.6, 9, 1.0, 0.0),
+        (1.2, 0, 1.0, 0.15),
+        (1.5, 14, 0.8, 0.0),
+        (1.7, 25, 0.9, 0.1),
+    ],
+)
+def test_tokens_are_distributed_as_the_model_and_the_filters_say(
+    temperature: float, top_k: int, top_p: float, min_p: float
+) -> None:
+    engine, tokens, number = wide(), prompt(3, 11), 2000
+    how = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+    asked = sampled("x", range(number), max_new_tokens=2, ignore_eos=True, **how)
+    engine.submit(asked, tokens)
+    drawn = [one.token_ids for one in engine.completions()]
+    assert len(drawn) == number
+    assert_distributed([first for first, _ in drawn], tokens.tokens, how)
+    # And the second token of those that have the same first one.
+    (common, _), *_ = Counter(first for first, _ in drawn).most_common()
+    then = [second for first, second in drawn if first == common]
+    assert len(then) > 100
+    assert_distributed(then, (*tokens.tokens, common), how)
+
+
+def assert_distributed(drawn: list[int], before: tuple[int, ...], how: dict[str, Any]) -> None:
+    """Pearson's statistic is at most five standard deviations above its mean."""
+    share = target(small.full_logits(small.small_model(), before)[-1], **how)
+    counts = np.bincount(drawn, minlength=len(share))
+    assert counts[share == 0].sum() == 0
+    expected = share * len(drawn)
+    common = expected >= 5  # the others are taken together
+    seen = np.append(counts[common], counts[~common].sum())
+    meant = np.append(expected[common], expected[~common].sum())
+    seen, meant = seen[meant > 0], meant[meant > 0]
+    statistic, freedom = ((seen - meant) ** 2 / meant).sum(), len(seen) - 1
+    assert freedom > 1
     assert statistic < freedom + 5 * math.sqrt(2 * freedom)
 
 
