@@ -49,15 +49,27 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_rows_are_those_of_one_process_byte_for_byte(directory: Path) -> None:
-    alone = (directory / "rows-alone.jsonl").read_bytes().splitlines()
-    both = [
-        line
-        for rank in range(2)
-        for line in (directory / f"rows-{rank}.jsonl").read_bytes().splitlines()
-    ]
+    """But for the log-probabilities, which are measured: one row's may differ in the last bit with
+    its slot (seen with jax 0.12 where the vocabulary is divided over two devices)."""
+    alone = rows_of(directory / "rows-alone.jsonl")
+    both = rows_of(*(directory / f"rows-{rank}.jsonl" for rank in range(2)))
     assert len(alone) == 2 * decoding_process.PROMPTS
-    assert sorted(both) == sorted(alone)
-    assert len({tuple(json.loads(line)["token_ids"]) for line in alone}) > decoding_process.PROMPTS
+    assert both.keys() == alone.keys()
+    for key, (text, logprobs) in alone.items():
+        assert both[key][0] == text
+        np.testing.assert_allclose(both[key][1], logprobs, atol=1e-6)
+    assert len({json.loads(text)["text"] for text, _ in alone.values()}) > decoding_process.PROMPTS
+
+
+def rows_of(*paths: Path) -> dict[tuple[str, int], tuple[str, list[float]]]:
+    """The lines without their log-probabilities, and these."""
+    found: dict[tuple[str, int], tuple[str, list[float]]] = {}
+    for line in "".join(path.read_text() for path in paths).splitlines():
+        row = json.loads(line)
+        key, logprobs = (row["request_id"], row["sample"]), row.pop("logprobs")
+        assert key not in found
+        found[key] = (json.dumps(row), logprobs)
+    return found
 
 
 def test_every_process_is_handed_the_weights_that_were_trained(directory: Path) -> None:
