@@ -49,8 +49,8 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_rows_are_those_of_one_process_byte_for_byte(directory: Path) -> None:
-    """But for the log-probabilities, which are measured: one row's may differ in the last bit with
-    its slot (seen with jax 0.12 where the vocabulary is divided over two devices)."""
+    """But for the log-probabilities, which are measured: with jax 0.12 on CPU a row's may differ in
+    the last bits with its slot."""
     alone = rows_of(directory / "rows-alone.jsonl")
     both = rows_of(*(directory / f"rows-{rank}.jsonl" for rank in range(2)))
     assert len(alone) == 2 * decoding_process.PROMPTS
