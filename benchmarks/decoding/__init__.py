@@ -1,0 +1,1 @@
+"""The workloads that decoding is measured on, this project's engine and its peers."""

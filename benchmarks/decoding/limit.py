@@ -1,0 +1,141 @@
+"""How long do the matrix products of a workload take by themselves?
+
+The sum over all of them is a limit that no engine of the same number of slots passes on this
+machine with this compiler: nothing else is computed, and each product is timed alone, in the form
+and layout in which it is fastest of those tried, over as many different matrices as the model has
+layers (so that none waits in a cache for its next use).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.decoding.work import Workload
+from ste_jax.config import DecodingKnobs
+from ste_jax.models.config import ModelConfig
+
+REPEATS = 5
+
+Form = tuple[str, tuple[int, ...], tuple[int, ...]]
+"""A product as `einsum` takes it, and the shapes of its two operands."""
+
+
+def linear(config: ModelConfig) -> dict[str, tuple[int, int]]:
+    """(outputs, inputs) of a layer's matrices."""
+    d, inner = config.hidden_size, config.intermediate_size
+    q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    return {
+        "q": (q, d),
+        "k": (kv, d),
+        "v": (kv, d),
+        "o": (d, q),
+        "gate": (inner, d),
+        "up": (inner, d),
+        "down": (d, inner),
+    }
+
+
+def seconds(config: ModelConfig, work: Workload, knobs: DecodingKnobs) -> dict[str, float]:
+    """Seconds of the products of the prompts and of the new tokens, by kind."""
+    slots = knobs.groups * knobs.group_size
+    rounds = -(-len(work.prompts) * work.samples // slots)
+    steps = rounds * work.new_tokens
+    chunk = knobs.prefill_chunk
+    pieces = [
+        -(-(len(prompt) - 1) // chunk) for prompt in work.prompts
+    ]  # the last token of a prompt is the first step's
+    found = {}
+    found["prefill, body"] = sum(pieces) * _body(config, chunk)
+    # How often a piece is the first, second, ... of its prompt.
+    found["prefill, attention"] = sum(
+        sum(number >= index for number in pieces) * _prompt_attention(config, chunk, chunk * index)
+        for index in range(1, max(pieces) + 1)
+    )
+    found["steps, body"] = steps * _body(config, slots)
+    found["steps, head"] = steps * _head(config, slots)
+    found["steps, attention"] = steps * _step_attention(config, work, knobs)
+    return found
+
+
+def _body(config: ModelConfig, rows: int) -> float:
+    return sum(
+        _best(*_linear_forms(shape, rows), count=config.num_layers)
+        for shape in linear(config).values()
+    )
+
+
+def _head(config: ModelConfig, rows: int) -> float:
+    shape = (config.vocab_size, config.hidden_size)
+    return _best(*_linear_forms(shape, rows), count=1)
+
+
+def _linear_forms(shape: tuple[int, int], rows: int) -> tuple[Form, ...]:
+    """The matrix from the left, to rows or to columns, and from the right."""
+    outputs, inputs = shape
+    return (
+        ("oi,ir->or", (outputs, inputs), (inputs, rows)),
+        ("oi,ri->or", (outputs, inputs), (rows, inputs)),
+        ("ri,io->ro", (rows, inputs), (inputs, outputs)),
+    )
+
+
+def _prompt_attention(config: ModelConfig, chunk: int, seen: int) -> float:
+    """A piece of `chunk` tokens to `seen` tokens, itself among them; no mask spares anything."""
+    kv, size = config.num_kv_heads, config.head_dim
+    queries = chunk * config.num_heads // kv
+    scores = ("kqd,ksd->kqs", (kv, queries, size), (kv, seen, size))
+    turned = ("kqd,kds->kqs", (kv, queries, size), (kv, size, seen))
+    mixed = ("kqs,ksd->kqd", (kv, queries, seen), (kv, seen, size))
+    count = config.num_layers
+    return _best(scores, turned, count=count) + _best(mixed, count=count)
+
+
+def _step_attention(config: ModelConfig, work: Workload, knobs: DecodingKnobs) -> float:
+    kv, size = config.num_kv_heads, config.head_dim
+    groups, rows = knobs.groups, knobs.group_size
+    each = config.num_heads // kv
+    prompt, new = work.longest, work.new_tokens
+    count = config.num_layers
+    total = 0.0
+    for batch, queries, keys in (
+        (groups * kv, rows * each, prompt),
+        (groups * rows * kv, each, new // 2),  # of a row's new tokens half are there on average
+    ):
+        scores = ("bqd,bsd->bqs", (batch, queries, size), (batch, keys, size))
+        turned = ("bqd,bds->bqs", (batch, queries, size), (batch, size, keys))
+        mixed = ("bqs,bsd->bqd", (batch, queries, keys), (batch, keys, size))
+        total += _best(scores, turned, count=count) + _best(mixed, count=count)
+    return total
+
+
+def _best(*forms: Form, count: int) -> float:
+    """Seconds of `count` products over different operands, in the fastest form."""
+    return min(_timed(form, count) for form in forms)
+
+
+def _timed(form: Form, count: int) -> float:
+    spec, left, right = form
+    draw = np.random.default_rng(0)
+
+    def operands(shape: tuple[int, ...]) -> list[jax.Array]:
+        one = jnp.asarray(draw.normal(size=shape), jnp.float32)
+        return [one + index for index in range(count)]
+
+    program: Callable[..., Any] = jax.jit(
+        lambda a, b: [jnp.einsum(spec, x, y) for x, y in zip(a, b, strict=True)]
+    )
+    a, b = operands(left), operands(right)
+    jax.block_until_ready(program(a, b))
+    times = []
+    for _ in range(REPEATS):
+        began = time.perf_counter()
+        jax.block_until_ready(program(a, b))
+        times.append(time.perf_counter() - began)
+    return min(times)
+

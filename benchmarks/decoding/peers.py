@@ -1,0 +1,314 @@
+"""How fast are the engines that a user would otherwise pick?
+
+Each is given the same float32 weights and the same token ids, computes in float32, and is run in
+several ways of which the fastest counts. Its package is imported only when it is asked for.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+from safetensors.numpy import load_file
+
+from benchmarks.decoding.work import Timed, Workload
+from ste_jax.models.load import open_weights
+
+Way = Callable[[Workload], list[list[list[int]]]]
+"""Does the work in one way: the new tokens of each prompt's samples."""
+
+
+def fastest(name: str, ways: dict[str, Way], work: Workload) -> Timed:
+    """Each way's work after a warm-up; the fastest, with the speeds of all told."""
+    found: list[tuple[str, Timed]] = []
+    for told, way in ways.items():
+        way(work.warm_up())
+        began = time.perf_counter()
+        ids = way(work)
+        seconds = time.perf_counter() - began
+        count = sum(len(sample) for of_prompt in ids for sample in of_prompt)
+        found.append((told, Timed(name=name, seconds=seconds, new_tokens=count, ids=ids)))
+    told, best = max(found, key=lambda one: one[1].speed)
+    best.told = {"way": told, "tokens/s of each way": {way: one.speed for way, one in found}}
+    return best
+
+
+# -- transformers ---------------------------------------------------------------------------------
+
+
+def run_transformers(directory: Path, work: Workload) -> Timed:
+    """`generate` with its caches, and with each prompt's cache computed once and copied."""
+    import torch
+    from transformers import AutoModelForCausalLM, DynamicCache
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype).to(device).eval()
+    settings: dict[str, Any] = {
+        "do_sample": work.temperature > 0,
+        "temperature": work.temperature or None,
+        "top_p": work.top_p if work.temperature else None,
+        "top_k": None,
+        "pad_token_id": 0,
+        "eos_token_id": list(work.eos_ids) or None,
+    }
+    # Without a set of its own, `generate` goes by the model's.
+    model.generation_config.eos_token_id = list(work.eos_ids) or None
+
+    def new_tokens(rows: Any, start: int) -> list[list[int]]:
+        return [_until(row[start:].tolist(), work.eos_ids) for row in rows]
+
+    def prompt_by_prompt(work: Workload, **more: Any) -> list[list[list[int]]]:
+        found = []
+        for prompt in work.prompts:
+            ids = torch.tensor([prompt], device=device)
+            with torch.no_grad():
+                rows = model.generate(
+                    ids,
+                    attention_mask=torch.ones_like(ids),
+                    num_return_sequences=work.samples,
+                    max_new_tokens=work.new_tokens,
+                    **settings,
+                    **more,
+                )
+            found.append(new_tokens(rows, len(prompt)))
+        return found
+
+    def together(work: Workload) -> list[list[list[int]]]:
+        """All prompts in one batch, padded on the left."""
+        longest = work.longest
+        ids = torch.zeros(len(work.prompts), longest, dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for row, prompt in enumerate(work.prompts):
+            ids[row, longest - len(prompt) :] = torch.tensor(prompt)
+            mask[row, longest - len(prompt) :] = 1
+        with torch.no_grad():
+            rows = model.generate(
+                ids.to(device),
+                attention_mask=mask.to(device),
+                num_return_sequences=work.samples,
+                max_new_tokens=work.new_tokens,
+                **settings,
+            )
+        tokens = new_tokens(rows, longest)
+        return [tokens[i : i + work.samples] for i in range(0, len(tokens), work.samples)]
+
+    def prefix_reused(work: Workload) -> list[list[list[int]]]:
+        """The prompt's cache computed once, and repeated for its samples."""
+        found = []
+        for prompt in work.prompts:
+            ids = torch.tensor([prompt], device=device)
+            with torch.no_grad():
+                cache = DynamicCache(config=model.config)
+                model(ids[:, :-1], past_key_values=cache, use_cache=True)
+                cache.batch_repeat_interleave(work.samples)
+                rows = model.generate(
+                    ids.expand(work.samples, -1),
+                    attention_mask=torch.ones(work.samples, len(prompt), device=device),
+                    past_key_values=cache,
+                    max_new_tokens=work.new_tokens,
+                    **settings,
+                )
+            found.append(new_tokens(rows, len(prompt)))
+        return found
+
+    ways: dict[str, Way] = {
+        "prompt by prompt": prompt_by_prompt,
+        "all prompts together": together,
+        "prefix reused": prefix_reused,
+    }
+    if device == "cpu":
+        ways["static cache"] = lambda work: prompt_by_prompt(work, cache_implementation="static")
+    return fastest("transformers", ways, work)
+
+
+# -- llama.cpp ------------------------------------------------------------------------------------
+
+
+def write_gguf(directory: Path, file: Path) -> None:
+    """The float32 weights of a Llama's Hugging Face directory as llama.cpp reads them, no tokenizer."""
+    config = open_weights(directory).config
+    writer = gguf.GGUFWriter(str(file), "llama")
+    writer.add_file_type(gguf.LlamaFileType.ALL_F32)
+    writer.add_context_length(config.max_position)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_heads)
+    writer.add_head_count_kv(config.num_kv_heads)
+    writer.add_layer_norm_rms_eps(config.norm_eps)
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_rope_freq_base(config.kinds[0].rope_theta)
+    writer.add_vocab_size(config.vocab_size)
+    # A vocabulary that means nothing: the engines are given ids. Some readers want one.
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list([f"t{token}" for token in range(config.vocab_size)])
+    writer.add_token_types([gguf.TokenType.NORMAL] * config.vocab_size)
+    writer.add_token_merges(["t 0"])
+    writer.add_eos_token_id(0)
+    writer.add_bos_token_id(0)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_layers)
+    for name, tensor in _tensors(directory):
+        if name.endswith(("q_proj.weight", "k_proj.weight")):
+            # llama.cpp turns neighbours where the reference turns halves.
+            halves = tensor.reshape(-1, 2, config.head_dim // 2, tensor.shape[1])
+            tensor = np.ascontiguousarray(halves.swapaxes(1, 2).reshape(tensor.shape))
+        writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)), tensor)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _tensors(directory: Path) -> Iterator[tuple[str, np.ndarray[Any, Any]]]:
+    for file in sorted(directory.glob("*.safetensors")):
+        yield from load_file(file).items()
+
+
+def run_llamacpp(file: Path, work: Workload) -> Timed:
+    """llama.cpp through its C interface: each prompt computed once, its cells shared by the samples,
+    and all running samples in one batch per step."""
+    import llama_cpp as lib
+
+    lib.llama_backend_init()
+    model = lib.llama_model_load_from_file(str(file).encode(), lib.llama_model_default_params())
+
+    def sampler(seed: int) -> Any:
+        chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
+        if work.temperature:
+            lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_top_p(work.top_p, 1))
+            lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_temp(work.temperature))
+            lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_dist(seed))
+        else:
+            lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_greedy())
+        return chain
+
+    def decode(context: Any, rows: list[tuple[int, int, int, bool]]) -> None:
+        """Rows of (token, place, sequence, whether its logits are wanted)."""
+        batch = lib.llama_batch_init(len(rows), 0, 1)
+        batch.n_tokens = len(rows)
+        for index, (token, place, sequence, wanted) in enumerate(rows):
+            batch.token[index], batch.pos[index] = token, place
+            batch.n_seq_id[index], batch.seq_id[index][0] = 1, sequence
+            batch.logits[index] = wanted
+        if lib.llama_decode(context, batch):
+            raise RuntimeError("llama_decode failed")
+        lib.llama_batch_free(batch)
+
+    def draw(work: Workload, prompts: list[int], unified: bool) -> list[list[list[int]]]:
+        """All samples of some prompts at once."""
+        settings = lib.llama_context_default_params()
+        sequences = len(prompts) * work.samples
+        each = max(len(work.prompts[p]) for p in prompts) + work.new_tokens
+        if unified:
+            cells = sum(len(work.prompts[p]) for p in prompts) + sequences * work.new_tokens
+        else:
+            cells = sequences * (each + 32)
+        settings.n_ctx = cells + 256
+        settings.n_seq_max, settings.kv_unified = sequences, unified
+        settings.n_batch, settings.n_ubatch = 2048, 512
+        settings.n_threads = settings.n_threads_batch = 2
+        settings.type_k = settings.type_v = 0  # f32
+        settings.flash_attn_type = 1
+        context = lib.llama_init_from_model(model, settings)
+        memory = lib.llama_get_memory(context)
+        last: dict[int, int] = {}
+        chains = [sampler(index) for index in range(sequences)]
+        tokens: list[list[int]] = [[] for _ in range(sequences)]
+        for index, p in enumerate(prompts):
+            first = index * work.samples
+            prompt = work.prompts[p]
+            for start in range(0, len(prompt) - 1, 2048):
+                piece = prompt[start : min(start + 2048, len(prompt) - 1)]
+                decode(context, [(t, start + i, first, False) for i, t in enumerate(piece)])
+            for other in range(1, work.samples):
+                lib.llama_memory_seq_cp(memory, first, first + other, -1, -1)
+            for other in range(work.samples):
+                last[first + other] = prompt[-1]
+        places = {row: len(work.prompts[prompts[row // work.samples]]) - 1 for row in last}
+        while last:
+            running = sorted(last)
+            decode(context, [(last[row], places[row], row, True) for row in running])
+            for index, row in enumerate(running):
+                token = lib.llama_sampler_sample(chains[row], context, index)
+                tokens[row].append(token)
+                last[row] = token
+                places[row] += 1
+                if len(tokens[row]) == work.new_tokens or token in work.eos_ids:
+                    del last[row]
+        for chain in chains:
+            lib.llama_sampler_free(chain)
+        lib.llama_free(context)
+        return [tokens[i : i + work.samples] for i in range(0, sequences, work.samples)]
+
+    def one_prompt_at_a_time(work: Workload, unified: bool) -> list[list[list[int]]]:
+        return [draw(work, [p], unified)[0] for p in range(len(work.prompts))]
+
+    def all_at_once(work: Workload, unified: bool) -> list[list[list[int]]]:
+        at_once = max(1, 64 // work.samples)
+        every = list(range(len(work.prompts)))
+        return [
+            of_prompt
+            for start in range(0, len(every), at_once)
+            for of_prompt in draw(work, every[start : start + at_once], unified)
+        ]
+
+    return fastest(
+        "llama.cpp",
+        {
+            "prompt by prompt, cells shared": lambda work: one_prompt_at_a_time(work, True),
+            "64 at once, cells shared": lambda work: all_at_once(work, True),
+            "64 at once, cells copied": lambda work: all_at_once(work, False),
+        },
+        work,
+    )
+
+
+# -- OpenVINO GenAI -------------------------------------------------------------------------------
+
+
+def run_openvino(file: Path, work: Workload) -> Timed:
+    """Its continuous batching over paged attention, with the prompts' blocks shared."""
+    import openvino as ov
+    import openvino_genai as genai
+
+    scheduler = genai.SchedulerConfig()
+    scheduler.cache_size = 4
+    scheduler.enable_prefix_caching = False
+    scheduler.max_num_seqs = 64
+    scheduler.max_num_batched_tokens = 2048
+    pipeline = genai.ContinuousBatchingPipeline(
+        str(file),
+        scheduler,
+        "CPU",
+        {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"},
+    )
+
+    def draw(work: Workload) -> list[list[list[int]]]:
+        settings = genai.GenerationConfig()
+        settings.max_new_tokens = work.new_tokens
+        settings.ignore_eos = not work.eos_ids
+        settings.stop_token_ids = set(work.eos_ids)
+        settings.do_sample = work.temperature > 0
+        if work.temperature:
+            settings.temperature, settings.top_p = work.temperature, work.top_p
+            settings.top_k = 2**31 - 1
+            settings.num_return_sequences = work.samples
+        inputs = [ov.Tensor(np.asarray([prompt], np.int64)) for prompt in work.prompts]
+        found = pipeline.generate(inputs, [settings] * len(inputs))
+        return [[list(ids) for ids in one.m_generation_ids] for one in found]
+
+    return fastest("OpenVINO GenAI", {"continuous batching": draw}, work)
+
+
+def _until(tokens: list[int], eos_ids: tuple[int, ...]) -> list[int]:
+    """`tokens` up to the first end, itself among them."""
+    for index, token in enumerate(tokens):
+        if token in eos_ids:
+            return tokens[: index + 1]
+    return tokens
