@@ -8,7 +8,7 @@ that axis (SmolLM2 has 9 heads and 3 kv heads), so any model runs on any mesh.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -125,3 +125,26 @@ def constrain(x: jax.Array, axes: Sequence[str | None]) -> jax.Array:
         return x
     held: jax.Array = jax.lax.with_sharding_constraint(x, partition(x.shape, axes, mesh))
     return held
+
+
+Placed = tuple[Sequence[int], Sequence[str | None]]
+"""An array's shape and logical axes."""
+
+
+def over_mesh(
+    function: Callable[..., jax.Array], inputs: Sequence[Placed], output: Placed
+) -> Callable[..., jax.Array]:
+    """Inside `with jax.set_mesh(mesh)`: `function` run by each device on its part of the inputs.
+
+    They and the output are divided by the rules, as `constrain` does it; nothing is exchanged.
+    Without a mesh, or on one of a single device, it is `function`.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return function
+    specs = tuple(partition(*placed, mesh) for placed in inputs)
+    # What is not divided is computed alike everywhere; kernels do not say so, hence no check.
+    run: Callable[..., jax.Array] = jax.shard_map(
+        function, in_specs=specs, out_specs=partition(*output, mesh), check_vma=False
+    )
+    return run

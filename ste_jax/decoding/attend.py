@@ -14,12 +14,15 @@ written a ring of the last tokens.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from ste_jax.models.attention import Attend, Seen
+from ste_jax.models.kernels import PLAIN, Kernel, Kernels
+from ste_jax.sharding import over_mesh
 
 
 class Partial(NamedTuple):
@@ -152,57 +155,132 @@ def _past_seen(size: int, filled: jax.Array, seen: Seen) -> jax.Array:
     return (token >= 0) & seen.near(filled[:, :, None], token)
 
 
-def shared_prefix_attend(length: jax.Array, chunk: int) -> Attend:
+def shared_prefix_attend(length: jax.Array, chunk: int, kernels: Kernels = PLAIN) -> Attend:
     """Causal attention of each row to itself, and of all rows to the first `length` cached tokens.
 
     The layer's cache is `k`, `v` [K,S,d]; S is a multiple of `chunk`. It is read chunk by chunk,
-    only as far as `length` goes, so the result does not depend on S.
+    only as far as `length` goes, so the result does not depend on S. Where they take the shapes,
+    `kernels` compute what rows see of themselves, and the chunks that all queries see whole.
     """
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array, cache: Any, seen: Seen) -> jax.Array:
-        batch, time, heads, size = q.shape
-        kv_heads = k.shape[2]
-        each = heads // kv_heads
-        q = q.reshape(batch, time, kv_heads, each, size)
-        # Queries of a row and kv head: [B, K, T * r, d]; of a kv head alone: [K, B * T * r, d].
-        by_row = q.transpose(0, 2, 1, 3, 4).reshape(batch, kv_heads, time * each, size)
-        together = by_row.transpose(1, 0, 2, 3).reshape(kv_heads, batch * time * each, size)
-        when = jnp.arange(time * each) // each
-
-        def step(index: jax.Array, sofar: Partial) -> Partial:
-            start = index * chunk
-            key = start + jnp.arange(chunk)
-            mask = (key < length)[None]
-            if seen.window is not None:
-                mask = mask & seen.near(length + jnp.tile(when, batch)[:, None], key)
-            part = partial_attention(
-                together,
-                jax.lax.dynamic_slice_in_dim(cache["k"], start, chunk, axis=1),
-                jax.lax.dynamic_slice_in_dim(cache["v"], start, chunk, axis=1),
-                seen,
-                mask[None],
-            )
-            return merge([sofar, part])
-
-        shape = (kv_heads, batch * time * each)
-        nothing = Partial(
-            jnp.full((*shape, 1), -jnp.inf), jnp.zeros((*shape, 1)), jnp.zeros((*shape, size))
-        )
-        first = 0 if seen.window is None else jnp.maximum(length + 1 - seen.window, 0) // chunk
-        prefix = jax.lax.fori_loop(first, (length + chunk - 1) // chunk, step, nothing)
-        prefix = Partial(
-            *(x.reshape(kv_heads, batch, time * each, -1).transpose(1, 0, 2, 3) for x in prefix)
-        )
-        query, key = when[:, None], jnp.arange(time)
-        own = partial_attention(
-            by_row,
-            k.transpose(0, 2, 1, 3),
-            v.transpose(0, 2, 1, 3),
-            seen,
-            (query >= key) & seen.near(query, key),
-        )
-        _, total, mixed = merge([prefix, own])
-        out = (mixed / total).reshape(batch, kv_heads, time, each, size)
-        return out.transpose(0, 2, 1, 3, 4).astype(v.dtype).reshape(batch, time, heads, size)
+        run = partial(_attend_prefix_and_self, chunk=chunk, kernels=kernels, seen=seen)
+        if kernels == PLAIN:
+            return run(q, k, v, cache["k"], cache["v"], length)
+        # The compiler cannot divide a kernel: each device runs it on its own rows and heads.
+        rows, kept = ("batch", None, "kv_heads", None), ("kv_heads", None, None)
+        axes = [(k.shape, rows)] * 3 + [(cache["k"].shape, kept)] * 2 + [((), ())]
+        return over_mesh(run, axes, axes[0])(q, k, v, cache["k"], cache["v"], length)
 
     return attend
+
+
+def _attend_prefix_and_self(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    prefix_k: jax.Array,
+    prefix_v: jax.Array,
+    length: jax.Array,
+    *,
+    chunk: int,
+    kernels: Kernels,
+    seen: Seen,
+) -> jax.Array:
+    batch, time, heads, size = q.shape
+    kv_heads = k.shape[2]
+    each = heads // kv_heads
+    # Queries of a row and kv head: [B, K, T * r, d]; of a kv head alone: [K, B * T * r, d].
+    by_row = q.reshape(batch, time, kv_heads, each, size).transpose(0, 2, 1, 3, 4)
+    by_row = by_row.reshape(batch, kv_heads, time * each, size)
+    together = by_row.transpose(1, 0, 2, 3).reshape(kv_heads, batch * time * each, size)
+    when = jnp.arange(time * each) // each
+
+    prefix = _prefix_part(
+        together, prefix_k, prefix_v, length, jnp.tile(when, batch), chunk, kernels.prefix, seen
+    )
+    prefix = Partial(
+        *(x.reshape(kv_heads, batch, time * each, -1).transpose(1, 0, 2, 3) for x in prefix)
+    )
+    k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
+    kernel = kernels.own
+    if kernel is not None and kernel.fits(seen, q.dtype, size, queries=time, keys=time):
+        own = _by_kernel(kernel, q.transpose(0, 2, 1, 3), k, v, seen, causal=True)
+        own = Partial(
+            *(
+                x.reshape(batch, kv_heads, each, time, -1)
+                .swapaxes(2, 3)
+                .reshape(batch, kv_heads, time * each, -1)
+                for x in own
+            )
+        )
+    else:
+        query, key = when[:, None], jnp.arange(time)
+        own = partial_attention(by_row, k, v, seen, (query >= key) & seen.near(query, key))
+    _, total, mixed = merge([prefix, own])
+    out = (mixed / total).reshape(batch, kv_heads, time, each, size)
+    return out.transpose(0, 2, 1, 3, 4).astype(v.dtype).reshape(batch, time, heads, size)
+
+
+def _prefix_part(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    length: jax.Array,
+    when: jax.Array,
+    chunk: int,
+    kernel: Kernel | None,
+    seen: Seen,
+) -> Partial:
+    """Attention of queries `q` [K,M,d] to the first `length` tokens of `k`, `v` [K,S,d].
+
+    `when` [M]: how far behind them a query stands, counted from 0.
+    """
+
+    def piece(index: jax.Array) -> tuple[jax.Array, jax.Array]:
+        keys, values = (
+            jax.lax.dynamic_slice_in_dim(x, index * chunk, chunk, axis=1) for x in (k, v)
+        )
+        return keys, values
+
+    def step(index: jax.Array, sofar: Partial) -> Partial:
+        key = index * chunk + jnp.arange(chunk)
+        mask = (key < length)[None]
+        if seen.window is not None:
+            mask = mask & seen.near(length + when[:, None], key)
+        return merge([sofar, partial_attention(q, *piece(index), seen, mask[None])])
+
+    def kernel_step(index: jax.Array, sofar: Partial) -> Partial:
+        assert kernel is not None
+        keys, values = piece(index)
+        part = _by_kernel(kernel, q[None], keys[None], values[None], seen, causal=False)
+        return merge([sofar, Partial(*(x[0] for x in part))])
+
+    kv_heads, queries, size = q.shape
+    nothing = Partial(
+        jnp.full((kv_heads, queries, 1), -jnp.inf),
+        jnp.zeros((kv_heads, queries, 1)),
+        jnp.zeros((kv_heads, queries, size)),
+    )
+    first = 0 if seen.window is None else jnp.maximum(length + 1 - seen.window, 0) // chunk
+    end = (length + chunk - 1) // chunk
+    if kernel is None or not kernel.fits(seen, q.dtype, size, queries=queries, keys=chunk):
+        plain: Partial = jax.lax.fori_loop(first, end, step, nothing)
+        return plain
+    # All queries see all of a chunk but for the prefix's last and those at the window's edge.
+    whole, whole_end = first, length // chunk
+    if seen.window is not None:
+        whole = (length + jnp.max(when) - seen.window + chunk) // chunk
+        whole = jnp.clip(whole, first, whole_end)
+    part: Partial = jax.lax.fori_loop(first, whole, step, nothing)
+    part = jax.lax.fori_loop(whole, whole_end, kernel_step, part)
+    part = jax.lax.fori_loop(whole_end, end, step, part)
+    return part
+
+
+def _by_kernel(
+    kernel: Kernel, q: jax.Array, k: jax.Array, v: jax.Array, seen: Seen, *, causal: bool
+) -> Partial:
+    out, logsumexp = kernel(q, k, v, seen, causal=causal)
+    highest = logsumexp[..., None]
+    return Partial(highest, jnp.ones_like(highest), out.astype(jnp.float32))

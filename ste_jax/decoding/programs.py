@@ -30,7 +30,9 @@ from jax.sharding import Mesh, NamedSharding
 
 from ste_jax.decoding.attend import decode_attend, places, shared_prefix_attend
 from ste_jax.decoding.sampling import row_keys, sample, token_logprobs
+from ste_jax.models.attention import Attend
 from ste_jax.models.decoder import Decoder, unstack
+from ste_jax.models.kernels import Kernels, kernels_of
 from ste_jax.sharding import constrain, partition, state_sharding
 
 NOTHING = -1
@@ -101,7 +103,8 @@ class Programs:
         state = (_shapes_on if self._abstract else _arrays_on)(mesh, state, self._dtype)
         # Plain arrays: flattening the state's own classes costs milliseconds in every call.
         self._weights, structure = jax.tree.flatten(state)
-        jitted = _jitted(graph, structure, self._dtype, chunk, steps, not as_list)
+        kernels = kernels_of(jax.devices()[0] if mesh is None else mesh.devices.flat[0])
+        jitted = _jitted(graph, structure, self._dtype, chunk, steps, not as_list, kernels)
         self._prefill, self._score, self._decode = map(self._within_mesh, jitted)
         self.load = self._within_mesh(functools.partial(_load_jitted, stacked=not as_list))
         self.fill = self._within_mesh(functools.partial(_fill_jitted, stacked=not as_list))
@@ -211,7 +214,13 @@ class Programs:
 
 @functools.lru_cache(maxsize=8)
 def _jitted(
-    graph: Any, structure: Any, dtype: Any, chunk: int, steps: int, stacked: bool
+    graph: Any,
+    structure: Any,
+    dtype: Any,
+    chunk: int,
+    steps: int,
+    stacked: bool,
+    kernels: Kernels,
 ) -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
     """The programs that run the model: prefill, score, decode. Judges of one architecture share
     them, so that the next one's are compiled already; they hold no weights."""
@@ -224,9 +233,10 @@ def _jitted(
     def program(function: Callable[..., Any], *donated: str) -> Callable[..., Any]:
         return jax.jit(functools.partial(function, model_of), donate_argnames=donated)
 
+    attend = functools.partial(shared_prefix_attend, chunk=chunk, kernels=kernels)
     return (
-        program(functools.partial(_prefill, chunk=chunk, stacked=stacked), "buffer"),
-        program(functools.partial(_score, chunk=chunk)),
+        program(functools.partial(_prefill, attend=attend, stacked=stacked), "buffer"),
+        program(functools.partial(_score, attend=attend)),
         program(functools.partial(_decode, steps=steps, stacked=stacked), "suffix"),
     )
 
@@ -317,11 +327,11 @@ def _prefill(
     buffer: Cache,
     tokens: jax.Array,
     start: jax.Array,
-    chunk: int,
+    attend: Callable[[jax.Array], Attend],
     stacked: bool,
 ) -> tuple[Cache, Cache]:
-    positions = start + jnp.arange(chunk)[None]
-    _, new = model_of(weights)(tokens, positions, shared_prefix_attend(start, chunk), buffer)
+    positions = start + jnp.arange(tokens.shape[1])[None]
+    _, new = model_of(weights)(tokens, positions, attend(start), buffer)
     axes = (*(("layers",) if stacked else ()), "kv_heads", None, None)
 
     def turned(x: jax.Array) -> jax.Array:
@@ -340,12 +350,12 @@ def _score(
     tokens: jax.Array,
     targets: jax.Array,
     start: jax.Array,
-    chunk: int,
+    attend: Callable[[jax.Array], Attend],
 ) -> jax.Array:
     model = model_of(weights)
     rows, time = tokens.shape
     positions = start + jnp.broadcast_to(jnp.arange(time), (rows, time))
-    hidden, _ = model(tokens, positions, shared_prefix_attend(start, chunk), buffer)
+    hidden, _ = model(tokens, positions, attend(start), buffer)
     # Logits of one time step at once: those of all, [R,T,V], could be larger than the model.
     logprobs = jax.lax.map(
         lambda step: token_logprobs(model.logits(step[0]), step[1]),
