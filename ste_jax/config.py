@@ -222,6 +222,9 @@ class DecodingKnobs:
     cache_tokens: int = 16384
     """Bound of the store of prefilled prompt pieces, in tokens."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    weights: Literal["dtype", "int8"] = "dtype"
+    """What matrices are kept in. `int8`: half of bfloat16 in memory and in what a step reads, for
+    small errors of the model's; sums are still of `dtype`."""
     mesh: MeshKnobs = MeshKnobs()
 
 

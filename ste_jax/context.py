@@ -160,7 +160,8 @@ def _agree(config: Config, processes: Processes) -> None:
 
 def _manifest(config: Config, run: RunDir, new_shapes: bool) -> dict[str, Any]:
     shapes = to_dict(config.decoding)
-    del shapes["mesh"], shapes["dtype"]  # where it ran, and what fingerprints tell
+    # where it ran, and what fingerprints tell
+    del shapes["mesh"], shapes["dtype"], shapes["weights"]
     fresh = {
         "name": config.name,
         "iterations": config.iterations,

@@ -77,6 +77,7 @@ class Engine:
                 model,
                 mesh,
                 dtype=knobs.dtype,
+                int8=knobs.weights == "int8",
                 chunk=knobs.prefill_chunk,
                 steps=knobs.steps_per_round,
                 as_list=layers_as_list(),

@@ -32,6 +32,7 @@ from ste_jax.decoding.attend import decode_attend, places, shared_prefix_attend
 from ste_jax.decoding.sampling import row_keys, sample, token_logprobs
 from ste_jax.models.attention import Attend
 from ste_jax.models.decoder import Decoder, unstack
+from ste_jax.models.int8 import with_int8
 from ste_jax.models.kernels import Kernels, kernels_of
 from ste_jax.sharding import constrain, partition, state_sharding
 
@@ -80,8 +81,9 @@ class Programs:
     """The jitted programs of one model, on one mesh or on the default device.
 
     `as_list`: run the layers as a Python loop over arrays of their own, not as a compiled loop over
-    stacked ones. Of an abstract model, whose layers are stacked, on a mesh of devices that need not
-    be here, the programs can be lowered, not run.
+    stacked ones. `int8`: keep the matrices in int8, see `models.int8`. Of an abstract model, whose
+    layers are stacked, on a mesh of devices that need not be here, the programs can be lowered, not
+    run.
     """
 
     def __init__(
@@ -93,14 +95,18 @@ class Programs:
         chunk: int,
         steps: int,
         as_list: bool,
+        int8: bool = False,
     ) -> None:
         self.config = model.config
         self._dtype = jnp.dtype(dtype)
         self._as_list = as_list
         self._mesh = mesh
         self._abstract = isinstance(model.embed.get_value(), jax.ShapeDtypeStruct)
+        if int8:
+            model = with_int8(model, dtype)
         graph, state = nnx.split(unstack(model) if as_list else model)
-        state = (_shapes_on if self._abstract else _arrays_on)(mesh, state, self._dtype)
+        place = _shapes_on if self._abstract else _arrays_on
+        state = place(mesh, state, None if int8 else self._dtype)
         # Plain arrays: flattening the state's own classes costs milliseconds in every call.
         self._weights, structure = jax.tree.flatten(state)
         kernels = kernels_of(jax.devices()[0] if mesh is None else mesh.devices.flat[0])
@@ -242,7 +248,9 @@ def _jitted(
 
 
 def _arrays_on(mesh: Mesh | None, state: Any, dtype: Any) -> Any:
-    state = jax.tree.map(lambda x: x.astype(dtype), state)
+    """`state` in `dtype`, or in its own types, laid on `mesh`."""
+    if dtype is not None:
+        state = jax.tree.map(lambda x: x.astype(dtype), state)
     return state if mesh is None else jax.device_put(state, state_sharding(state, mesh))
 
 
@@ -251,7 +259,7 @@ def _shapes_on(mesh: Mesh | None, state: Any, dtype: Any) -> Any:
     if mesh is None:
         raise ValueError("an abstract model needs a mesh: it has no device of its own")
     return jax.tree.map(
-        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, dtype, sharding=sharding),
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, dtype or x.dtype, sharding=sharding),
         state,
         state_sharding(state, mesh),
     )
@@ -298,8 +306,8 @@ def _fill(
         # All of the prompt, or under a window its end.
         room = into["prefix_v"].shape[2]
         first = jnp.maximum(length - room, 0)
-        # What stands after the prompt is masked. But values must be finite to be multiplied by zero,
-        # and keys such that they change no largest score.
+        # What stands after the prompt is masked. But values must be finite to be multiplied by
+        # zero, and keys such that they change no largest score.
         known = (jnp.arange(room) < length)[:, None]
         k, v = (
             jax.lax.dynamic_slice_in_dim(prompt[name], first, room, axis=1) for name in ("k", "v")

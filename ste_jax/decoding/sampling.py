@@ -10,10 +10,10 @@ the likelier ones together hold less than the share p (Holtzman et al. 2020, arX
 matters, and the likeliest is always kept.
 
 What the filters keep is an upper set of the probabilities. `top_k` and `min_p` are thresholds,
-below which all is cut away. For `top_p`, a token is drawn from what is left and tested: it was to be
-kept if what is likelier is little enough. If not, neither it nor anything less likely was, all that
-is cut away, and another is drawn from the rest. What is accepted is exactly distributed, each try
-costs two sums over the vocabulary, and few tries are needed.
+below which all is cut away. For `top_p`, a token is drawn from what is left and tested: it was to
+be kept if what is likelier is little enough. If not, neither it nor anything less likely was, all
+that is cut away, and another is drawn from the rest. What is accepted is exactly distributed, each
+try costs two sums over the vocabulary, and few tries are needed.
 
 A draw is Gumbel's: the largest of log-weight + noise, first among blocks of the vocabulary by their
 total weights, then within the block, so that the noise is of a few hundred numbers and not of V.

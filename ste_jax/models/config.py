@@ -51,6 +51,9 @@ INPUT_AXES = {"q": 1, "k": 1, "v": 1, "o": 2, "gate": 1, "up": 1, "down": 1, "ro
 LORA_A, LORA_B = "_lora_a", "_lora_b"
 """Ends of the names of a matrix's small ones: the first takes the input, the second gives the
 output."""
+SCALE = "_scale"
+"""End of the name of what the outputs of a matrix in int8 are multiplied by; see
+`ste_jax.models.int8`."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from ste_jax.models.attention import Attend, Seen, capped
-from ste_jax.models.config import INPUT_AXES, LORA_A, LORA_B, LayerKind, ModelConfig
+from ste_jax.models.config import INPUT_AXES, LORA_A, LORA_B, SCALE, LayerKind, ModelConfig
 from ste_jax.models.experts import Experts, choose, mix_experts
 from ste_jax.models.rotary import Turn, rotary_turn, rotate
 from ste_jax.sharding import constrain
@@ -54,6 +54,9 @@ class Decoder(nnx.Module):
     final_norm: nnx.Param[Any]
     unembed: nnx.Param[Any]
     layers: Any
+    embed_scale: nnx.Param[Any] | None = None
+    """[V], where `embed` is in int8; `unembed_scale` likewise."""
+    unembed_scale: nnx.Param[Any] | None = None
     unstacked: bool = False
     """Whether `layers` are single ones in their order, as `unstack` leaves them."""
 
@@ -104,7 +107,10 @@ class Decoder(nnx.Module):
         """
         config = self.config
         rotations = {kind: self._rotation(kind, positions) for kind in config.kinds}
-        x = embed_tokens(self.embed.get_value(), tokens).astype(self.dtype)
+        x = embed_tokens(self.embed.get_value(), tokens)
+        if self.embed_scale is not None:
+            x = x * embed_tokens(self.embed_scale.get_value(), tokens)[..., None]
+        x = x.astype(self.dtype)
         if config.scale_embeddings:
             # As the reference does: the root is rounded to the type first.
             x = x * jnp.asarray(config.hidden_size**0.5, self.dtype)
@@ -149,7 +155,9 @@ class Decoder(nnx.Module):
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Logits [..., V] in float32 of hidden states [..., D]."""
-        matrix = self.embed if self.config.tie_embeddings else self.unembed
+        tied = self.config.tie_embeddings
+        matrix = self.embed if tied else self.unembed
+        scale = self.embed_scale if tied else self.unembed_scale
         # The matrix stands first: XLA's CPU kernels then need not turn it at every step.
         logits = jnp.einsum(
             "vd,...d->v...",
@@ -159,14 +167,17 @@ class Decoder(nnx.Module):
         )
         if self.unstacked:  # turned by the product itself they take half as long again
             logits = jax.lax.optimization_barrier(logits)
-        return capped(jnp.moveaxis(logits, 0, -1), self.config.final_softcap)
+        logits = jnp.moveaxis(logits, 0, -1)
+        if scale is not None:
+            logits = logits * scale.get_value()
+        return capped(logits, self.config.final_softcap)
 
     def _rotation(self, kind: LayerKind, positions: jax.Array) -> Turn:
         size = self.config.head_dim
         if not self.unstacked:
             return rotary_turn(kind, size, positions)
-        # XLA on CPU would have each layer compute it anew for each head. No position is below 0, but
-        # what comes out of a branch is an array of its own.
+        # XLA on CPU would have each layer compute it anew for each head. No position is below 0,
+        # but what comes out of a branch is an array of its own.
         shape = (size // 2, *positions.shape)
         cos, sin = jax.lax.cond(
             positions[0, 0] >= 0,
@@ -203,20 +214,24 @@ class Decoder(nnx.Module):
             """The other way."""
             return jnp.moveaxis(outputs, (0, 1), (-2, -1)) if self.unstacked else outputs
 
+        def per_output(values: jax.Array) -> jax.Array:
+            """[*features], to be multiplied with or added to outputs."""
+            return values[..., None, None] if self.unstacked else values
+
         def matmul(inputs: jax.Array, name: str) -> jax.Array:
             matrix, summed = weights[name].astype(self.dtype), INPUT_AXES[name]
             if self.unstacked:
                 out = jnp.tensordot(matrix, inputs, summed)
             else:
                 out = project(inputs, matrix, summed)
+            if name + SCALE in weights:
+                out = (out * per_output(weights[name + SCALE])).astype(self.dtype)
             if config.lora and name in config.lora.matrices:
                 narrow, wide = (weights[name + end].astype(self.dtype) for end in (LORA_A, LORA_B))
                 inner = config.lora.scale * project(features_last(inputs), narrow, summed)
                 out = out + back(project(inner, wide, 1))
             bias = weights.get(f"{name}_bias")
-            if bias is None:
-                return out
-            return out + (bias[..., None, None] if self.unstacked else bias).astype(self.dtype)
+            return out if bias is None else out + per_output(bias).astype(self.dtype)
 
         def normed(inputs: jax.Array, name: str) -> jax.Array:
             """Normed by the weight of that name, if the family has it."""
@@ -238,7 +253,8 @@ class Decoder(nnx.Module):
         if config.experts:
             scores = features_last(matmul(h, "router"))
             choice = choose(scores, config.experts_per_token, config.normalize_experts)
-            experts = Experts(*(weights[f"expert_{name}"] for name in Experts._fields))
+            given = {name: weights.get(f"expert_{name}") for name in Experts._fields}
+            experts = Experts(**{name: one for name, one in given.items() if one is not None})
             h = back(mix_experts(features_last(h), choice, experts))
         else:
             activation = _ACTIVATIONS[config.activation]
@@ -320,7 +336,7 @@ project.defvjp(_project_forward, _project_backward)
 
 
 def embed_tokens(table: jax.Array, tokens: jax.Array) -> jax.Array:
-    """Rows of `table` [V,D] for `tokens` [B,T] -> [B,T,D]."""
+    """Rows of `table` [V,D] or [V] for `tokens` [B,T] -> [B,T,D] or [B,T]."""
     return jnp.take(table, tokens, axis=0, mode="clip")
 
 

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from ste_jax.sharding import partition
 
@@ -32,6 +33,12 @@ class Experts(NamedTuple):
     """[E,D,F]"""
     down: jax.Array
     """[E,F,D]"""
+    gate_scale: jax.Array | None = None
+    """[E,F]: what a matrix in int8 is multiplied by, after the product."""
+    up_scale: jax.Array | None = None
+    """[E,F]"""
+    down_scale: jax.Array | None = None
+    """[E,D]"""
 
 
 class Choice(NamedTuple):
@@ -83,7 +90,9 @@ def mix_experts(x: jax.Array, choice: Choice, experts: Experts) -> jax.Array:
             out = jax.lax.psum(out, EXPERT_AXIS)
         return out
 
-    specs: tuple[Any, Any, Any] = (tokens, (tokens, tokens), (widening, widening, narrowing))
+    matrices = (widening, widening, narrowing)
+    scales = tuple(PartitionSpec(spec[0], spec[2]) for spec in matrices)
+    specs: tuple[Any, Any, Any] = (tokens, (tokens, tokens), (*matrices, *scales))
     out: jax.Array = jax.shard_map(
         lambda x, choice, experts: of_a_device(x, Choice(*choice), Experts(*experts)),
         mesh=mesh,
@@ -110,10 +119,15 @@ def _of_these(x: jax.Array, choice: Choice, experts: Experts, first: jax.Array |
     ours = mine[order][:, None]
     sorted_tokens = jnp.where(ours, tokens[order // times], 0)
 
-    def grouped(rows: jax.Array, matrices: jax.Array) -> jax.Array:
-        return jax.lax.ragged_dot(rows, matrices.astype(x.dtype), sizes)
+    def grouped(rows: jax.Array, matrices: jax.Array, scale: jax.Array | None) -> jax.Array:
+        out = jax.lax.ragged_dot(rows, matrices.astype(x.dtype), sizes)
+        if scale is None:
+            return out
+        # Those of other devices have a scale that is not theirs, and are masked.
+        return (out * scale[expert[order]]).astype(x.dtype)
 
-    inner = jax.nn.silu(grouped(sorted_tokens, experts.gate)) * grouped(sorted_tokens, experts.up)
-    out = jnp.where(ours, grouped(inner, experts.down), 0)
+    gate = jax.nn.silu(grouped(sorted_tokens, experts.gate, experts.gate_scale))
+    inner = gate * grouped(sorted_tokens, experts.up, experts.up_scale)
+    out = jnp.where(ours, grouped(inner, experts.down, experts.down_scale), 0)
     by_token = out[jnp.argsort(order)].reshape(*choice.share.shape, -1)
     return jnp.einsum("btx,btxd->btd", choice.share.astype(x.dtype), by_token)

@@ -184,11 +184,13 @@ def is_there(iteration: IterationDir) -> bool:
 
 
 def answers_of(context: Context, iteration: IterationDir, endpoint: str = "") -> str:
-    """What decides an iteration's judge's answers besides the question: its parameters and the type
-    that it is asked in. Of an `endpoint` it is the model, wherever that is served."""
+    """What decides an iteration's judge's answers besides the question: its parameters and what
+    types it is asked in. Of an `endpoint` it is the model, wherever that is served."""
     if endpoint:
         return f"endpoint/{context.config.endpoints[endpoint].model}"
-    return f"{model_of(iteration)}/{context.config.decoding.dtype}"
+    decoding = context.config.decoding
+    weights = "" if decoding.weights == "dtype" else f"/{decoding.weights}"
+    return f"{model_of(iteration)}/{decoding.dtype}{weights}"
 
 
 def model_of(iteration: IterationDir) -> str:
