@@ -40,6 +40,8 @@ CLAIMS = {
 }
 """Ours over theirs at the least."""
 OF_THE_LIMIT = 0.8
+FORMS = {"llamacpp": "model-f32.gguf", "openvino": "model-f16.gguf"}
+"""Files that peers read; the others read `hf`."""
 
 
 def work_of(name: str, directory: Path) -> Any:
@@ -53,22 +55,31 @@ def work_of(name: str, directory: Path) -> Any:
 
 def worker(role: str, name: str, directory: Path) -> dict[str, Any]:
     """What one engine does, in this process."""
-    from benchmarks.decoding import ours, peers
+    from benchmarks.decoding import peers
 
     work = work_of(name, directory)
     found: dict[str, Any] = {}
-    if role == "ours":
+    again: Any = None
+    if name == "G":
+        from benchmarks.decoding import gpu
+
+        if role == "ours":
+            timed, found = gpu.measure(work)
+        else:
+            timed = gpu.run_transformers(work)
+    elif role == "ours":
+        from benchmarks.decoding import ours
+
         timed, found = ours.measure(directory / "hf", work)
         again = ours.run
     elif role == "transformers":
         timed = peers.run_transformers(directory / "hf", work)
         again = peers.run_transformers
     else:
-        file = directory / "model.gguf"
         again = {"llamacpp": peers.run_llamacpp, "openvino": peers.run_openvino}[role]
-        timed = again(file, work)
+        timed = again(directory / FORMS[role], work)
     if name == "R":
-        place = directory / ("hf" if role in ("ours", "transformers") else "model.gguf")
+        place = directory / FORMS.get(role, "hf")
         found["greedy"] = [ids for [ids] in again(place, work.greedy()).ids]
     return {
         "name": timed.name,
@@ -100,13 +111,14 @@ def prepare(name: str, peer: str | None, directory: Path) -> None:
             work.write_smollm2(directory / "hf")
         else:
             work.write_random(directory / "hf", work.LLAMA_135M)
-    if peer in ("llamacpp", "openvino") and not (directory / "model.gguf").exists():
-        peers.write_gguf(directory / "hf", directory / "model.gguf")
+    if peer in FORMS and not (directory / FORMS[peer]).exists():
+        peers.write_gguf(directory / "hf", directory / FORMS[peer], half=peer == "openvino")
 
 
 def compare(name: str, peer: str | None, directory: Path) -> tuple[dict[str, Any], bool]:
     """Both engines' figures, and whether what is claimed holds."""
-    prepare(name, peer, directory)
+    if name != "G":
+        prepare(name, peer, directory)
     ours = in_a_process("ours", name, directory)
     found: dict[str, Any] = {"workload": name, "ours": ours}
     holds = True

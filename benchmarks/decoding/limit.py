@@ -138,4 +138,3 @@ def _timed(form: Form, count: int) -> float:
         jax.block_until_ready(program(a, b))
         times.append(time.perf_counter() - began)
     return min(times)
-

@@ -6,35 +6,37 @@ several ways of which the fastest counts. Its package is imported only when it i
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import gguf
 import numpy as np
-from safetensors.numpy import load_file
 
 from benchmarks.decoding.work import Timed, Workload
-from ste_jax.models.load import open_weights
 
 Way = Callable[[Workload], list[list[list[int]]]]
 """Does the work in one way: the new tokens of each prompt's samples."""
 
 
 def fastest(name: str, ways: dict[str, Way], work: Workload) -> Timed:
-    """Each way's work after a warm-up; the fastest, with the speeds of all told."""
-    found: list[tuple[str, Timed]] = []
-    for told, way in ways.items():
-        way(work.warm_up())
-        began = time.perf_counter()
-        ids = way(work)
-        seconds = time.perf_counter() - began
-        count = sum(len(sample) for of_prompt in ids for sample in of_prompt)
-        found.append((told, Timed(name=name, seconds=seconds, new_tokens=count, ids=ids)))
-    told, best = max(found, key=lambda one: one[1].speed)
-    best.told = {"way": told, "tokens/s of each way": {way: one.speed for way, one in found}}
-    return best
+    """The work in the way that was the fastest in a trial of a quarter of the new tokens, which is
+    the warm-up too."""
+    trial = dataclasses.replace(work, new_tokens=max(1, work.new_tokens // 4))
+    tried = {told: _timed(name, way, trial).speed for told, way in ways.items()}
+    best = max(tried, key=lambda told: tried[told])
+    timed = _timed(name, ways[best], work)
+    timed.told = {"way": best, "tokens/s in the trial": tried}
+    return timed
+
+
+def _timed(name: str, way: Way, work: Workload) -> Timed:
+    began = time.perf_counter()
+    ids = way(work)
+    seconds = time.perf_counter() - began
+    count = sum(len(sample) for of_prompt in ids for sample in of_prompt)
+    return Timed(name=name, seconds=seconds, new_tokens=count, ids=ids)
 
 
 # -- transformers ---------------------------------------------------------------------------------
@@ -43,11 +45,18 @@ def fastest(name: str, ways: dict[str, Way], work: Workload) -> Timed:
 def run_transformers(directory: Path, work: Workload) -> Timed:
     """`generate` with its caches, and with each prompt's cache computed once and copied."""
     import torch
-    from transformers import AutoModelForCausalLM, DynamicCache
+    from transformers import AutoModelForCausalLM
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype).to(device).eval()
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    return time_transformers(model, work)
+
+
+def time_transformers(model: Any, work: Workload) -> Timed:
+    """The same of a model that is there."""
+    import torch
+    from transformers import DynamicCache
+
+    device = model.device
     settings: dict[str, Any] = {
         "do_sample": work.temperature > 0,
         "temperature": work.temperature or None,
@@ -121,7 +130,7 @@ def run_transformers(directory: Path, work: Workload) -> Timed:
         "all prompts together": together,
         "prefix reused": prefix_reused,
     }
-    if device == "cpu":
+    if device.type == "cpu":
         ways["static cache"] = lambda work: prompt_by_prompt(work, cache_implementation="static")
     return fastest("transformers", ways, work)
 
@@ -129,11 +138,19 @@ def run_transformers(directory: Path, work: Workload) -> Timed:
 # -- llama.cpp ------------------------------------------------------------------------------------
 
 
-def write_gguf(directory: Path, file: Path) -> None:
-    """The float32 weights of a Llama's Hugging Face directory as llama.cpp reads them, no tokenizer."""
+def write_gguf(directory: Path, file: Path, half: bool = False) -> None:
+    """The weights of a Llama's Hugging Face directory as llama.cpp reads them, without a tokenizer.
+
+    `half`: in float16 (OpenVINO GenAI reads no float32 ones), else in float32.
+    """
+    import gguf
+
+    from ste_jax.models.load import open_weights
+
     config = open_weights(directory).config
     writer = gguf.GGUFWriter(str(file), "llama")
-    writer.add_file_type(gguf.LlamaFileType.ALL_F32)
+    kind = gguf.LlamaFileType
+    writer.add_file_type(kind.MOSTLY_F16 if half else kind.ALL_F32)
     writer.add_context_length(config.max_position)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_layers)
@@ -158,7 +175,9 @@ def write_gguf(directory: Path, file: Path) -> None:
             # llama.cpp turns neighbours where the reference turns halves.
             halves = tensor.reshape(-1, 2, config.head_dim // 2, tensor.shape[1])
             tensor = np.ascontiguousarray(halves.swapaxes(1, 2).reshape(tensor.shape))
-        writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)), tensor)
+        if half and tensor.ndim > 1:
+            tensor = tensor.astype(np.float16)
+        writer.add_tensor(f"{names.get_name(name.removesuffix('.weight'))}.weight", tensor)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -166,13 +185,15 @@ def write_gguf(directory: Path, file: Path) -> None:
 
 
 def _tensors(directory: Path) -> Iterator[tuple[str, np.ndarray[Any, Any]]]:
+    from safetensors.numpy import load_file
+
     for file in sorted(directory.glob("*.safetensors")):
         yield from load_file(file).items()
 
 
 def run_llamacpp(file: Path, work: Workload) -> Timed:
-    """llama.cpp through its C interface: each prompt computed once, its cells shared by the samples,
-    and all running samples in one batch per step."""
+    """llama.cpp through its C interface: each prompt computed once, its cells shared by the
+    samples, and all running samples in one batch per step."""
     import llama_cpp as lib
 
     lib.llama_backend_init()

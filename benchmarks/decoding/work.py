@@ -6,17 +6,23 @@ All engines get the same token ids and the same weights: random ones of a shape,
 from __future__ import annotations
 
 import dataclasses
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from ste_jax.config import DecodingKnobs
+from ste_jax.decoding.engine import Engine
+from ste_jax.decoding.rows import Prompt
+from ste_jax.generators.protocol import Request, Sampling
 from ste_jax.models.config import ModelConfig
 from ste_jax.models.decoder import Decoder
-from ste_jax.models.hf import save_hf
 
 LLAMA_135M = ModelConfig(
     vocab_size=49152,
@@ -97,8 +103,13 @@ def workload_g() -> Workload:
 
 def write_random(directory: Path, config: ModelConfig) -> None:
     """Random float32 weights of `config` as a Hugging Face directory (no tokenizer)."""
+    from ste_jax.models.hf import save_hf
+
     directory.mkdir(parents=True)
-    save_hf(Decoder(config, rngs=nnx.Rngs(0), param_dtype=jnp.float32), directory)
+    graph, state = nnx.split(Decoder(config, rngs=nnx.Rngs(0), param_dtype=jnp.float16))
+    # Numbers that float16 holds too, so that all file formats hold the same ones.
+    wide = jax.tree.map(lambda x: x.astype(jnp.float32), state)
+    save_hf(nnx.merge(graph, wide), directory)
 
 
 @dataclass(kw_only=True)
@@ -117,3 +128,72 @@ class Timed:
     def speed(self) -> float:
         """New tokens per second of the whole run, prompts included."""
         return self.new_tokens / self.seconds
+
+
+class NoText:
+    """No text is made of the tokens."""
+
+    def __init__(self, eos_ids: tuple[int, ...]) -> None:
+        self.eos_ids = eos_ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Nothing."""
+        del ids
+        return ""
+
+
+def knobs_for(
+    work: Workload, slots: int, dtype: str = "float32", chunk: int = 256
+) -> DecodingKnobs:
+    """The shapes that a user would choose for this work."""
+    return DecodingKnobs(
+        prompt_buckets=(-(-work.longest // chunk) * chunk,),
+        new_buckets=(work.new_tokens,),
+        groups=max(1, slots // work.samples),
+        group_size=work.samples,
+        prefill_chunk=chunk,
+        steps_per_round=32,
+        cache_tokens=0,
+        dtype=dtype,
+    )
+
+
+def draw(engine: Engine, work: Workload) -> Timed:
+    """Does the work."""
+    sampling = Sampling(
+        max_new_tokens=work.new_tokens,
+        temperature=work.temperature,
+        top_p=work.top_p,
+        ignore_eos=not work.eos_ids,
+    )
+    usage = engine.usage
+    before = (usage.prefill_seconds, usage.seconds, usage.busy_slot_steps, usage.slot_steps)
+    ids: list[list[list[int]]] = [[[] for _ in range(work.samples)] for _ in work.prompts]
+    began = time.perf_counter()
+    for index, tokens in enumerate(work.prompts):
+        request = Request(
+            id=str(index), messages=(), sampling=sampling, samples=range(work.samples)
+        )
+        engine.submit(request, Prompt(tokens))
+    for one in engine.completions():
+        assert not one.error, one.error
+        ids[int(one.request_id)][one.sample] = list(one.token_ids)
+    seconds = time.perf_counter() - began
+    for index in range(len(work.prompts)):
+        engine.release(str(index))
+    after = (usage.prefill_seconds, usage.seconds, usage.busy_slot_steps, usage.slot_steps)
+    prefill, whole, busy, steps = np.subtract(after, before)
+    return Timed(
+        name="ste_jax",
+        seconds=seconds,
+        new_tokens=sum(len(sample) for of_prompt in ids for sample in of_prompt),
+        ids=ids,
+        told={"prefill share": float(prefill / whole), "slot occupancy": float(busy / steps)},
+    )
+
+
+def engine_for(
+    model: Decoder, work: Workload, slots: int, dtype: str = "float32", chunk: int = 256
+) -> Engine:
+    """An engine of these shapes."""
+    return Engine(model, NoText(work.eos_ids), knobs_for(work, slots, dtype, chunk))

@@ -1,0 +1,135 @@
+"""How near does decoding on one GPU come to reading the memory once per step?
+
+The floor of a decoding step is the time in which the card's memory gives what must be read: every
+weight once (of an embedding that is not tied, a few rows), the keys and values of each prompt once
+for all its samples, and those that each sample has so far, once.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from benchmarks.decoding.work import LLAMA_8B, Timed, Workload, draw, engine_for
+from ste_jax import compilation_cache
+from ste_jax.models.config import ModelConfig
+from ste_jax.models.decoder import Decoder
+
+HBM = {"H100": 3.35e12, "H200": 4.8e12}
+"""Bytes per second, by the data sheets of NVIDIA's SXM cards."""
+ITEM = 2
+"""Bytes of a bfloat16."""
+
+
+def step_bytes(config: ModelConfig, work: Workload) -> float:
+    """What must be read for one step of all samples, halfway through them."""
+    weights = config.parameter_count()
+    if not config.tie_embeddings:
+        weights -= config.vocab_size * config.hidden_size
+    token = 2 * config.num_layers * config.num_kv_heads * config.head_dim
+    prompts = sum(map(len, work.prompts)) * token
+    samples = len(work.prompts) * work.samples * work.new_tokens / 2 * token
+    return ITEM * (weights + prompts + samples)
+
+
+def bandwidth() -> float:
+    """What this card's memory gives, by a copy of 4 GB: bytes read and written per second."""
+    copy = jax.jit(lambda x: x + 1)
+    x = jax.block_until_ready(copy(jnp.zeros(2**30, jnp.float32)))
+    times = []
+    for _ in range(5):
+        began = time.perf_counter()
+        jax.block_until_ready(copy(x))
+        times.append(time.perf_counter() - began)
+    return float(2 * x.nbytes / min(times))
+
+
+def measure(work: Workload, config: ModelConfig = LLAMA_8B) -> tuple[Timed, dict[str, Any]]:
+    """The work on random weights, and how near it is to the floor."""
+    compilation_cache.enable()
+    card = jax.devices()[0].device_kind
+    found: dict[str, Any] = {"card": card, "measured bandwidth, TB/s": bandwidth() / 1e12}
+    model = Decoder(config, rngs=nnx.Rngs(0), dtype=jnp.bfloat16, param_dtype=jnp.bfloat16)
+    engine = engine_for(model, work, len(work.prompts) * work.samples, "bfloat16", chunk=512)
+    draw(engine, work.warm_up())
+    timed = draw(engine, work)
+    step = timed.seconds * (1 - timed.told["prefill share"]) / work.new_tokens
+    least = step_bytes(config, work)
+    found |= {"step, ms": step * 1e3, "a step must read, GB": least / 1e9}
+    rates = {name: rate for name, rate in HBM.items() if name in card}
+    rates["measured"] = found["measured bandwidth, TB/s"] * 1e12
+    for name, rate in rates.items():
+        found[f"of the floor ({name})"] = least / rate / step
+    return timed, found
+
+
+def run_transformers(work: Workload, config: ModelConfig = LLAMA_8B) -> Timed:
+    """`transformers` on the same card and shape, random weights of its own."""
+    import torch
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    from benchmarks.decoding import peers
+
+    shape = LlamaConfig(
+        vocab_size=config.vocab_size,
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        num_hidden_layers=config.num_layers,
+        num_attention_heads=config.num_heads,
+        num_key_value_heads=config.num_kv_heads,
+        head_dim=config.head_dim,
+        max_position_embeddings=config.max_position,
+        tie_word_embeddings=False,
+    )
+    with torch.device("cuda"):
+        model = AutoModelForCausalLM.from_config(shape, dtype=torch.bfloat16).eval()
+    return peers.time_transformers(model, work)
+
+
+def kernels(work: Workload, config: ModelConfig = LLAMA_8B, most: int = 25) -> list[list[Any]]:
+    """Milliseconds per step of the kernels that take longest: (name, ms, calls)."""
+    import collections
+    import dataclasses
+    import gzip
+    import json
+    import tempfile
+    from pathlib import Path
+
+    model = Decoder(config, rngs=nnx.Rngs(0), dtype=jnp.bfloat16, param_dtype=jnp.bfloat16)
+    engine = engine_for(model, work, len(work.prompts) * work.samples, "bfloat16", chunk=512)
+    short = dataclasses.replace(work, new_tokens=32)
+    draw(engine, work.warm_up())
+    with tempfile.TemporaryDirectory() as place:
+        with jax.profiler.trace(place):
+            draw(engine, short)
+        file = next(Path(place).rglob("*.trace.json.gz"))
+        events = json.loads(gzip.decompress(file.read_bytes()))["traceEvents"]
+    device = {
+        e["pid"] for e in events if e.get("name") == "process_name" and "GPU" in str(e["args"])
+    }
+    spent: dict[str, float] = collections.Counter()
+    calls: dict[str, int] = collections.Counter()
+    for event in events:
+        if event.get("ph") == "X" and event.get("pid") in device:
+            spent[event["name"]] += event["dur"] / 1e3 / short.new_tokens
+            calls[event["name"]] += 1
+    order = sorted(spent, key=lambda name: -spent[name])[:most]
+    return [[name[:90], round(spent[name], 3), calls[name] / short.new_tokens] for name in order]
+
+
+def main() -> None:
+    """What takes the time (for whoever tunes it)."""
+    from benchmarks.decoding.work import workload_g
+
+    for row in kernels(workload_g()):
+        print(*row)
+
+
+if __name__ == "__main__":
+    np.set_printoptions(precision=3)
+    main()
