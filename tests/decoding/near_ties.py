@@ -1,10 +1,10 @@
 """Which tokens can a draw come to, if its logits are known only up to rounding?
 
-The sampler's own way from logits to a token is walked with its own noise: blocks, a place within
-the block, the filters, and another try where they refuse. Each comparison on the way has a margin.
-Where that is larger than `NEAR` it can come out in one way only; where it is smaller, both ways are
-walked. What is reached by any way is what the draw can come to. One token: the draw is certain, and
-a run that drew another was wrong. Several: a near-tie.
+The sampler's own way from logits to a token is walked with its own noise: what top_k and min_p cut
+away, a block of what they keep, a place within the block, and another try where top_p refuses. Each
+comparison on the way has a margin. Where that is larger than `NEAR` it can come out in one way
+only; where it is smaller, both ways are walked. What is reached by any way is what the draw can
+come to. One token: the draw is certain, and a run that drew another was wrong. Several: a near-tie.
 
 `NEAR` bounds what two logits, divided by the temperature, may move against each other: for a draw
 without filters from one block, several tokens are reached exactly where the two largest sums of
@@ -56,28 +56,49 @@ def reachable(
     scores = (logits - logits.max()) / sampling.temperature
     blocks = -(-len(scores) // BLOCK)
     scores = np.pad(scores, (0, blocks * BLOCK - len(scores)), constant_values=-np.inf)
+    of_top_k = _kept_by_top_k(scores, sampling.top_k, near)
+    of_min_p = _kept_by_min_p(scores, sampling.min_p, near)
+    total = tuple(np.exp(scores[which]).sum() for which in of_top_k)
     found: set[int] = set()
-    walked: set[tuple[int, int]] = set()
+    walked: set[frozenset[int]] = set()
 
-    def walk(tries: int, refused: int) -> None:
-        """All ways on after `refused` (-1: nothing yet), the last of so many tries."""
-        if (tries, refused) in walked:
+    def walk(refused: frozenset[int]) -> None:
+        """All ways on after one try for each of `refused`."""
+        if refused in walked:
             return
-        walked.add((tries, refused))
-        noise = np.asarray(_noise(key, place, tries, blocks + BLOCK), np.float64)
-        bound = scores[refused] if refused >= 0 else -np.inf
-        surely, perhaps = scores > bound + near, scores > bound - near
-        if refused >= 0:
-            perhaps[refused] = False
+        walked.add(refused)
+        noise = np.asarray(_noise(key, place, len(refused), blocks + BLOCK), np.float64)
+        # What is still to be drawn is likelier than any that was refused.
+        bound = max((scores[token] for token in refused), default=-np.inf)
+        surely = of_top_k[0] & of_min_p[0] & (scores > bound + near)
+        perhaps = of_top_k[1] & of_min_p[1] & (scores > bound - near)
+        perhaps[list(refused)] = False
         for token in _drawn(scores, noise, surely, perhaps, blocks, near):
-            taken, not_taken = _judged(scores, token, sampling, near)
+            taken, not_taken = _judged(scores, token, sampling.top_p, total, near)
             if taken:
                 found.add(token)
             if not_taken:
-                walk(tries + 1, token)
+                walk(refused | {token})
 
-    walk(0, -1)
+    walk(frozenset())
     return found
+
+
+def _kept_by_top_k(scores: Array, top_k: int, near: float) -> tuple[Array, Array]:
+    """Which tokens top_k keeps for certain, and which it can keep; 0 keeps all."""
+    if not top_k:
+        return np.full(len(scores), True), np.full(len(scores), True)
+    ranked, k = np.append(np.sort(scores)[::-1], -np.inf), min(top_k, len(scores))
+    last, next_one = ranked[k - 1], ranked[k]
+    # A token that even the first one cut away cannot pass has fewer than k above it for certain.
+    return (scores >= last) & (scores >= next_one + near), scores >= last - near
+
+
+def _kept_by_min_p(scores: Array, min_p: float, near: float) -> tuple[Array, Array]:
+    """Which tokens min_p keeps for certain, and which it can keep; 0 keeps all."""
+    with np.errstate(divide="ignore"):
+        least = np.log(min_p)
+    return scores >= least + near, scores >= least - near
 
 
 def _drawn(
@@ -102,35 +123,25 @@ def _drawn(
     return picked
 
 
-def _judged(scores: Array, token: int, sampling: Sampling, near: float) -> tuple[bool, bool]:
-    """Whether the filters can take the token, and whether they can refuse it."""
+def _judged(
+    scores: Array, token: int, top_p: float, total: tuple[float, ...], near: float
+) -> tuple[bool, bool]:
+    """Whether top_p can take the token, and whether it can refuse it.
+
+    `total` are the least and the most that what top_k keeps can weigh, but for the logits' own
+    moves. What is likelier than the token holds a share of that, which these change by at most the
+    factor exp(near).
+    """
+    if top_p >= 1.0:
+        return True, False
     surely, perhaps = scores > scores[token] + near, scores > scores[token] - near
     perhaps[token] = False
-    weights = np.exp(scores)
-    takes, refuses = [], []
-    if sampling.top_k:
-        takes.append(surely.sum() < sampling.top_k)
-        refuses.append(perhaps.sum() >= sampling.top_k)
-    if sampling.top_p < 1.0:
-        least, most = _of_top_k(scores, sampling.top_k, near)
-        spread = np.exp(near)
-        takes.append(weights[surely].sum() < sampling.top_p * most * spread)
-        refuses.append(weights[perhaps].sum() * spread >= sampling.top_p * least)
-    if sampling.min_p:
-        takes.append(scores[token] >= np.log(sampling.min_p) - near)
-        refuses.append(scores[token] < np.log(sampling.min_p) + near)
-    # The likeliest is always taken.
-    return all(takes) or not surely.any(), any(refuses) and bool(perhaps.any())
-
-
-def _of_top_k(scores: Array, top_k: int, near: float) -> tuple[float, float]:
-    """Bounds of the total weight of what top_k keeps; 0 keeps all."""
-    weights = np.exp(scores)
-    if not top_k:
-        return weights.sum(), weights.sum()
-    last = np.sort(scores)[::-1][min(top_k, len(scores)) - 1]
-    surely = np.sort(weights)[::-1][:top_k].sum()
-    return surely, weights[scores >= last - near].sum()
+    weights, spread = np.exp(scores), np.exp(near)
+    least, most = total
+    takes = weights[surely].sum() < top_p * most * spread
+    refuses = weights[perhaps].sum() * spread >= top_p * least
+    # Where none can be likelier it is the likeliest, which is always taken.
+    return bool(takes), bool(refuses and perhaps.any())
 
 
 def divergence(one: Sequence[int], two: Sequence[int]) -> int | None:

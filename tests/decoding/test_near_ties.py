@@ -52,22 +52,57 @@ def test_without_a_margin_it_is_what_the_sampler_draws(
         assert reachable(one, key, PLACE, sampling, near=0.0) == {token}
 
 
-@pytest.mark.parametrize("settings", SAMPLINGS, ids=str)
-def test_logits_moved_within_the_margin_lead_to_nothing_else(settings: dict[str, Any]) -> None:
+@pytest.mark.parametrize("settings", SAMPLINGS[1:], ids=str)
+def test_equal_logits_are_kept_and_cut_together(settings: dict[str, Any]) -> None:
     sampling = Sampling(max_new_tokens=1, **settings)
-    scale = sampling.temperature or 1.0
-    rows, near = 4096, 20 * NEAR  # wide, so that many draws are near-ties
-    logits, keys = normal(rows, 300), jax.random.split(jax.random.key(1), rows)
-    move = np.random.default_rng(1).choice([-0.49, 0.49], logits.shape) * near * scale
+    logits, keys = np.round(normal(25, 300)), jax.random.split(jax.random.key(2), 25)
+    for one, key, token in zip(logits, keys, draw(logits, keys, sampling), strict=True):
+        assert reachable(one, key, PLACE, sampling, near=0.0) == {token}
+
+
+def test_each_of_two_equal_ones_can_be_refused_but_once() -> None:
+    sampling = Sampling(max_new_tokens=1, temperature=1.0, top_p=0.4)
+    logits = np.full(20, -30.0, np.float32)
+    logits[[3, 9]] = 0.0
+    for key in jax.random.split(jax.random.key(4), 5):
+        assert reachable(logits, key, PLACE, sampling) == {3, 9}
+
+
+def moved_is_foreseen(
+    sampling: Sampling, logits: np.ndarray[Any, Any], signs: np.ndarray[Any, Any]
+) -> bool:
+    """Whether logits moved by just less than half a margin lead to other tokens, all of them among
+    those that can be reached."""
+    rows, near = len(logits), 20 * NEAR  # wide, so that many draws are near-ties
+    keys = jax.random.split(jax.random.key(1), rows)
+    move = 0.49 * near * signs * (sampling.temperature or 1.0)
     before = draw(logits, keys, sampling)
     after = draw((logits + move).astype(np.float32), keys, sampling)
     other = [i for i in range(rows) if before[i] != after[i]]
-    assert len(other) > 5
-    for i in other:
-        assert {before[i], after[i]} <= reachable(logits[i], keys[i], PLACE, sampling, near)
+    return len(other) > 5 and all(
+        {before[i], after[i]} <= reachable(logits[i], keys[i], PLACE, sampling, near) for i in other
+    )
+
+
+@pytest.mark.parametrize("settings", SAMPLINGS, ids=str)
+def test_logits_moved_within_the_margin_lead_to_nothing_else(settings: dict[str, Any]) -> None:
+    sampling, logits = Sampling(max_new_tokens=1, **settings), normal(4096, 300)
+    signs = np.random.default_rng(1).choice([-1, 1], logits.shape)
+    assert moved_is_foreseen(sampling, logits, signs)
     # And most draws are certain all the same.
-    sizes = [len(reachable(logits[i], keys[i], PLACE, sampling)) for i in range(50)]
+    keys = jax.random.split(jax.random.key(1), 50)
+    sizes = [
+        len(reachable(one, key, PLACE, sampling))
+        for one, key in zip(logits[:50], keys, strict=True)
+    ]
     assert sizes.count(1) >= 45
+
+
+@pytest.mark.parametrize("likelier", [1, -1])
+def test_the_share_of_the_likelier_moves_with_them_all(likelier: int) -> None:
+    sampling, logits = Sampling(max_new_tokens=1, temperature=3.0, top_p=0.5), normal(4096, 300)
+    likeliest = logits > np.quantile(logits, 0.8, axis=1, keepdims=True)
+    assert moved_is_foreseen(sampling, logits, np.where(likeliest, likelier, -likelier))
 
 
 def test_a_single_block_has_the_two_best_sums_to_be_compared() -> None:
