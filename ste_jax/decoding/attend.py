@@ -4,8 +4,9 @@ Shapes: `G` groups (prompts), `N` rows of a group, `B = G * N`, `T` time, `K` kv
 heads per kv head, `d` head size.
 
 Caches have the head before the place, so that the two products are plain batched matrix products,
-and the keys are kept transposed: nothing large is then turned each time it is read (on CPU that is most of what attention costs). Attention over several stretches of keys is each
-stretch's own softmax, left undivided, merged by their maxima and sums: one exact softmax over all.
+and the keys are kept transposed: nothing large is then turned each time it is read (on CPU that is
+most of what attention costs). Attention over several stretches of keys is each stretch's own
+softmax, left undivided, merged by their maxima and sums: one exact softmax over all.
 
 A layer with a window keeps only what can still be seen: of a prompt its end, and of what a row has
 written a ring of the last tokens.
@@ -91,8 +92,8 @@ def decode_attend(groups: int, prefix_length: jax.Array, filled: jax.Array) -> A
 
     `prefix_length` [G] and `filled` [G,N] say how much of the layer's cache counts: `prefix_k`
     [G,K,d,S], where the prompt's last key stands in all places after it, `prefix_v` [G,K,S,d],
-    `suffix_k` [G,N,K,d,S'] and `suffix_v` [G,N,K,S',d]. Under a window a prompt that is longer than `S` is there with its last `S` tokens, and token t of a row
-    stands at place t modulo `S'`.
+    `suffix_k` [G,N,K,d,S'] and `suffix_v` [G,N,K,S',d]. Under a window a prompt that is longer than
+    `S` is there with its last `S` tokens, and token t of a row stands at place t modulo `S'`.
     """
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array, cache: Any, seen: Seen) -> jax.Array:
