@@ -13,7 +13,8 @@ the work's own matrix products, each timed alone in the same process.
   C  the recipe's own work, see `benchmarks/decoding/recipe.py`; no peer
   G  8B Llama shape in bfloat16 on a GPU: 8 prompts x 1024 tokens, 16 samples, 256 new tokens
 
-Peers: `pip install torch==2.13.0`, `llama-cpp-python` (built where it runs), `openvino-genai`.
+Peers: `pip install torch==2.13.0`, `llama-cpp-python` (built where it runs), `openvino-genai` with
+`optimum-cli` (of `optimum-intel[openvino]`, an environment of its own) on the PATH.
 The exit status is 1 where a claim of the workload does not hold.
 """
 
@@ -40,7 +41,7 @@ CLAIMS = {
 }
 """Ours over theirs at the least."""
 OF_THE_LIMIT = 0.8
-FORMS = {"llamacpp": "model-f32.gguf", "openvino": "model-f16.gguf"}
+FORMS = {"llamacpp": "model-f32.gguf", "openvino": "ir"}
 """Files that peers read; the others read `hf`."""
 
 
@@ -112,7 +113,8 @@ def prepare(name: str, peer: str | None, directory: Path) -> None:
         else:
             work.write_random(directory / "hf", work.LLAMA_135M)
     if peer in FORMS and not (directory / FORMS[peer]).exists():
-        peers.write_gguf(directory / "hf", directory / FORMS[peer], half=peer == "openvino")
+        write = {"llamacpp": peers.write_gguf, "openvino": peers.write_openvino}[peer]
+        write(directory / "hf", directory / FORMS[peer])
 
 
 def compare(name: str, peer: str | None, directory: Path) -> tuple[dict[str, Any], bool]:

@@ -7,6 +7,9 @@ several ways of which the fastest counts. Its package is imported only when it i
 from __future__ import annotations
 
 import dataclasses
+import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,7 +27,12 @@ def fastest(name: str, ways: dict[str, Way], work: Workload) -> Timed:
     """The work in the way that was the fastest in a trial of a quarter of the new tokens, which is
     the warm-up too."""
     trial = dataclasses.replace(work, new_tokens=max(1, work.new_tokens // 4))
-    tried = {told: _timed(name, way, trial).speed for told, way in ways.items()}
+    tried: dict[str, float] = {}
+    for told, way in ways.items():
+        try:
+            tried[told] = _timed(name, way, trial).speed
+        except RuntimeError as error:  # out of memory, or a way that this version has not
+            print(f"{name}, {told}: {str(error).splitlines()[0]}", file=sys.stderr)
     best = max(tried, key=lambda told: tried[told])
     timed = _timed(name, ways[best], work)
     timed.told = {"way": best, "tokens/s in the trial": tried}
@@ -138,19 +146,15 @@ def time_transformers(model: Any, work: Workload) -> Timed:
 # -- llama.cpp ------------------------------------------------------------------------------------
 
 
-def write_gguf(directory: Path, file: Path, half: bool = False) -> None:
-    """The weights of a Llama's Hugging Face directory as llama.cpp reads them, without a tokenizer.
-
-    `half`: in float16 (OpenVINO GenAI reads no float32 ones), else in float32.
-    """
+def write_gguf(directory: Path, file: Path) -> None:
+    """The float32 weights of a Llama's Hugging Face directory as llama.cpp reads them."""
     import gguf
 
     from ste_jax.models.load import open_weights
 
     config = open_weights(directory).config
     writer = gguf.GGUFWriter(str(file), "llama")
-    kind = gguf.LlamaFileType
-    writer.add_file_type(kind.MOSTLY_F16 if half else kind.ALL_F32)
+    writer.add_file_type(gguf.LlamaFileType.ALL_F32)
     writer.add_context_length(config.max_position)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_layers)
@@ -161,22 +165,13 @@ def write_gguf(directory: Path, file: Path, half: bool = False) -> None:
     writer.add_rope_dimension_count(config.head_dim)
     writer.add_rope_freq_base(config.kinds[0].rope_theta)
     writer.add_vocab_size(config.vocab_size)
-    # A vocabulary that means nothing: the engines are given ids. Some readers want one.
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("default")
-    writer.add_token_list([f"t{token}" for token in range(config.vocab_size)])
-    writer.add_token_types([gguf.TokenType.NORMAL] * config.vocab_size)
-    writer.add_token_merges(["t 0"])
-    writer.add_eos_token_id(0)
-    writer.add_bos_token_id(0)
+    writer.add_tokenizer_model("none")  # the engines are given ids
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_layers)
     for name, tensor in _tensors(directory):
         if name.endswith(("q_proj.weight", "k_proj.weight")):
             # llama.cpp turns neighbours where the reference turns halves.
             halves = tensor.reshape(-1, 2, config.head_dim // 2, tensor.shape[1])
             tensor = np.ascontiguousarray(halves.swapaxes(1, 2).reshape(tensor.shape))
-        if half and tensor.ndim > 1:
-            tensor = tensor.astype(np.float16)
         writer.add_tensor(f"{names.get_name(name.removesuffix('.weight'))}.weight", tensor)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -221,7 +216,9 @@ def run_llamacpp(file: Path, work: Workload) -> Timed:
             raise RuntimeError("llama_decode failed")
         lib.llama_batch_free(batch)
 
-    def draw(work: Workload, prompts: list[int], unified: bool) -> list[list[list[int]]]:
+    def draw(
+        work: Workload, prompts: list[int], unified: bool, half: bool
+    ) -> list[list[list[int]]]:
         """All samples of some prompts at once."""
         settings = lib.llama_context_default_params()
         sequences = len(prompts) * work.samples
@@ -234,8 +231,8 @@ def run_llamacpp(file: Path, work: Workload) -> Timed:
         settings.n_seq_max, settings.kv_unified = sequences, unified
         settings.n_batch, settings.n_ubatch = 2048, 512
         settings.n_threads = settings.n_threads_batch = 2
-        settings.type_k = settings.type_v = 0  # f32
-        settings.flash_attn_type = 1
+        settings.type_k = settings.type_v = 1 if half else 0  # float16, float32
+        settings.flash_attn_type = 1 if half else 0
         context = lib.llama_init_from_model(model, settings)
         memory = lib.llama_get_memory(context)
         last: dict[int, int] = {}
@@ -267,33 +264,48 @@ def run_llamacpp(file: Path, work: Workload) -> Timed:
         lib.llama_free(context)
         return [tokens[i : i + work.samples] for i in range(0, sequences, work.samples)]
 
-    def one_prompt_at_a_time(work: Workload, unified: bool) -> list[list[list[int]]]:
-        return [draw(work, [p], unified)[0] for p in range(len(work.prompts))]
+    def in_batches(at_once: int, unified: bool, half: bool) -> Way:
+        """So many prompts at once."""
 
-    def all_at_once(work: Workload, unified: bool) -> list[list[list[int]]]:
-        at_once = max(1, 64 // work.samples)
-        every = list(range(len(work.prompts)))
-        return [
-            of_prompt
-            for start in range(0, len(every), at_once)
-            for of_prompt in draw(work, every[start : start + at_once], unified)
-        ]
+        def way(work: Workload) -> list[list[list[int]]]:
+            every = list(range(len(work.prompts)))
+            return [
+                of_prompt
+                for start in range(0, len(every), at_once)
+                for of_prompt in draw(work, every[start : start + at_once], unified, half)
+            ]
 
-    return fastest(
-        "llama.cpp",
-        {
-            "prompt by prompt, cells shared": lambda work: one_prompt_at_a_time(work, True),
-            "64 at once, cells shared": lambda work: all_at_once(work, True),
-            "64 at once, cells copied": lambda work: all_at_once(work, False),
-        },
-        work,
-    )
+        return way
+
+    many = max(1, 64 // work.samples)
+    ways = {
+        f"{at_once} prompts at once, cells {'shared' if unified else 'copied'}, "
+        f"cache in {'float16' if half else 'float32'}": in_batches(at_once, unified, half)
+        for at_once in sorted({1, many})
+        for unified in (True, False)
+        for half in (False, True)
+    }
+    return fastest("llama.cpp", ways, work)
 
 
 # -- OpenVINO GenAI -------------------------------------------------------------------------------
 
 
-def run_openvino(file: Path, work: Workload) -> Timed:
+def write_openvino(directory: Path, out: Path) -> None:
+    """The float32 weights as OpenVINO reads them, by the command line of `optimum-intel`."""
+    command = shutil.which("optimum-cli")
+    if command is None:
+        raise SystemExit(
+            "optimum-cli is not on the PATH: `pip install 'optimum-intel[openvino]'`, in an "
+            "environment of its own, since it needs an older transformers"
+        )
+    words = ["--task", "text-generation-with-past", "--weight-format", "fp32"]
+    subprocess.run(
+        [command, "export", "openvino", "--model", str(directory), *words, str(out)], check=True
+    )
+
+
+def run_openvino(directory: Path, work: Workload) -> Timed:
     """Its continuous batching over paged attention, with the prompts' blocks shared."""
     import openvino as ov
     import openvino_genai as genai
@@ -304,7 +316,7 @@ def run_openvino(file: Path, work: Workload) -> Timed:
     scheduler.max_num_seqs = 64
     scheduler.max_num_batched_tokens = 2048
     pipeline = genai.ContinuousBatchingPipeline(
-        str(file),
+        str(directory),
         scheduler,
         "CPU",
         {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"},
