@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import time
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +26,7 @@ from benchmarks.cells import (
     shuffle_labels,
     taught,
 )
+from benchmarks.decoding import gpu, limit, peers, recipe, work
 from ste_jax import files
 from ste_jax.errors import WorkError
 from ste_jax.records import Judgment, Pair, Prompt
@@ -290,3 +293,44 @@ def test_the_libraries_are_timed_and_compared(tmp_path, monkeypatch, capsys):
     )
     monkeypatch.setattr(Tokenizer, "encode_batch", wrong)
     assert tokenizer_libraries.main() == 1
+
+
+def test_what_is_kept_does_not_hang_on_drawing_in_waves():
+    found, _ = recipe.measure(pairs=6)
+    assert found["same judgments kept"]
+    first, every = found["first correct"], found["all at once"]
+    assert first["samples"] < every["samples"] == 6 * 2 * recipe.SAMPLES
+
+
+def test_the_limit_grows_with_the_work():
+    tiny = dataclasses.replace(work.LLAMA_135M, num_layers=1, vocab_size=1024)
+    little = work.Workload(prompts=((1,) * 64, (2,) * 64), samples=4, new_tokens=8)
+    much = dataclasses.replace(little, new_tokens=800)
+    one, two = (limit.seconds(tiny, each, work.knobs_for(each, 8)) for each in (little, much))
+    assert set(one) == set(two) and all(value > 0 for value in one.values())
+    assert two["steps, body"] > 10 * one["steps, body"]
+
+
+def test_the_fastest_way_of_a_peer_does_the_work():
+    def slow(asked: work.Workload) -> list[list[list[int]]]:
+        time.sleep(0.2)
+        return [[[7] * asked.new_tokens]]
+
+    def quick(asked: work.Workload) -> list[list[list[int]]]:
+        return [[[8] * asked.new_tokens]]
+
+    def broken(asked: work.Workload) -> list[list[list[int]]]:
+        raise RuntimeError("out of memory")
+
+    asked = work.Workload(prompts=((1, 2),), samples=1, new_tokens=8)
+    timed = peers.fastest("peer", {"slow": slow, "broken": broken, "quick": quick}, asked)
+    assert timed.told["way"] == "quick" and timed.ids == [[[8] * 8]] and timed.new_tokens == 8
+    assert set(timed.told["tokens/s in the trial"]) == {"slow", "quick"}
+
+
+def test_a_step_must_read_its_weights_and_what_its_rows_share_once():
+    config = dataclasses.replace(work.LLAMA_135M, tie_embeddings=True)
+    one = work.Workload(prompts=((1,) * 100,), samples=2, new_tokens=10)
+    token = 2 * 30 * 3 * 64
+    read = 2 * (config.parameter_count() + 100 * token + 2 * 10 / 2 * token)
+    assert gpu.step_bytes(config, one) == read

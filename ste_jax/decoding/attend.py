@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from ste_jax.models.attention import Attend, Seen
-from ste_jax.models.kernels import PLAIN, Kernel, Kernels
+from ste_jax.models.kernels import PLAIN, Kernel, Kernels, Mqa
 from ste_jax.sharding import over_mesh
 
 
@@ -87,7 +87,9 @@ def merge(parts: Sequence[Partial]) -> Partial:
     return Partial(highest, jnp.asarray(total), jnp.asarray(mixed))
 
 
-def decode_attend(groups: int, prefix_length: jax.Array, filled: jax.Array) -> Attend:
+def decode_attend(
+    groups: int, prefix_length: jax.Array, filled: jax.Array, kernels: Kernels = PLAIN
+) -> Attend:
     """Attention of one new token per row to its group's prompt, its own past and itself.
 
     `prefix_length` [G] and `filled` [G,N] say how much of the layer's cache counts: `prefix_k`
@@ -101,26 +103,30 @@ def decode_attend(groups: int, prefix_length: jax.Array, filled: jax.Array) -> A
         kv_heads = k.shape[2]
         rows, each = batch // groups, heads // kv_heads
         q = q.reshape(groups, rows, kv_heads, each, size)
-
+        prefix_k, suffix_k = cache["prefix_k"], cache["suffix_k"]
+        if keys_turned(kernels):
+            prefix_k, suffix_k = prefix_k.swapaxes(2, 3), suffix_k.swapaxes(3, 4)
+        prefix_v, suffix_v = cache["prefix_v"], cache["suffix_v"]
+        prompt, past = prefix_v.shape[2], suffix_v.shape[3]
+        kernel = kernels.decode
         together = q.transpose(0, 2, 1, 3, 4).reshape(groups, kv_heads, rows * each, size)
-        prefix = partial_attention(
-            together,
-            cache["prefix_k"].swapaxes(2, 3),
-            cache["prefix_v"],
-            seen,
-            _prompt_seen(cache["prefix_v"].shape[2], prefix_length, filled, each, seen)[:, None],
-            repeated=seen.window is None,
-        )
+        if kernel is not None and kernel.fits(seen, q.dtype, size, keys=prompt):
+            length = jnp.broadcast_to(prefix_length[:, None], (groups, kv_heads))
+            prefix = _shared(kernel, together, prefix_k, prefix_v, length, seen)
+        else:
+            mask = _prompt_seen(prompt, prefix_length, filled, each, seen)[:, None]
+            prefix = partial_attention(
+                together, prefix_k, prefix_v, seen, mask, repeated=seen.window is None
+            )
         prefix = Partial(
             *(x.reshape(groups, kv_heads, rows, each, -1).transpose(0, 2, 1, 3, 4) for x in prefix)
         )
-        suffix = partial_attention(
-            q,
-            cache["suffix_k"].swapaxes(3, 4),
-            cache["suffix_v"],
-            seen,
-            _past_seen(cache["suffix_v"].shape[3], filled, seen)[:, :, None, None],
-        )
+        if kernel is not None and kernel.fits(seen, q.dtype, size, keys=past):
+            length = jnp.broadcast_to(filled[:, :, None], (groups, rows, kv_heads))
+            suffix = _shared(kernel, q, suffix_k, suffix_v, length, seen)
+        else:
+            mask = _past_seen(past, filled, seen)[:, :, None, None]
+            suffix = partial_attention(q, suffix_k, suffix_v, seen, mask)
         own = partial_attention(
             q,
             k.reshape(groups, rows, kv_heads, 1, size),
@@ -131,6 +137,23 @@ def decode_attend(groups: int, prefix_length: jax.Array, filled: jax.Array) -> A
         return (mixed / total).astype(v.dtype).reshape(batch, 1, heads, size)
 
     return attend
+
+
+def keys_turned(kernels: Kernels) -> bool:
+    """Whether caches hold keys as [..., d, S], as plain products like them, or as [..., S, d]."""
+    return kernels.decode is None
+
+
+def _shared(
+    kernel: Mqa, q: jax.Array, k: jax.Array, v: jax.Array, length: jax.Array, seen: Seen
+) -> Partial:
+    """Attention of `q` [...,M,d] to the first `length` [...] of `k`, `v` [...,S,d]."""
+    *outer, _, _ = q.shape
+    q, k, v = (x.reshape(-1, *x.shape[-2:]) for x in (q, k, v))
+    highest, total, mixed = kernel(q, k, v, length.reshape(-1), seen)
+    return Partial(
+        *(x.reshape(*outer, *x.shape[1:]) for x in (highest[..., None], total[..., None], mixed))
+    )
 
 
 def _prompt_seen(

@@ -28,7 +28,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
-from ste_jax.decoding.attend import decode_attend, places, shared_prefix_attend
+from ste_jax.decoding.attend import decode_attend, keys_turned, places, shared_prefix_attend
 from ste_jax.decoding.sampling import row_keys, sample, token_logprobs
 from ste_jax.models.attention import Attend
 from ste_jax.models.decoder import Decoder, unstack
@@ -110,10 +110,14 @@ class Programs:
         # Plain arrays: flattening the state's own classes costs milliseconds in every call.
         self._weights, structure = jax.tree.flatten(state)
         kernels = kernels_of(jax.devices()[0] if mesh is None else mesh.devices.flat[0])
+        if mesh is not None and mesh.size > 1:
+            kernels = kernels._replace(decode=None)  # it does not know how to be divided
+        self._turned = keys_turned(kernels)
         jitted = _jitted(graph, structure, self._dtype, chunk, steps, not as_list, kernels)
         self._prefill, self._score, self._decode = map(self._within_mesh, jitted)
         self.load = self._within_mesh(functools.partial(_load_jitted, stacked=not as_list))
-        self.fill = self._within_mesh(functools.partial(_fill_jitted, stacked=not as_list))
+        fill = functools.partial(_fill_jitted, stacked=not as_list, turned=self._turned)
+        self.fill = self._within_mesh(fill)
         self._zeros = self._within_mesh(_zero_shapes if self._abstract else _zeros_jitted)
 
     # Public faces of the programs; the weights go along.
@@ -170,27 +174,31 @@ class Programs:
         return self._empty(("kv_heads", None, None), lambda _: (("k", shape), ("v", shape)))
 
     def prefix(self, groups: int, bucket: int) -> Cache:
-        """Empty prompts of a lane: `prefix_k` [L,G,K,d,S] and `prefix_v` [L,G,K,S,d]."""
-        kv_heads, size = self.config.num_kv_heads, self.config.head_dim
+        """Empty prompts of a lane: `prefix_k` [L,G,K,d,S] (see `attend.keys_turned`) and `prefix_v`
+        [L,G,K,S,d]."""
+        each = (groups, self.config.num_kv_heads)
 
         def shapes(window: int | None) -> Any:
-            room = places(bucket, window)
-            return (
-                ("prefix_k", (groups, kv_heads, size, room)),
-                ("prefix_v", (groups, kv_heads, room, size)),
-            )
+            keys, values = self._room(places(bucket, window))
+            return ("prefix_k", (*each, *keys)), ("prefix_v", (*each, *values))
 
         return self._empty(("batch", "kv_heads", None, None), shapes)
 
     def suffix(self, groups: int, rows: int, bucket: int) -> Cache:
-        """Empty pasts of a lane's rows: `suffix_k` [L,G,N,K,d,S'], `suffix_v` [L,G,N,K,S',d]."""
-        each, size = (groups, rows, self.config.num_kv_heads), self.config.head_dim
+        """Empty pasts of a lane's rows: `suffix_k` [L,G,N,K,d,S'] (see `attend.keys_turned`) and
+        `suffix_v` [L,G,N,K,S',d]."""
+        each = (groups, rows, self.config.num_kv_heads)
 
         def shapes(window: int | None) -> Any:
-            room = places(bucket, window)
-            return ("suffix_k", (*each, size, room)), ("suffix_v", (*each, room, size))
+            keys, values = self._room(places(bucket, window))
+            return ("suffix_k", (*each, *keys)), ("suffix_v", (*each, *values))
 
         return self._empty(("batch", None, "kv_heads", None, None), shapes)
+
+    def _room(self, length: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Shapes of `length` keys and of as many values."""
+        values = (length, self.config.head_dim)
+        return values[::-1] if self._turned else values, values
 
     def _empty(self, axes: Axes, shapes_of: Callable[[int | None], Any]) -> Cache:
         """A cache of zeros; `shapes_of(window)` are a layer's arrays."""
@@ -243,7 +251,9 @@ def _jitted(
     return (
         program(functools.partial(_prefill, attend=attend, stacked=stacked), "buffer"),
         program(functools.partial(_score, attend=attend)),
-        program(functools.partial(_decode, steps=steps, stacked=stacked), "suffix"),
+        program(
+            functools.partial(_decode, steps=steps, stacked=stacked, kernels=kernels), "suffix"
+        ),
     )
 
 
@@ -300,7 +310,13 @@ def _load(*, buffer: Cache, piece: Cache, start: jax.Array, stacked: bool) -> Ca
 
 
 def _fill(
-    *, prefix: Cache, buffer: Cache, group: jax.Array, length: jax.Array, stacked: bool
+    *,
+    prefix: Cache,
+    buffer: Cache,
+    group: jax.Array,
+    length: jax.Array,
+    stacked: bool,
+    turned: bool,
 ) -> Cache:
     def layer(into: Any, prompt: Any) -> Any:
         # All of the prompt, or under a window its end.
@@ -314,9 +330,10 @@ def _fill(
         )
         last = jax.lax.dynamic_slice_in_dim(k, jnp.minimum(length, room) - 1, 1, axis=1)
         k, v = jnp.where(known, k, jnp.where(length > 0, last, 0)), jnp.where(known, v, 0)
+        k = k.swapaxes(1, 2) if turned else k
         put = jax.lax.dynamic_update_slice_in_dim
         return {
-            "prefix_k": put(into["prefix_k"], k.swapaxes(1, 2)[None], group, axis=0),
+            "prefix_k": put(into["prefix_k"], k[None], group, axis=0),
             "prefix_v": put(into["prefix_v"], v[None], group, axis=0),
         }
 
@@ -324,7 +341,7 @@ def _fill(
 
 
 _load_jitted = jax.jit(_load, donate_argnames="buffer", static_argnames="stacked")
-_fill_jitted = jax.jit(_fill, donate_argnames="prefix", static_argnames="stacked")
+_fill_jitted = jax.jit(_fill, donate_argnames="prefix", static_argnames=("stacked", "turned"))
 _zeros_jitted = jax.jit(_make_zeros, static_argnames=("dtype", "axes", "shapes"))
 
 
@@ -382,6 +399,7 @@ def _decode(
     eos_ids: jax.Array,
     steps: int,
     stacked: bool,
+    kernels: Kernels,
 ) -> tuple[Cache, jax.Array, jax.Array]:
     model = model_of(weights)
     groups, rows = control.token.shape
@@ -399,7 +417,7 @@ def _decode(
         hidden, new = model(
             token.reshape(batch, 1),
             positions,
-            decode_attend(groups, control.prefix_length, filled),
+            decode_attend(groups, control.prefix_length, filled, kernels),
             cache,
         )
 
@@ -437,8 +455,9 @@ def _decode(
             row = (*((jnp.arange(v.shape[0])[:, None],) if stacked else ()), group_of, row_of)
             put = {"mode": "drop", "unique_indices": True}
             every = slice(None)
+            key = (every, place) if keys_turned(kernels) else (place,)
             return {
-                "suffix_k": k.at[(*row, every, every, place)].set(new_k, **put),
+                "suffix_k": k.at[(*row, every, *key)].set(new_k, **put),
                 "suffix_v": v.at[(*row, every, place)].set(new_v, **put),
             }
 

@@ -6,13 +6,16 @@ Shapes: `B` rows, `T` query time, `S` key time, `H` query heads, `K` kv heads, `
 as plain products that XLA compiles. A kernel returns the logarithm of each query's sum of
 exp(score) beside its output, so that attention over several stretches of keys can be merged.
 
-A decoding step stays with plain products everywhere. JAX's paged and ragged kernels read a row's
-keys row by row: a prompt of P tokens with N samples costs them N * P keys and values a step, where
-two products over a prompt that its rows share read P.
+A decoding step reads a prompt once for all the rows that share it, and each row's own tokens. JAX's
+paged and ragged kernels for TPU read a row's keys row by row: a prompt of P tokens with N samples
+costs them N * P keys and values a step, where two plain products read P. So it stays with these
+there. On GPU, JAX's decoding kernel takes the queries of all rows of a prompt as the heads that
+share one key, and writes no scores to memory.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -118,6 +121,45 @@ class Cudnn:
         return out, logsumexp
 
 
+@dataclass(frozen=True)
+class Mqa:
+    """JAX's decoding kernel for GPU: few queries, and keys that all of them share."""
+
+    interpret: bool = False
+    """Run by JAX's interpreter of kernels, on any backend."""
+
+    def fits(self, seen: Seen, dtype: Any, head_dim: int, *, keys: int) -> bool:
+        """Types of 16 bits, keys in blocks of 128, no window and no cap."""
+        known = jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
+        plain = seen.softcap is None and seen.window is None
+        return known and plain and head_dim in (32, 64, 128, 256) and keys % 128 == 0
+
+    def __call__(
+        self, q: jax.Array, k: jax.Array, v: jax.Array, length: jax.Array, seen: Seen
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Attention of `q` [B,M,d] to the first `length` [B] of `k`, `v` [B,S,d].
+
+        Returns in float32 the largest scores [B,M], the sums of exp(score - largest) [B,M], and the
+        values weighted by these [B,M,d].
+        """
+        from jax.experimental.pallas.ops.gpu.decode_attention import mqa
+
+        out, (total, highest) = mqa(
+            q,
+            k,
+            v,
+            kv_seq_len=length,
+            sm_scale=seen.scale,
+            block_h=min(64, max(16, 2 ** math.ceil(math.log2(q.shape[1])))),
+            block_k=64,
+            k_splits=math.gcd(k.shape[1] // 128, 16),
+            interpret=self.interpret,
+            return_residuals=True,
+            normalize_output=False,
+        )
+        return highest, total, out.astype(jnp.float32)
+
+
 class Kernels(NamedTuple):
     """What runs as a kernel, and as which; None: as plain products."""
 
@@ -125,13 +167,15 @@ class Kernels(NamedTuple):
     """A piece of a prompt or a completion, or a row in training, attends to itself."""
     prefix: Kernel | None = None
     """It attends to the tokens before it."""
+    decode: Mqa | None = None
+    """In a decoding step, the rows of a prompt attend to it, and each row to its own tokens."""
 
 
 PLAIN = Kernels()
 
 KERNELS: dict[str, Kernels] = {
     "tpu": Kernels(own=Splash(), prefix=Splash()),
-    "gpu": Kernels(own=Cudnn(), prefix=Cudnn()),
+    "gpu": Kernels(own=Cudnn(), prefix=Cudnn(), decode=Mqa()),
     "cpu": PLAIN,
 }
 """Backend -> its kernels."""
