@@ -19,6 +19,7 @@ _BITS = {"pred": 8, "bf16": 16, "token": 0, "opaque": 0}
 _ARRAY = re.compile(r"([a-z]\w*)\[([\d,<=]*)\](?:\{([^}]*)\})?")
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
+_END = re.compile(r"^\}(, execution_thread=.*)?$")
 _COMMENT = re.compile(r"/\*.*?\*/")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 
@@ -136,13 +137,15 @@ def parse(text: str) -> Module:
     """The module of XLA's text. Raises `ValueError` for a line that it cannot read."""
     computations: dict[str, Computation] = {}
     entry = current = None
-    for line in text.splitlines():
+    for line in _whole_lines(text):
         if current is None:
             header = _HEADER.match(line)
             if header:
                 current = computations[header[2]] = Computation(header[2])
                 entry = current if header[1] else entry
-        elif line.startswith("}"):
+        elif _END.match(line):
+            if not current.root:
+                raise ValueError(f"{current.name}: no instruction of it is its result")
             current = None
         elif found := _INSTRUCTION.match(line):
             current.instructions[found[2]] = _instruction(found[2], _COMMENT.sub("", found[3]))
@@ -151,6 +154,20 @@ def parse(text: str) -> Module:
     if entry is None:
         raise ValueError("no entry computation: this is not the text of a compiled module")
     return Module(computations, entry)
+
+
+def _whole_lines(text: str) -> Iterator[str]:
+    """The text's lines. What a kernel says of itself has lines of its own: they belong to the
+    kernel's instruction."""
+    held = ""
+    for line in text.splitlines():
+        goes_on = _INSTRUCTION.match(held) and not (_INSTRUCTION.match(line) or _END.match(line))
+        if goes_on:
+            held += line
+        else:
+            yield held
+            held = line
+    yield held
 
 
 def _instruction(name: str, text: str) -> Instruction:

@@ -13,7 +13,7 @@ caller says. Each is charged
 - bytes sent over the interconnect by each device, as a ring does it.
 
 A kernel of one's own is opaque: it is charged what it declares of itself (`pl.CostEstimate`), or,
-if it declares nothing, its operands and results.
+if it declares nothing, its operands and results and no FLOPs.
 """
 
 from __future__ import annotations
@@ -85,7 +85,8 @@ class Line:
 
 
 class UnknownTripsError(ValueError):
-    """A loop's number of trips is neither in the program nor among what the caller said."""
+    """The trips that the caller said are not one for each loop whose number is not in the
+    program."""
 
 
 def lines(module: Module, unknown_trips: Sequence[float] = ()) -> Iterator[Line]:
@@ -93,13 +94,19 @@ def lines(module: Module, unknown_trips: Sequence[float] = ()) -> Iterator[Line]
 
     Args:
       module: a scheduled one, after all of the compiler's passes.
-      unknown_trips: trips of the loops whose number the text does not give: of those that stand in
-        no other such loop, of those in one, and so on.
+      unknown_trips: of each loop whose number the text does not give, in the order in which they
+        begin to run: a loop stands before those in it.
 
     Of a conditional the branch is counted that moves the most bytes. Raises `UnknownTripsError`
-    where `unknown_trips` is too short.
+    where `unknown_trips` is too short or too long.
     """
-    yield from _Walk(module, tuple(unknown_trips)).computation(module.entry, 1.0, 0, ())
+    walk = _Walk(module, list(unknown_trips))
+    yield from walk.computation(module.entry, 1.0, ())
+    if walk.unknown_trips:
+        raise UnknownTripsError(
+            f"trips of {len(unknown_trips)} loops are said, but of the last "
+            f"{len(walk.unknown_trips)} the program has none whose number it does not give"
+        )
 
 
 def total(counted: Iterator[Line]) -> Cost:
@@ -121,23 +128,20 @@ Loops = tuple[tuple[Instruction, Computation], ...]
 @dataclass(frozen=True)
 class _Walk:
     module: Module
-    unknown_trips: tuple[float, ...]
+    unknown_trips: list[float]
+    """Of the loops that are still to come."""
 
-    def computation(
-        self, computation: Computation, times: float, unknown: int, loops: Loops
-    ) -> Iterator[Line]:
+    def computation(self, computation: Computation, times: float, loops: Loops) -> Iterator[Line]:
         for one in computation.instructions.values():
             if one.opcode == "while":
-                trips, deeper = self._trips(one, computation, unknown, loops)
+                trips = self._trips(one, computation, loops)
                 for name in one.called("condition", "body"):
                     inner = self.module.computations[name]
-                    yield from self.computation(
-                        inner, times * trips, deeper, (*loops, (one, computation))
-                    )
+                    yield from self.computation(inner, times * trips, (*loops, (one, computation)))
             elif one.opcode == "conditional":
                 yield from max(
                     (
-                        list(self.computation(self.module.computations[name], times, unknown, ()))
+                        list(self.computation(self.module.computations[name], times, ()))
                         for name in one.called(
                             "branch_computations", "true_computation", "false_computation"
                         )
@@ -147,7 +151,7 @@ class _Walk:
             elif one.opcode in {"call", "async-start"}:
                 for name in one.called("to_apply", "calls"):
                     inner = self.module.computations[name]
-                    yield from self.computation(inner, times, unknown, ())
+                    yield from self.computation(inner, times, ())
             elif one.opcode not in _FREE and not one.opcode.endswith(("-done", "-update")):
                 yield self._line(one, computation, times)
 
@@ -168,21 +172,19 @@ class _Walk:
 
     # -- trips --------------------------------------------------------------------------------
 
-    def _trips(
-        self, loop: Instruction, around: Computation, unknown: int, loops: Loops
-    ) -> tuple[float, int]:
-        """How often the body runs, and how many loops of unknown trips are then open."""
+    def _trips(self, loop: Instruction, around: Computation, loops: Loops) -> float:
+        """How often the body runs."""
         trips: float | None = loop.known_trips
         if trips is None:
             trips = self._derived_trips(loop, around, loops)
         if trips is not None:
-            return trips, unknown
-        if unknown >= len(self.unknown_trips):
+            return trips
+        if not self.unknown_trips:
             raise UnknownTripsError(
-                f"how often does the loop {loop.name} run? Its {len(loops)} loops around it "
-                f"included, {unknown} are of unknown trips ({loop.attribute('metadata')})"
+                f"how often does the loop {loop.name} run? It stands in {len(loops)} others, and "
+                f"neither the program nor the caller says it ({loop.attribute('metadata')})"
             )
-        return self.unknown_trips[unknown], unknown + 1
+        return self.unknown_trips.pop(0)
 
     def _derived_trips(self, loop: Instruction, around: Computation, loops: Loops) -> int | None:
         """Trips of a loop that counts from one constant to another."""
@@ -196,7 +198,10 @@ class _Walk:
         inside = (*loops, (loop, around))
         bound = self._number(condition, test.operands[1], inside)
         start = self._number(around, self._initial(loop, around, index), loops)
-        after = body.instructions[_origin(body, body.instructions[body.root].operands[index])]
+        kept = body.instructions[body.root]
+        if kept.opcode != "tuple":
+            return None
+        after = body.instructions[_origin(body, kept.operands[index])]
         if after.opcode != "add" or bound is None or start is None:
             return None
         for counter, by in (after.operands, after.operands[::-1]):
@@ -226,8 +231,8 @@ class _Walk:
             return None
         loop, around = loops[-1]
         body = self.module.computations[loop.called("body")[0]]
-        kept = body.instructions[body.root].operands
-        if index >= len(kept) or _element(body, kept[index]) != index:
+        kept = body.instructions[body.root]
+        if kept.opcode != "tuple" or _element(body, kept.operands[index]) != index:
             return None
         return self._number(around, self._initial(loop, around, index), loops[:-1])
 

@@ -103,6 +103,49 @@ def test_trips_that_only_the_data_know_must_be_said() -> None:
     with pytest.raises(UnknownTripsError, match="loop"):
         cost(text)
     assert cost(text, 4).flops == 4 * 64 * 64
+    with pytest.raises(UnknownTripsError, match="of 2 loops are said, but of the last 1"):
+        cost(text, 4, 5)
+
+
+def test_each_loop_has_trips_of_its_own() -> None:
+    second = "%again = (s32[], f32[64,64]{1,0}, s32[]) while(%loop), condition=%condition, "
+    text = LOOP.replace("STEP", "1").replace("BOUND", "%n")
+    text = text.replace("  ROOT %result", f"  {second}body=%body\n  ROOT %result")
+    assert cost(text, 4, 0).flops == 4 * 64 * 64
+    assert cost(text, 3, 2).flops == 5 * 64 * 64
+    with pytest.raises(UnknownTripsError, match="loop again"):
+        cost(text, 4)
+
+
+def test_a_loop_whose_state_is_not_written_out_is_named() -> None:
+    text = LOOP.replace("STEP", "1").replace("BOUND", "%end")
+    text = text.replace("ROOT %out = ", "%out = ").replace(
+        "tuple(%next, %twice, %last)\n",
+        "tuple(%next, %twice, %last)\n  ROOT %held = (s32[], f32[64,64]{1,0}, s32[]) "
+        "opt-barrier(%out)\n",
+    )
+    with pytest.raises(UnknownTripsError, match="the loop loop run"):
+        cost(text)
+    with pytest.raises(ValueError, match="body: no instruction of it is its result"):
+        cost(text.replace("ROOT %held", "%held"))
+
+
+KERNEL = """
+HloModule test, is_scheduled=true
+
+ENTRY %main (x: f32[64,64]) -> f32[64,64] {
+  %x = f32[64,64]{1,0} parameter(0)
+  %kernel = f32[64,64]{1,0} custom-call(%x), custom_call_target="t", frontend_attributes={about={
+"blocks":"{\\"q\\": 512, \\"kv\\": 512}"
+}}, backend_config={"cost_estimate":{"flops":"7","bytes_accessed":"9"}}
+  ROOT %result = f32[64,64]{1,0} add(%kernel, %x)
+}
+"""
+
+
+def test_what_a_kernel_says_in_lines_of_its_own_ends_nothing() -> None:
+    matrix = 64 * 64 * 4
+    assert cost(KERNEL) == Cost(flops=7 + 64 * 64, hbm_bytes=9 + 3 * matrix)
 
 
 FUSION = """
