@@ -88,7 +88,12 @@ def merge(parts: Sequence[Partial]) -> Partial:
 
 
 def decode_attend(
-    groups: int, prefix_length: jax.Array, filled: jax.Array, kernels: Kernels = PLAIN
+    groups: int,
+    prefix_length: jax.Array,
+    filled: jax.Array,
+    kernels: Kernels = PLAIN,
+    *,
+    stacked: bool = False,
 ) -> Attend:
     """Attention of one new token per row to its group's prompt, its own past and itself.
 
@@ -105,7 +110,9 @@ def decode_attend(
         q = q.reshape(groups, rows, kv_heads, each, size)
         prefix_k, suffix_k = cache["prefix_k"], cache["suffix_k"]
         if keys_turned(kernels):
-            prefix_k, suffix_k = prefix_k.swapaxes(2, 3), suffix_k.swapaxes(3, 4)
+            prefix_k = prefix_k.swapaxes(2, 3)
+        if past_turned(kernels, stacked):
+            suffix_k = suffix_k.swapaxes(3, 4)
         prefix_v, suffix_v = cache["prefix_v"], cache["suffix_v"]
         prompt, past = prefix_v.shape[2], suffix_v.shape[3]
         kernel = kernels.decode
@@ -140,8 +147,14 @@ def decode_attend(
 
 
 def keys_turned(kernels: Kernels) -> bool:
-    """Whether caches hold keys as [..., d, S], as plain products like them, or as [..., S, d]."""
+    """Whether prompts hold keys as [..., d, S], as plain products like them, or as [..., S, d]."""
     return kernels.decode is None
+
+
+def past_turned(kernels: Kernels, stacked: bool) -> bool:
+    """The same of what rows have written. Of stacked layers the compiler for TPU writes whole
+    heads, and would turn all of a turned past at every round."""
+    return keys_turned(kernels) and not stacked
 
 
 def _shared(

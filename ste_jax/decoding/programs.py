@@ -28,7 +28,13 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
-from ste_jax.decoding.attend import decode_attend, keys_turned, places, shared_prefix_attend
+from ste_jax.decoding.attend import (
+    decode_attend,
+    keys_turned,
+    past_turned,
+    places,
+    shared_prefix_attend,
+)
 from ste_jax.decoding.sampling import row_keys, sample, token_logprobs
 from ste_jax.models.attention import Attend
 from ste_jax.models.decoder import Decoder, unstack
@@ -112,6 +118,7 @@ class Programs:
         kernels = kernels_of(jax.devices()[0] if mesh is None else mesh.devices.flat[0])
         if mesh is not None and mesh.size > 1:
             kernels = kernels._replace(decode=None)  # it does not know how to be divided
+        self._past_turned = past_turned(kernels, stacked=not as_list)
         self._turned = keys_turned(kernels)
         jitted = _jitted(graph, structure, self._dtype, chunk, steps, not as_list, kernels)
         self._prefill, self._score, self._decode = map(self._within_mesh, jitted)
@@ -179,26 +186,26 @@ class Programs:
         each = (groups, self.config.num_kv_heads)
 
         def shapes(window: int | None) -> Any:
-            keys, values = self._room(places(bucket, window))
+            keys, values = self._room(places(bucket, window), self._turned)
             return ("prefix_k", (*each, *keys)), ("prefix_v", (*each, *values))
 
         return self._empty(("batch", "kv_heads", None, None), shapes)
 
     def suffix(self, groups: int, rows: int, bucket: int) -> Cache:
-        """Empty pasts of a lane's rows: `suffix_k` [L,G,N,K,d,S'] (see `attend.keys_turned`) and
+        """Empty pasts of a lane's rows: `suffix_k` [L,G,N,K,d,S'] (see `attend.past_turned`) and
         `suffix_v` [L,G,N,K,S',d]."""
         each = (groups, rows, self.config.num_kv_heads)
 
         def shapes(window: int | None) -> Any:
-            keys, values = self._room(places(bucket, window))
+            keys, values = self._room(places(bucket, window), self._past_turned)
             return ("suffix_k", (*each, *keys)), ("suffix_v", (*each, *values))
 
         return self._empty(("batch", None, "kv_heads", None, None), shapes)
 
-    def _room(self, length: int) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Shapes of `length` keys and of as many values."""
+    def _room(self, length: int, turned: bool) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Shapes of `length` keys, which may be turned, and of as many values."""
         values = (length, self.config.head_dim)
-        return values[::-1] if self._turned else values, values
+        return values[::-1] if turned else values, values
 
     def _empty(self, axes: Axes, shapes_of: Callable[[int | None], Any]) -> Cache:
         """A cache of zeros; `shapes_of(window)` are a layer's arrays."""
@@ -417,7 +424,7 @@ def _decode(
         hidden, new = model(
             token.reshape(batch, 1),
             positions,
-            decode_attend(groups, control.prefix_length, filled, kernels),
+            decode_attend(groups, control.prefix_length, filled, kernels, stacked=stacked),
             cache,
         )
 
@@ -455,7 +462,7 @@ def _decode(
             row = (*((jnp.arange(v.shape[0])[:, None],) if stacked else ()), group_of, row_of)
             put = {"mode": "drop", "unique_indices": True}
             every = slice(None)
-            key = (every, place) if keys_turned(kernels) else (place,)
+            key = (every, place) if past_turned(kernels, stacked) else (place,)
             return {
                 "suffix_k": k.at[(*row, every, *key)].set(new_k, **put),
                 "suffix_v": v.at[(*row, every, place)].set(new_v, **put),
