@@ -8,6 +8,7 @@ process's part of the result is its copy. So the compiler gathers from where eac
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -102,7 +103,4 @@ def _overlap(one: Region, two: Region) -> Region:
 
 
 def _volume(region: Region) -> int:
-    volume = 1
-    for begin, end in region:
-        volume *= max(end - begin, 0)
-    return volume
+    return math.prod(max(end - begin, 0) for begin, end in region)

@@ -4,7 +4,7 @@ Shapes: `G` groups (prompts), `N` rows of a group, `B = G * N`, `T` time, `K` kv
 heads per kv head, `d` head size.
 
 Caches have the head before the place, so that the two products are plain batched matrix products,
-and the keys are kept transposed: nothing large is then turned each time it is read (on CPU that is
+and keys may be kept transposed: nothing large is then turned each time it is read (on CPU that is
 most of what attention costs). Attention over several stretches of keys is each stretch's own
 softmax, left undivided, merged by their maxima and sums: one exact softmax over all.
 
@@ -93,14 +93,15 @@ def decode_attend(
     filled: jax.Array,
     kernels: Kernels = PLAIN,
     *,
-    stacked: bool = False,
+    turned: bool = True,
 ) -> Attend:
     """Attention of one new token per row to its group's prompt, its own past and itself.
 
     `prefix_length` [G] and `filled` [G,N] say how much of the layer's cache counts: `prefix_k`
     [G,K,d,S], where the prompt's last key stands in all places after it, `prefix_v` [G,K,S,d],
-    `suffix_k` [G,N,K,d,S'] and `suffix_v` [G,N,K,S',d]. Under a window a prompt that is longer than
-    `S` is there with its last `S` tokens, and token t of a row stands at place t modulo `S'`.
+    `suffix_k` [G,N,K,d,S'] and `suffix_v` [G,N,K,S',d]; if they are not `turned`, keys stand as
+    values do. Under a window a prompt that is longer than `S` is there with its last `S` tokens,
+    and token t of a row stands at place t modulo `S'`.
     """
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array, cache: Any, seen: Seen) -> jax.Array:
@@ -109,10 +110,8 @@ def decode_attend(
         rows, each = batch // groups, heads // kv_heads
         q = q.reshape(groups, rows, kv_heads, each, size)
         prefix_k, suffix_k = cache["prefix_k"], cache["suffix_k"]
-        if keys_turned(kernels):
-            prefix_k = prefix_k.swapaxes(2, 3)
-        if past_turned(kernels, stacked):
-            suffix_k = suffix_k.swapaxes(3, 4)
+        if turned:
+            prefix_k, suffix_k = prefix_k.swapaxes(2, 3), suffix_k.swapaxes(3, 4)
         prefix_v, suffix_v = cache["prefix_v"], cache["suffix_v"]
         prompt, past = prefix_v.shape[2], suffix_v.shape[3]
         kernel = kernels.decode
@@ -144,17 +143,6 @@ def decode_attend(
         return (mixed / total).astype(v.dtype).reshape(batch, 1, heads, size)
 
     return attend
-
-
-def keys_turned(kernels: Kernels) -> bool:
-    """Whether prompts hold keys as [..., d, S], as plain products like them, or as [..., S, d]."""
-    return kernels.decode is None
-
-
-def past_turned(kernels: Kernels, stacked: bool) -> bool:
-    """The same of what rows have written. Of stacked layers the compiler for TPU writes whole
-    heads, and would turn all of a turned past at every round."""
-    return keys_turned(kernels) and not stacked
 
 
 def _shared(

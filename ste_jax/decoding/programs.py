@@ -28,13 +28,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
-from ste_jax.decoding.attend import (
-    decode_attend,
-    keys_turned,
-    past_turned,
-    places,
-    shared_prefix_attend,
-)
+from ste_jax.decoding.attend import decode_attend, places, shared_prefix_attend
 from ste_jax.decoding.sampling import row_keys, sample, token_logprobs
 from ste_jax.models.attention import Attend
 from ste_jax.models.decoder import Decoder, unstack
@@ -118,8 +112,7 @@ class Programs:
         kernels = kernels_of(jax.devices()[0] if mesh is None else mesh.devices.flat[0])
         if mesh is not None and mesh.size > 1:
             kernels = kernels._replace(decode=None)  # it does not know how to be divided
-        self._past_turned = past_turned(kernels, stacked=not as_list)
-        self._turned = keys_turned(kernels)
+        self._turned = _keys_turned(kernels, stacked=not as_list)
         jitted = _jitted(graph, structure, self._dtype, chunk, steps, not as_list, kernels)
         self._prefill, self._score, self._decode = map(self._within_mesh, jitted)
         self.load = self._within_mesh(functools.partial(_load_jitted, stacked=not as_list))
@@ -181,31 +174,27 @@ class Programs:
         return self._empty(("kv_heads", None, None), lambda _: (("k", shape), ("v", shape)))
 
     def prefix(self, groups: int, bucket: int) -> Cache:
-        """Empty prompts of a lane: `prefix_k` [L,G,K,d,S] (see `attend.keys_turned`) and `prefix_v`
-        [L,G,K,S,d]."""
-        each = (groups, self.config.num_kv_heads)
-
-        def shapes(window: int | None) -> Any:
-            keys, values = self._room(places(bucket, window), self._turned)
-            return ("prefix_k", (*each, *keys)), ("prefix_v", (*each, *values))
-
-        return self._empty(("batch", "kv_heads", None, None), shapes)
+        """Empty prompts of a lane: `prefix_v` [L,G,K,S,d], and `prefix_k` likewise or turned, see
+        `_keys_turned`."""
+        return self._cache(
+            "prefix", ("batch", "kv_heads"), (groups, self.config.num_kv_heads), bucket
+        )
 
     def suffix(self, groups: int, rows: int, bucket: int) -> Cache:
-        """Empty pasts of a lane's rows: `suffix_k` [L,G,N,K,d,S'] (see `attend.past_turned`) and
-        `suffix_v` [L,G,N,K,S',d]."""
+        """Empty pasts of a lane's rows: `suffix_v` [L,G,N,K,S',d], and `suffix_k` likewise or
+        turned."""
         each = (groups, rows, self.config.num_kv_heads)
+        return self._cache("suffix", ("batch", None, "kv_heads"), each, bucket)
+
+    def _cache(self, name: str, axes: Axes, each: tuple[int, ...], bucket: int) -> Cache:
+        """Empty keys and values of so many stretches of `bucket` tokens."""
 
         def shapes(window: int | None) -> Any:
-            keys, values = self._room(places(bucket, window), self._past_turned)
-            return ("suffix_k", (*each, *keys)), ("suffix_v", (*each, *values))
+            values = (places(bucket, window), self.config.head_dim)
+            keys = values[::-1] if self._turned else values
+            return (f"{name}_k", (*each, *keys)), (f"{name}_v", (*each, *values))
 
-        return self._empty(("batch", None, "kv_heads", None, None), shapes)
-
-    def _room(self, length: int, turned: bool) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Shapes of `length` keys, which may be turned, and of as many values."""
-        values = (length, self.config.head_dim)
-        return values[::-1] if turned else values, values
+        return self._empty((*axes, None, None), shapes)
 
     def _empty(self, axes: Axes, shapes_of: Callable[[int | None], Any]) -> Cache:
         """A cache of zeros; `shapes_of(window)` are a layer's arrays."""
@@ -262,6 +251,15 @@ def _jitted(
             functools.partial(_decode, steps=steps, stacked=stacked, kernels=kernels), "suffix"
         ),
     )
+
+
+def _keys_turned(kernels: Kernels, stacked: bool) -> bool:
+    """Whether caches hold keys as [..., d, S], as plain products like them best.
+
+    A decoding kernel wants them as values are, [..., S, d]. And of stacked layers the compiler for
+    TPU writes whole heads, and would turn all of a turned past at every round.
+    """
+    return kernels.decode is None and not stacked
 
 
 def _arrays_on(mesh: Mesh | None, state: Any, dtype: Any) -> Any:
@@ -408,7 +406,7 @@ def _decode(
     stacked: bool,
     kernels: Kernels,
 ) -> tuple[Cache, jax.Array, jax.Array]:
-    model = model_of(weights)
+    model, turned = model_of(weights), _keys_turned(kernels, stacked)
     groups, rows = control.token.shape
     batch = groups * rows
     keys = row_keys(
@@ -424,7 +422,7 @@ def _decode(
         hidden, new = model(
             token.reshape(batch, 1),
             positions,
-            decode_attend(groups, control.prefix_length, filled, kernels, stacked=stacked),
+            decode_attend(groups, control.prefix_length, filled, kernels, turned=turned),
             cache,
         )
 
@@ -462,7 +460,7 @@ def _decode(
             row = (*((jnp.arange(v.shape[0])[:, None],) if stacked else ()), group_of, row_of)
             put = {"mode": "drop", "unique_indices": True}
             every = slice(None)
-            key = (every, place) if past_turned(kernels, stacked) else (place,)
+            key = (every, place) if turned else (place,)
             return {
                 "suffix_k": k.at[(*row, every, *key)].set(new_k, **put),
                 "suffix_v": v.at[(*row, every, place)].set(new_v, **put),

@@ -150,7 +150,7 @@ class Mqa:
             v,
             kv_seq_len=length,
             sm_scale=seen.scale,
-            block_h=min(64, max(16, 2 ** math.ceil(math.log2(q.shape[1])))),
+            block_h=min(64, max(16, 1 << (q.shape[1] - 1).bit_length())),
             block_k=64,
             k_splits=math.gcd(k.shape[1] // 128, 16),
             interpret=self.interpret,

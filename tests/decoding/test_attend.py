@@ -81,9 +81,9 @@ def ring(x: Array, length: int, room: int) -> Array:
     ],
     ids=["plain", "capped", "window", "window-longer-than-the-past", "itself"],
 )
-@pytest.mark.parametrize("stacked", [False, True], ids=["list", "stacked"])
+@pytest.mark.parametrize("turned", [True, False], ids=["turned", "not-turned"])
 def test_a_decoding_step_sees_its_prompt_its_past_and_itself(
-    stacked: bool, seen: Seen, room: tuple[int, int]
+    turned: bool, seen: Seen, room: tuple[int, int]
 ) -> None:
     groups, rows, prompt, past = 2, 3, 7, 5
     batch = groups * rows
@@ -101,12 +101,12 @@ def test_a_decoding_step_sees_its_prompt_its_past_and_itself(
         ]
     )
     cache = {
-        "prefix_k": kept[0].transpose(0, 2, 3, 1),
+        "prefix_k": kept[0].transpose((0, 2, 3, 1) if turned else (0, 2, 1, 3)),
         "prefix_v": kept[1].transpose(0, 2, 1, 3),
-        "suffix_k": rings[0].transpose((0, 1, 3, 2, 4) if stacked else (0, 1, 3, 4, 2)),
+        "suffix_k": rings[0].transpose((0, 1, 3, 4, 2) if turned else (0, 1, 3, 2, 4)),
         "suffix_v": rings[1].transpose(0, 1, 3, 2, 4),
     }
-    attend = decode_attend(groups, jnp.asarray(length), jnp.asarray(filled), stacked=stacked)
+    attend = decode_attend(groups, jnp.asarray(length), jnp.asarray(filled), turned=turned)
     out = jax.jit(attend, static_argnums=4)(q, *own, cache, seen)
     for group in range(groups):
         for row in range(rows):

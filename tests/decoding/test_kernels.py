@@ -17,10 +17,10 @@ from ste_jax.decoding.engine import Engine
 from ste_jax.models import kernels as kernels_module
 from ste_jax.models.attention import Seen
 from ste_jax.models.config import LayerKind, ModelConfig
-from ste_jax.models.decoder import Decoder, abstract_decoder
+from ste_jax.models.decoder import Decoder
 from ste_jax.models.kernels import KERNELS, PLAIN, Cudnn, Kernels, Mqa, Splash, kernels_of
-from ste_jax.parameters import with_parameters
 from ste_jax.sharding import make_mesh
+from tests.decoding import small
 from tests.decoding.small import LETTERS, Letters, collect, prompt, request
 
 CHUNK = 128
@@ -186,12 +186,7 @@ def tiny_model() -> Decoder:
         max_position=512,
         kinds=(LayerKind(window=150), LayerKind()),
     )
-    draw = np.random.default_rng(3)
-    values = {
-        path: jnp.asarray(one.mean + 3 * one.std * draw.normal(size=one.shape), jnp.float32)
-        for path, one in config.parameters().items()
-    }
-    return with_parameters(abstract_decoder(config), values)
+    return small.random_model(config, 3, lambda std: 3 * std)
 
 
 @pytest.mark.parametrize("tensor", [1, 2])
@@ -264,7 +259,9 @@ def test_a_decoding_step_by_the_gpus_kernel(rows: int, size: int) -> None:
     values = {"prefix_v": prefix[1], "suffix_v": suffix[1]}
     seen = Seen(size**-0.5)
     want = decode_attend(groups, length, filled)(q, k, v, plain | values, seen)
-    found = decode_attend(groups, length, filled, DECODE)(q, k, v, by_kernel | values, seen)
+    found = decode_attend(groups, length, filled, DECODE, turned=False)(
+        q, k, v, by_kernel | values, seen
+    )
     np.testing.assert_allclose(*(np.asarray(x, np.float32) for x in (found, want)), atol=0.02)
 
 
