@@ -28,8 +28,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from benchmarks.claims import claim_told
 
 PEERS = ("transformers", "llamacpp", "openvino")
 CLAIMS = {
@@ -56,32 +57,24 @@ def work_of(name: str, directory: Path) -> Any:
 
 def worker(role: str, name: str, directory: Path) -> dict[str, Any]:
     """What one engine does, in this process."""
-    from benchmarks.decoding import peers
-
     work = work_of(name, directory)
-    found: dict[str, Any] = {}
-    again: Any = None
+    place = directory / FORMS.get(role, "hf")
     if name == "G":
         from benchmarks.decoding import gpu
 
-        if role == "ours":
-            timed, found = gpu.measure(work)
-        else:
-            timed = gpu.run_transformers(work)
-    elif role == "ours":
-        from benchmarks.decoding import ours
-
-        timed, found = ours.measure(directory / "hf", work)
-        again = ours.run
-    elif role == "transformers":
-        timed = peers.run_transformers(directory / "hf", work)
-        again = peers.run_transformers
+        timed, found = gpu.measure(work) if role == "ours" else (gpu.run_transformers(work), {})
     else:
-        again = {"llamacpp": peers.run_llamacpp, "openvino": peers.run_openvino}[role]
-        timed = again(directory / FORMS[role], work)
-    if name == "R":
-        place = directory / FORMS.get(role, "hf")
-        found["greedy"] = [ids for [ids] in again(place, work.greedy()).ids]
+        from benchmarks.decoding import ours, peers
+
+        run = {
+            "ours": ours.run,
+            "transformers": peers.run_transformers,
+            "llamacpp": peers.run_llamacpp,
+            "openvino": peers.run_openvino,
+        }[role]
+        timed, found = ours.measure(place, work) if role == "ours" else (run(place, work), {})
+        if name == "R":
+            found["greedy"] = [ids for [ids] in run(place, work.greedy()).ids]
     return {
         "name": timed.name,
         "tokens/s": timed.speed,
@@ -96,7 +89,9 @@ def in_a_process(role: str, name: str, directory: Path) -> dict[str, Any]:
     """`worker` in a process of its own."""
     out = directory / f"{role}.json"
     words = ["--worker", role, "--workload", name, "--dir", str(directory), "--json", str(out)]
-    status = subprocess.run([sys.executable, __file__, *words], cwd=ROOT).returncode
+    status = subprocess.run(
+        [sys.executable, __file__, *words],
+    ).returncode
     if status:
         sys.exit(f"{role}: exit status {status}")
     found: dict[str, Any] = json.loads(out.read_text())
@@ -141,7 +136,7 @@ def compare(name: str, peer: str | None, directory: Path) -> tuple[dict[str, Any
 
 def _claim(told: str, value: float, wanted: float) -> bool:
     holds = value >= wanted
-    print(f"- {'holds' if holds else 'DOES NOT HOLD'}: {told} (at least {wanted})")
+    print(f"- {claim_told(f'{told} (at least {wanted})', holds)}")
     return holds
 
 

@@ -49,8 +49,8 @@ KINDS = (OWN, "bfloat16", "int8")
 
 def shipped_texts() -> list[str]:
     """The shipped instructions, five to a text."""
-    file = Path(__file__).parent.parent / "ste_jax" / "data" / "instructions.jsonl"
-    rows = [json.loads(line)["instruction"] for line in file.read_text().splitlines()]
+    lines = shipped.path_of("builtin").read_text().splitlines()
+    rows = [json.loads(line)["instruction"] for line in lines]
     return ["\n\n".join(rows[at : at + 5]) for at in range(0, len(rows), 5)]
 
 

@@ -42,6 +42,7 @@ from benchmarks.cells import (
     shuffle_labels,
     start,
 )
+from benchmarks.claims import claim_told
 from ste_jax.reporting.page import note, page, section, tag
 from ste_jax.reporting.plots import agreement_plot, share_of
 from ste_jax.reporting.tables import markdown
@@ -107,9 +108,7 @@ def write(out: Path, runs: dict[str, list[RunDir]]) -> bool:
         row[f"{_GAIN}_ci95"] = [100 * end for end in gain["share_ci95"]]
         table.append(row)
     claims = dict(controls(counted))
-    told_of = [
-        f"- {'holds' if holds else 'DOES NOT HOLD'}: {claim}" for claim, holds in claims.items()
-    ]
+    told_of = [f"- {claim_told(claim, holds)}" for claim, holds in claims.items()]
     text = "\n".join([markdown(table), "", *_without_form(runs), *told_of, ""])
     print(text)
     (out / "ablation.md").write_text(text)

@@ -30,6 +30,7 @@ from benchmarks.cells import (
     start,
     taught,
 )
+from benchmarks.claims import claim_told
 from ste_jax.reporting.tables import markdown
 from ste_jax.rundir import RunDir
 
@@ -98,7 +99,7 @@ def together(seed: int, run: RunDir, curve: list[dict[str, Any]]) -> Iterator[di
 def _told(found: dict[str, Any]) -> Iterator[str]:
     """What is printed of a run beside the tables."""
     for claim, holds in found["claims"].items():
-        yield f"{'holds' if holds else 'DOES NOT HOLD'}: {claim}"
+        yield claim_told(claim, holds)
     first, *_, last = found["errors"]
     yield f"both sets: error {first:.3f} -> {last:.3f}, {last / first:.0%}"
     for name, (n, before, after) in found["both_parsed"].items():

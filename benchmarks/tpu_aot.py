@@ -22,8 +22,10 @@ from typing import Any
 
 import jax
 import numpy as np
-import yaml
 
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from benchmarks.shapes import published
 from ste_jax.aot import (
     HBM_ONLY,
     Chip,
@@ -40,10 +42,8 @@ from ste_jax.errors import SteError
 from ste_jax.hlo_cost import Cost, UnknownTripsError
 from ste_jax.models.config import ModelConfig
 from ste_jax.models.decoder import abstract_decoder
-from ste_jax.models.families import FAMILIES
 from ste_jax.reporting.tables import markdown
 
-SHAPES = Path(__file__).parents[1] / "configs" / "models" / "published.yaml"
 LIMIT = 1.3
 """Times the floor that a decode step may cost."""
 DEPTHS = (2, 4)
@@ -145,12 +145,6 @@ class Slice:
         return program, Cost(cost.flops / steps, cost.hbm_bytes / steps), sent
 
 
-def shape_of(case: Case) -> ModelConfig:
-    """The model's shape."""
-    values = yaml.safe_load(SHAPES.read_text())[case.model]["config"]
-    return FAMILIES[values["model_type"]].read_config(values, case.model)
-
-
 def without_loop(config: ModelConfig, layers: int) -> ModelConfig:
     """The same model, less deep and with each layer a kind of its own: what is scanned is the
     cycle of kinds, so its program has no loop over layers."""
@@ -173,7 +167,7 @@ def decode_floor(config: ModelConfig, knobs: DecodingKnobs, chips: int) -> Cost:
 
 def measure(case: Case) -> tuple[dict[str, Any], list[str]]:
     """A case's figures, per chip, and the claims that fail."""
-    config, knobs = shape_of(case), case.knobs
+    config, knobs = published(case.model), case.knobs
     full = Slice(case, config)
     chip, chips = chip_of(full.mesh), full.mesh.size
     decode, step, sent = full.decode_step()

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 
+from benchmarks.shapes import published
 from ste_jax.config import MeshKnobs
 from ste_jax.errors import RequestError
-from ste_jax.models.config import ModelConfig
 from ste_jax.models.decoder import abstract_decoder
 from ste_jax.sharding import (
     RULES,
@@ -23,17 +23,7 @@ from ste_jax.sharding import (
     state_sharding,
 )
 
-SMOLLM2 = ModelConfig(
-    vocab_size=49152,
-    hidden_size=576,
-    intermediate_size=1536,
-    num_layers=30,
-    num_heads=9,
-    num_kv_heads=3,
-    head_dim=64,
-    max_position=8192,
-    tie_embeddings=True,
-)
+SMOLLM2 = published("SmolLM2-135M")
 
 
 @pytest.mark.parametrize(

@@ -7,18 +7,33 @@ for all its samples, and those that each sample has so far, once.
 
 from __future__ import annotations
 
-import time
+import collections
+import dataclasses
+import gzip
+import json
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
-from benchmarks.decoding.work import LLAMA_8B, Timed, Workload, draw, engine_for
+from benchmarks.decoding import peers
+from benchmarks.decoding.work import (
+    LLAMA_8B,
+    Timed,
+    Workload,
+    draw,
+    engine_for,
+    quickest,
+    workload_g,
+)
 from ste_jax import compilation_cache
+from ste_jax.decoding.engine import Engine
 from ste_jax.models.config import ModelConfig
 from ste_jax.models.decoder import Decoder
+from ste_jax.models.hf import describe_config
 
 HBM = {"H100": 3.35e12, "H200": 4.8e12}
 """Bytes per second, by the data sheets of NVIDIA's SXM cards."""
@@ -40,26 +55,26 @@ def step_bytes(config: ModelConfig, work: Workload) -> float:
 def bandwidth() -> float:
     """What this card's memory gives, by a copy of 4 GB: bytes read and written per second."""
     copy = jax.jit(lambda x: x + 1)
-    x = jax.block_until_ready(copy(jnp.zeros(2**30, jnp.float32)))
-    times = []
-    for _ in range(5):
-        began = time.perf_counter()
-        jax.block_until_ready(copy(x))
-        times.append(time.perf_counter() - began)
-    return float(2 * x.nbytes / min(times))
+    x = jnp.zeros(2**30, jnp.float32)
+    return 2 * x.nbytes / quickest(lambda: copy(x))
 
 
-def measure(work: Workload, config: ModelConfig = LLAMA_8B) -> tuple[Timed, dict[str, Any]]:
+def random_engine(work: Workload) -> Engine:
+    """An engine of random weights with a slot for every sample."""
+    model = Decoder(LLAMA_8B, rngs=nnx.Rngs(0), dtype=jnp.bfloat16, param_dtype=jnp.bfloat16)
+    return engine_for(model, work, len(work.prompts) * work.samples, "bfloat16", chunk=512)
+
+
+def measure(work: Workload) -> tuple[Timed, dict[str, Any]]:
     """The work on random weights, and how near it is to the floor."""
     compilation_cache.enable()
     card = jax.devices()[0].device_kind
     found: dict[str, Any] = {"card": card, "measured bandwidth, TB/s": bandwidth() / 1e12}
-    model = Decoder(config, rngs=nnx.Rngs(0), dtype=jnp.bfloat16, param_dtype=jnp.bfloat16)
-    engine = engine_for(model, work, len(work.prompts) * work.samples, "bfloat16", chunk=512)
+    engine = random_engine(work)
     draw(engine, work.warm_up())
     timed = draw(engine, work)
     step = timed.seconds * (1 - timed.told["prefill share"]) / work.new_tokens
-    least = step_bytes(config, work)
+    least = step_bytes(LLAMA_8B, work)
     found |= {"step, ms": step * 1e3, "a step must read, GB": least / 1e9}
     rates = {name: rate for name, rate in HBM.items() if name in card}
     rates["measured"] = found["measured bandwidth, TB/s"] * 1e12
@@ -68,40 +83,20 @@ def measure(work: Workload, config: ModelConfig = LLAMA_8B) -> tuple[Timed, dict
     return timed, found
 
 
-def run_transformers(work: Workload, config: ModelConfig = LLAMA_8B) -> Timed:
+def run_transformers(work: Workload) -> Timed:
     """`transformers` on the same card and shape, random weights of its own."""
     import torch
     from transformers import AutoModelForCausalLM, LlamaConfig
 
-    from benchmarks.decoding import peers
-
-    shape = LlamaConfig(
-        vocab_size=config.vocab_size,
-        hidden_size=config.hidden_size,
-        intermediate_size=config.intermediate_size,
-        num_hidden_layers=config.num_layers,
-        num_attention_heads=config.num_heads,
-        num_key_value_heads=config.num_kv_heads,
-        head_dim=config.head_dim,
-        max_position_embeddings=config.max_position,
-        tie_word_embeddings=False,
-    )
+    shape = LlamaConfig.from_dict(describe_config(LLAMA_8B))
     with torch.device("cuda"):
         model = AutoModelForCausalLM.from_config(shape, dtype=torch.bfloat16).eval()
     return peers.time_transformers(model, work)
 
 
-def kernels(work: Workload, config: ModelConfig = LLAMA_8B, most: int = 25) -> list[list[Any]]:
+def kernels(work: Workload) -> list[list[Any]]:
     """Milliseconds per step of the kernels that take longest (name, ms, calls), the sum first."""
-    import collections
-    import dataclasses
-    import gzip
-    import json
-    import tempfile
-    from pathlib import Path
-
-    model = Decoder(config, rngs=nnx.Rngs(0), dtype=jnp.bfloat16, param_dtype=jnp.bfloat16)
-    engine = engine_for(model, work, len(work.prompts) * work.samples, "bfloat16", chunk=512)
+    engine = random_engine(work)
     short = dataclasses.replace(work, new_tokens=32)
     draw(engine, short)  # after which the prompts are there
     with tempfile.TemporaryDirectory() as place:
@@ -118,19 +113,16 @@ def kernels(work: Workload, config: ModelConfig = LLAMA_8B, most: int = 25) -> l
         if event.get("ph") == "X" and event.get("pid") in device:
             spent[event["name"]] += event["dur"] / 1e3 / short.new_tokens
             calls[event["name"]] += 1
-    order = sorted(spent, key=lambda name: -spent[name])[:most]
+    order = sorted(spent, key=lambda name: -spent[name])[:25]
     rows = [[name[:90], round(spent[name], 3), calls[name] / short.new_tokens] for name in order]
     return [["all", round(sum(spent.values()), 3), sum(calls.values()) / short.new_tokens], *rows]
 
 
 def main() -> None:
     """What takes the time (for whoever tunes it)."""
-    from benchmarks.decoding.work import workload_g
-
     for row in kernels(workload_g()):
         print(*row)
 
 
 if __name__ == "__main__":
-    np.set_printoptions(precision=3)
     main()

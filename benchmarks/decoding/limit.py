@@ -8,19 +8,13 @@ layers (so that none waits in a cache for its next use).
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.decoding.work import Workload
+from benchmarks.decoding.work import Workload, quickest
 from ste_jax.config import DecodingKnobs
 from ste_jax.models.config import ModelConfig
-
-REPEATS = 5
 
 Form = tuple[str, tuple[int, ...], tuple[int, ...]]
 """A product as `einsum` takes it, and the shapes of its two operands."""
@@ -47,9 +41,8 @@ def seconds(config: ModelConfig, work: Workload, knobs: DecodingKnobs) -> dict[s
     rounds = -(-len(work.prompts) * work.samples // slots)
     steps = rounds * work.new_tokens
     chunk = knobs.prefill_chunk
-    pieces = [
-        -(-(len(prompt) - 1) // chunk) for prompt in work.prompts
-    ]  # the last token of a prompt is the first step's
+    # The last token of a prompt is the first step's.
+    pieces = [-(-(len(prompt) - 1) // chunk) for prompt in work.prompts]
     found = {}
     found["prefill, body"] = sum(pieces) * _body(config, chunk)
     # How often a piece is the first, second, ... of its prompt.
@@ -127,14 +120,6 @@ def _timed(form: Form, count: int) -> float:
         one = jnp.asarray(draw.normal(size=shape), jnp.float32)
         return [one + index for index in range(count)]
 
-    program: Callable[..., Any] = jax.jit(
-        lambda a, b: [jnp.einsum(spec, x, y) for x, y in zip(a, b, strict=True)]
-    )
+    program = jax.jit(lambda a, b: [jnp.einsum(spec, x, y) for x, y in zip(a, b, strict=True)])
     a, b = operands(left), operands(right)
-    jax.block_until_ready(program(a, b))
-    times = []
-    for _ in range(REPEATS):
-        began = time.perf_counter()
-        jax.block_until_ready(program(a, b))
-        times.append(time.perf_counter() - began)
-    return min(times)
+    return quickest(lambda: program(a, b))

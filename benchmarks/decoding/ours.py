@@ -9,33 +9,30 @@ from benchmarks.decoding import limit
 from benchmarks.decoding.work import Timed, Workload, draw, engine_for, knobs_for
 from ste_jax import compilation_cache
 from ste_jax.config import MeshKnobs
-from ste_jax.models.decoder import Decoder
-from ste_jax.models.load import load_weights
+from ste_jax.models.load import load_weights, open_weights
 from ste_jax.sharding import make_mesh
 
-
-def load(directory: Path, dtype: str = "float32") -> Decoder:
-    """The model of a Hugging Face directory or a GGUF file."""
-    return load_weights(directory, make_mesh(MeshKnobs()), dtype=dtype, param_dtype=dtype)
+SLOTS = 64
 
 
-def run(directory: Path, work: Workload, slots: int = 64) -> Timed:
-    """The work, after a warm-up of the same shapes."""
+def run(directory: Path, work: Workload) -> Timed:
+    """The work, with the model of a Hugging Face directory, after a warm-up of the same shapes."""
     compilation_cache.enable()
-    engine = engine_for(load(directory), work, slots)
+    kind = "float32"
+    model = load_weights(directory, make_mesh(MeshKnobs()), dtype=kind, param_dtype=kind)
+    engine = engine_for(model, work, SLOTS)
     draw(engine, work.warm_up())
     return draw(engine, work)
 
 
-def measure(directory: Path, work: Workload, slots: int = 64) -> tuple[Timed, dict[str, Any]]:
+def measure(directory: Path, work: Workload) -> tuple[Timed, dict[str, Any]]:
     """The work, and how near it is to its limit, whose products are timed before and after it."""
-    config = load(directory).config
-    knobs = knobs_for(work, slots)
+    if work.eos_ids:  # nobody knows how many steps there must be
+        return run(directory, work), {}
+    config, knobs = open_weights(directory).config, knobs_for(work, SLOTS)
     before = limit.seconds(config, work, knobs)
-    timed = run(directory, work, slots)
+    timed = run(directory, work)
     after = limit.seconds(config, work, knobs)
     parts = {part: min(before[part], after[part]) for part in before}
-    told = {"limit, seconds": {**parts, "sum": sum(parts.values())}}
-    if not work.eos_ids:  # else nobody knows how many steps there must be
-        told["of the limit"] = sum(parts.values()) / timed.seconds
-    return timed, told
+    least = sum(parts.values())
+    return timed, {"limit, seconds": {**parts, "sum": least}, "of the limit": least / timed.seconds}

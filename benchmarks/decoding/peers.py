@@ -76,23 +76,24 @@ def time_transformers(model: Any, work: Workload) -> Timed:
     # Without a set of its own, `generate` goes by the model's.
     model.generation_config.eos_token_id = list(work.eos_ids) or None
 
-    def new_tokens(rows: Any, start: int) -> list[list[int]]:
-        return [_until(row[start:].tolist(), work.eos_ids) for row in rows]
+    def generate(ids: Any, mask: Any, work: Workload, **more: Any) -> list[list[int]]:
+        """The new tokens of `ids`."""
+        with torch.no_grad():
+            rows = model.generate(
+                ids.to(device),
+                attention_mask=mask.to(device),
+                max_new_tokens=work.new_tokens,
+                **settings,
+                **more,
+            )
+        return [_until(row[ids.shape[1] :].tolist(), work.eos_ids) for row in rows]
 
     def prompt_by_prompt(work: Workload, **more: Any) -> list[list[list[int]]]:
         found = []
         for prompt in work.prompts:
-            ids = torch.tensor([prompt], device=device)
-            with torch.no_grad():
-                rows = model.generate(
-                    ids,
-                    attention_mask=torch.ones_like(ids),
-                    num_return_sequences=work.samples,
-                    max_new_tokens=work.new_tokens,
-                    **settings,
-                    **more,
-                )
-            found.append(new_tokens(rows, len(prompt)))
+            ids = torch.tensor([prompt])
+            mask = torch.ones_like(ids)
+            found.append(generate(ids, mask, work, num_return_sequences=work.samples, **more))
         return found
 
     def together(work: Workload) -> list[list[list[int]]]:
@@ -103,15 +104,7 @@ def time_transformers(model: Any, work: Workload) -> Timed:
         for row, prompt in enumerate(work.prompts):
             ids[row, longest - len(prompt) :] = torch.tensor(prompt)
             mask[row, longest - len(prompt) :] = 1
-        with torch.no_grad():
-            rows = model.generate(
-                ids.to(device),
-                attention_mask=mask.to(device),
-                num_return_sequences=work.samples,
-                max_new_tokens=work.new_tokens,
-                **settings,
-            )
-        tokens = new_tokens(rows, longest)
+        tokens = generate(ids, mask, work, num_return_sequences=work.samples)
         return [tokens[i : i + work.samples] for i in range(0, len(tokens), work.samples)]
 
     def prefix_reused(work: Workload) -> list[list[list[int]]]:
@@ -119,18 +112,12 @@ def time_transformers(model: Any, work: Workload) -> Timed:
         found = []
         for prompt in work.prompts:
             ids = torch.tensor([prompt], device=device)
+            cache = DynamicCache(config=model.config)
             with torch.no_grad():
-                cache = DynamicCache(config=model.config)
                 model(ids[:, :-1], past_key_values=cache, use_cache=True)
-                cache.batch_repeat_interleave(work.samples)
-                rows = model.generate(
-                    ids.expand(work.samples, -1),
-                    attention_mask=torch.ones(work.samples, len(prompt), device=device),
-                    past_key_values=cache,
-                    max_new_tokens=work.new_tokens,
-                    **settings,
-                )
-            found.append(new_tokens(rows, len(prompt)))
+            cache.batch_repeat_interleave(work.samples)
+            ids = ids.expand(work.samples, -1)
+            found.append(generate(ids, torch.ones_like(ids), work, past_key_values=cache))
         return found
 
     ways: dict[str, Way] = {

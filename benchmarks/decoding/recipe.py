@@ -20,12 +20,13 @@ import numpy as np
 from flax import nnx
 from tqdm import tqdm
 
+from benchmarks.claims import claim_told
 from benchmarks.decoding.work import NoText
 from ste_jax import compilation_cache
 from ste_jax.config import AnnotateKnobs, DecodingKnobs, JudgeKnobs
 from ste_jax.decoding.engine import Engine
 from ste_jax.decoding.rows import Prompt as Tokens
-from ste_jax.generators.protocol import Capabilities, Completion, Request, Sampling
+from ste_jax.generators.protocol import Completion, Request, Sampling
 from ste_jax.models.config import ModelConfig
 from ste_jax.models.decoder import Decoder
 from ste_jax.prompts.render import load_template
@@ -59,9 +60,8 @@ def chance(*names: object) -> float:
 
 
 class Scripted:
-    """A generator whose engine draws tokens, and whose script says how many and what they mean."""
-
-    capabilities = Capabilities(token_ids=True, deterministic=True)
+    """What the stage asks of a generator: an engine draws tokens, a script says how many and what
+    they mean."""
 
     def __init__(self, engine: Engine, labels: dict[str, str]) -> None:
         self._engine, self._labels = engine, labels
@@ -111,14 +111,6 @@ class Scripted:
         """As it is."""
         self._engine.release(id)
 
-    def prefix(self, completion: Completion, chars: int) -> tuple[tuple[int, ...], str]:
-        """Not needed: all have a verdict."""
-        raise NotImplementedError
-
-    def score(self, requests: Any) -> Any:
-        """Not needed."""
-        raise NotImplementedError
-
 
 def prompts(pairs: int) -> list[Prompt]:
     """Both orders of each pair."""
@@ -154,7 +146,8 @@ def run(
         ),
     )
     asked = prompts(pairs)
-    generator = Scripted(engine, {prompt.id: prompt.label for prompt in asked})
+    warm = [dataclasses.replace(prompt, id=f"warm-{prompt.id}") for prompt in asked[:8]]
+    generator = Scripted(engine, {prompt.id: prompt.label for prompt in [*warm, *asked]})
     role = Role(
         name="judge",
         template=load_template("judge", "judge"),
@@ -166,8 +159,6 @@ def run(
     def work(asked: list[Prompt]) -> Iterator[tuple[Prompt, list[Judgment]]]:
         return annotate(asked, generator, judge, knobs, in_flight=2 * SLOTS)
 
-    warm = [dataclasses.replace(prompt, id=f"warm-{prompt.id}") for prompt in asked[:8]]
-    generator._labels.update({prompt.id: prompt.label for prompt in warm})
     list(work(warm))
     busy, steps = generator.usage.busy_slot_steps, generator.usage.slot_steps
     generator.full = None
@@ -209,13 +200,13 @@ def measure(pairs: int = PAIRS) -> tuple[dict[str, Any], bool]:
     )
     found["same judgments kept"] = same
     occupancy = found["first correct"]["occupancy until the queue first ran empty"]
-    claims = {
+    claimed = {
         f"occupancy until the queue first ran empty {occupancy:.3f}, at least {OCCUPANCY}":
             occupancy >= OCCUPANCY,
         f"time {found['time, of all at once']:.3f} of drawing all at once, at most {OF_ALL}":
             found["time, of all at once"] <= OF_ALL,
         "the same judgments are kept": same,
     }  # fmt: skip
-    for told, holds in claims.items():
-        print(f"- {'holds' if holds else 'DOES NOT HOLD'}: {told}")
-    return found, all(claims.values())
+    for claim, holds in claimed.items():
+        print(f"- {claim_told(claim, holds)}")
+    return found, all(claimed.values())

@@ -1,0 +1,18 @@
+"""What shapes have the models that are measured?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import yaml
+
+from ste_jax.models.config import ModelConfig
+from ste_jax.models.families import FAMILIES
+
+PUBLISHED = Path(__file__).parents[1] / "configs" / "models" / "published.yaml"
+
+
+def published(name: str) -> ModelConfig:
+    """The shape of a released model, by its name in `configs/models/published.yaml`."""
+    values = yaml.safe_load(PUBLISHED.read_text())[name]["config"]
+    return FAMILIES[values["model_type"]].read_config(values, name)
