@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -73,9 +73,16 @@ def small_model(vocab_size: int = len(LETTERS)) -> Decoder:
         head_dim=8,
         max_position=64,
     )
-    draw = np.random.default_rng(0)
+    return random_model(config, 0)
+
+
+def random_model(
+    config: ModelConfig, seed: int, spread: Callable[[float], float] = lambda std: std
+) -> Decoder:
+    """Random weights; `spread` of what a fresh model's weights have is theirs."""
+    draw = np.random.default_rng(seed)
     values = {
-        path: jnp.asarray(one.mean + one.std * draw.normal(size=one.shape), jnp.float32)
+        path: jnp.asarray(one.mean + spread(one.std) * draw.normal(size=one.shape), jnp.float32)
         for path, one in config.parameters().items()
     }
     return with_parameters(abstract_decoder(config), values)

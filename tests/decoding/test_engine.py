@@ -21,7 +21,7 @@ from ste_jax.models.decoder import Decoder
 from ste_jax.parameters import parameters_of, with_parameters
 from tests.decoding import small
 from tests.decoding.small import collect, prompt, request
-from tests.decoding.test_sampling import target
+from tests.decoding.test_sampling import assert_drawn_from, target
 
 LENGTHS = (1, 2, 8, 9, 10, 17, 32)
 
@@ -169,18 +169,8 @@ def test_tokens_are_distributed_as_the_model_and_the_filters_say(
 
 
 def assert_distributed(drawn: list[int], before: tuple[int, ...], how: dict[str, Any]) -> None:
-    """Pearson's statistic is at most five standard deviations above its mean."""
     share = target(small.full_logits(small.small_model(), before)[-1], **how)
-    counts = np.bincount(drawn, minlength=len(share))
-    assert counts[share == 0].sum() == 0
-    expected = share * len(drawn)
-    common = expected >= 5  # the others are taken together
-    seen = np.append(counts[common], counts[~common].sum())
-    meant = np.append(expected[common], expected[~common].sum())
-    seen, meant = seen[meant > 0], meant[meant > 0]
-    statistic, freedom = ((seen - meant) ** 2 / meant).sum(), len(seen) - 1
-    assert freedom > 1
-    assert statistic < freedom + 5 * math.sqrt(2 * freedom)
+    assert assert_drawn_from(share, np.bincount(drawn, minlength=len(share)), 5) > 1
 
 
 def test_rows_that_cannot_be_drawn_fail_alone() -> None:

@@ -15,7 +15,7 @@ from flax import nnx
 from ste_jax.config import MeshKnobs
 from ste_jax.decoding import engine as engine_module
 from ste_jax.models.config import SCALE, Lora, ModelConfig
-from ste_jax.models.decoder import Decoder, abstract_decoder, unstack
+from ste_jax.models.decoder import Decoder, unstack
 from ste_jax.models.int8 import quantize, with_int8
 from ste_jax.parameters import parameters_of, with_parameters
 from ste_jax.sharding import make_mesh
@@ -46,12 +46,7 @@ KINDS = {
 
 def model_of(kind: str) -> Decoder:
     """Random weights; small matrices and biases are not zero, as they would start."""
-    draw = np.random.default_rng(7)
-    values = {
-        path: jnp.asarray(one.mean + (one.std or 0.3) * draw.normal(size=one.shape), jnp.float32)
-        for path, one in KINDS[kind].parameters().items()
-    }
-    return with_parameters(abstract_decoder(KINDS[kind]), values)
+    return small.random_model(KINDS[kind], 7, lambda std: std or 0.3)
 
 
 def dequantized(model: Decoder) -> Decoder:

@@ -54,6 +54,23 @@ def of_transformers(
     return np.asarray(torch.softmax(scores[0], -1))
 
 
+def assert_drawn_from(share: Array, counts: Array, least: int) -> int:
+    """That `counts` [V] are of draws from the distribution `share` [V]: Pearson's statistic, over
+    the tokens of which at least `least` are expected, and the others taken together, is at most
+    five standard deviations of a chi-square variable above its mean. Returns its degrees of
+    freedom."""
+    assert counts[share == 0].sum() == 0
+    expected = share * counts.sum()
+    common = expected >= least
+    seen = np.append(counts[common], counts[~common].sum())
+    meant = np.append(expected[common], expected[~common].sum())
+    seen, meant = seen[meant > 0], meant[meant > 0]
+    statistic = ((seen - meant) ** 2 / meant).sum()
+    freedom = len(seen) - 1
+    assert statistic < freedom + 5 * np.sqrt(2 * max(freedom, 1))
+    return freedom
+
+
 def draw(
     logits: Array, number: int, temperature: float, top_k: int, top_p: float, min_p: float = 0.0
 ) -> Array:
@@ -96,17 +113,7 @@ def test_the_frequencies_are_those_of_the_sorted_definition(
         share, of_transformers(logits, temperature, top_k, top_p, min_p), atol=1e-5
     )
     counts = np.bincount(draw(logits, number, temperature, top_k, top_p, min_p), minlength=vocab)
-    assert counts[share == 0].sum() == 0
-    # Pearson's statistic over the tokens with enough expected draws, the others taken together.
-    expected = share * number
-    common = expected >= 10
-    seen = np.append(counts[common], counts[~common].sum())
-    meant = np.append(expected[common], expected[~common].sum())
-    seen, meant = seen[meant > 0], meant[meant > 0]
-    statistic = ((seen - meant) ** 2 / meant).sum()
-    freedom = len(seen) - 1
-    # Five standard deviations of a chi-square variable above its mean.
-    assert statistic < freedom + 5 * np.sqrt(2 * max(freedom, 1))
+    assert_drawn_from(share, counts, 10)
 
 
 @settings(deadline=None, max_examples=30)
