@@ -14,6 +14,7 @@ written a ring of the last tokens.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -25,12 +26,17 @@ from ste_jax.models.attention import Attend, Seen
 from ste_jax.models.kernels import PLAIN, Kernel, Kernels, Mqa
 from ste_jax.sharding import over_mesh
 
+UNSEEN = -1e30
+"""The score of a key that a query may not see: beside any other it weighs nothing, and it can be
+subtracted from itself."""
+
 
 class Partial(NamedTuple):
     """Softmax attention over one stretch of keys, before the division by its sum; all float32."""
 
     highest: jax.Array
-    """The largest score of each query [..., M, 1]; minus infinity where it may see no key."""
+    """The largest score of each query [..., M, 1]; `UNSEEN` where it may see no key, and then the
+    rest is anything finite: beside a stretch of which it sees a key, this one weighs nothing."""
     total: jax.Array
     """The sum of exp(score - highest) [..., M, 1]."""
     mixed: jax.Array
@@ -58,16 +64,20 @@ def partial_attention(
     not see is one that it may see once more (or it sees none), so that the largest score is known
     before the mask, which then costs nothing.
     """
+    if math.frexp(seen.scale)[0] == 0.5:
+        # A power of two is as exact on the queries, which are far fewer than the products.
+        q, seen = q * seen.scale, seen._replace(scale=1.0)
     scores = jnp.einsum("...md,...sd->...ms", q, k, preferred_element_type=jnp.float32)
     scores = seen.score(scores)
     if mask is not None and not repeated:
-        scores = jnp.where(mask, scores, -jnp.inf)
+        scores = jnp.where(mask, scores, UNSEEN)
     highest = jnp.max(scores, axis=-1, keepdims=True)
-    if mask is not None and repeated:
-        highest = jnp.where(jnp.any(mask, axis=-1, keepdims=True), highest, -jnp.inf)
-    weights = jnp.exp(scores - jnp.where(highest == -jnp.inf, 0.0, highest))
+    # Nothing may stand between the largest score and its use: XLA on CPU would need half as long
+    # again for all of this.
+    weights = jnp.exp(scores - highest)
     if mask is not None and repeated:
         weights = jnp.where(mask, weights, 0.0)
+        highest = jnp.where(jnp.any(mask, axis=-1, keepdims=True), highest, UNSEEN)
     # Held, so that XLA on TPU computes them once and reads the scores, which are larger than the
     # keys, once for both the sum and the product.
     held = jax.lax.optimization_barrier(weights.astype(v.dtype))
@@ -80,8 +90,7 @@ def merge(parts: Sequence[Partial]) -> Partial:
     highest = parts[0].highest
     for part in parts[1:]:
         highest = jnp.maximum(highest, part.highest)
-    safe = jnp.where(highest == -jnp.inf, 0.0, highest)
-    shares = [jnp.exp(part.highest - safe) for part in parts]
+    shares = [jnp.exp(part.highest - highest) for part in parts]
     total = sum(share * part.total for share, part in zip(shares, parts, strict=True))
     mixed = sum(share * part.mixed for share, part in zip(shares, parts, strict=True))
     return Partial(highest, jnp.asarray(total), jnp.asarray(mixed))
@@ -283,7 +292,7 @@ def _prefix_part(
 
     kv_heads, queries, size = q.shape
     nothing = Partial(
-        jnp.full((kv_heads, queries, 1), -jnp.inf),
+        jnp.full((kv_heads, queries, 1), UNSEEN),
         jnp.zeros((kv_heads, queries, 1)),
         jnp.zeros((kv_heads, queries, size)),
     )

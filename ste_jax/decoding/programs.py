@@ -437,6 +437,7 @@ def _decode(
             control.top_k.reshape(-1),
             control.top_p.reshape(-1),
             control.min_p.reshape(-1),
+            columns=turned,
         )
         drawn, logprob = (
             constrain(x.reshape(groups, rows), ("batch", None)) for x in (drawn, logprob)

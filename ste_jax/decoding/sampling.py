@@ -23,8 +23,7 @@ nothing of the batch.
 
 from __future__ import annotations
 
-import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +44,35 @@ def row_keys(seed: jax.Array, row_id: jax.Array, sample: jax.Array) -> jax.Array
     return keys
 
 
+class _Blocks(NamedTuple):
+    """Numbers for the tokens of every row, in blocks of the vocabulary."""
+
+    values: jax.Array
+    """[B,V/BLOCK,BLOCK], or by columns [V/BLOCK,BLOCK,B]."""
+    columns: bool
+
+    def map(self, function: Any, *per_row: jax.Array) -> _Blocks:
+        """`function` of the numbers and of one [B] for each row."""
+        given = per_row if self.columns else [one[:, None, None] for one in per_row]
+        return self._replace(values=function(self.values, *given))
+
+    def of_blocks(self, reduce: Any) -> jax.Array:
+        """`reduce` (`jnp.sum` or `jnp.max`) of each block: [B,V/BLOCK]."""
+        found: jax.Array = reduce(self.values, axis=1 if self.columns else 2)
+        return found.T if self.columns else found
+
+    def of_rows(self, reduce: Any) -> jax.Array:
+        """The same of each row: [B]."""
+        found: jax.Array = reduce(self.values, axis=(0, 1) if self.columns else (1, 2))
+        return found
+
+    def block(self, index: jax.Array) -> jax.Array:
+        """One block [B,BLOCK] of each row."""
+        if self.columns:
+            return self.values[index, :, jnp.arange(index.size)]
+        return jnp.take_along_axis(self.values, index[:, None, None], axis=1)[:, 0]
+
+
 def sample(
     logits: jax.Array,
     keys: jax.Array,
@@ -52,6 +80,8 @@ def sample(
     top_k: jax.Array,
     top_p: jax.Array,
     min_p: jax.Array,
+    *,
+    columns: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
     """One token per row, and its log-probability.
 
@@ -62,6 +92,8 @@ def sample(
       top_k: [B] int32; 0 keeps all.
       top_p: [B]; 1 keeps all.
       min_p: [B]; 0 keeps all.
+      columns: `logits` lie in memory as [V,B] and are not to be turned, which on CPU costs as much
+        as half of the drawing.
 
     Returns:
       Tokens [B] int32 and their log-probabilities [B] under the softmax of `logits` as they are: no
@@ -69,12 +101,20 @@ def sample(
       either.
     """
     rows, vocab = logits.shape
-    padded = jnp.pad(logits, ((0, 0), (0, -vocab % BLOCK)), constant_values=-jnp.inf)
-    blocks = padded.reshape(rows, -1, BLOCK)
+    room = (0, -vocab % BLOCK)
+    if columns:
+        padded = jnp.pad(logits.T, (room, (0, 0)), constant_values=-jnp.inf)
+        blocks = _Blocks(padded.reshape(-1, BLOCK, rows), columns)
+    else:
+        padded = jnp.pad(logits, ((0, 0), room), constant_values=-jnp.inf)
+        blocks = _Blocks(padded.reshape(rows, -1, BLOCK), columns)
+    highest = blocks.of_rows(jnp.max)
     # No `cond` for batches that are all greedy: its branches are not run in parallel on CPU.
-    drawn = _draw(blocks, keys, temperature, top_k, top_p, min_p)
+    drawn = _draw(blocks, highest, keys, temperature, top_k, top_p, min_p)
     tokens = jnp.where(temperature > 0.0, drawn, _likeliest(blocks))
-    return tokens, token_logprobs(logits, tokens)
+    total = blocks.map(lambda x, high: jnp.exp(x - high), highest).of_rows(jnp.sum)
+    chosen = logits[jnp.arange(rows), tokens]
+    return tokens, chosen - highest - jnp.log(total)
 
 
 def token_logprobs(logits: jax.Array, tokens: jax.Array) -> jax.Array:
@@ -83,47 +123,46 @@ def token_logprobs(logits: jax.Array, tokens: jax.Array) -> jax.Array:
     return chosen - jax.nn.logsumexp(logits, axis=-1)
 
 
-def _likeliest(logits: jax.Array) -> jax.Array:
-    """The first token [B] of the largest logit of `logits` [B,V/BLOCK,BLOCK].
+def _likeliest(logits: _Blocks) -> jax.Array:
+    """The first token [B] of the largest logit.
 
     By way of the blocks: XLA takes `argmax` one number at a time on CPU.
     """
-    block = jnp.argmax(jnp.max(logits, axis=-1), axis=-1).astype(jnp.int32)
-    inside = jnp.take_along_axis(logits, block[:, None, None], axis=1)[:, 0]
-    return block * BLOCK + jnp.argmax(inside, axis=-1).astype(jnp.int32)
+    block = jnp.argmax(logits.of_blocks(jnp.max), axis=-1).astype(jnp.int32)
+    return block * BLOCK + jnp.argmax(logits.block(block), axis=-1).astype(jnp.int32)
 
 
 def _draw(
-    logits: jax.Array,
+    logits: _Blocks,
+    highest: jax.Array,
     keys: jax.Array,
     temperature: jax.Array,
     top_k: jax.Array,
     top_p: jax.Array,
     min_p: jax.Array,
 ) -> jax.Array:
-    rows, blocks, _ = logits.shape
+    rows = keys.size
     sharpness = 1.0 / jnp.where(temperature > 0.0, temperature, 1.0)
-    highest = jnp.max(logits, axis=(1, 2), keepdims=True)
-    weights = jnp.exp((logits - highest) * sharpness[:, None, None])
+    weights = logits.map(lambda x, high, sharp: jnp.exp((x - high) * sharp), highest, sharpness)
     floor = _kth_weight(weights, top_k)
-    total = jnp.sum(_from(weights, floor), axis=(1, 2))
-    weights = _from(weights, jnp.maximum(floor, min_p))  # the likeliest has the weight 1
+    total = weights.map(_from, floor).of_rows(jnp.sum)
+    weights = weights.map(_from, jnp.maximum(floor, min_p))  # the likeliest has the weight 1
 
     def attempt(carry: Any) -> Any:
         tries, cut, token, accepted = carry
+        left = weights.map(_above, cut).of_blocks(jnp.sum)
+        blocks = left.shape[1]
         noise = jax.vmap(
             lambda key: jax.random.gumbel(
                 jax.random.fold_in(key, tries), (blocks + BLOCK,), mode="high"
             )
         )(keys)
-        left = jnp.sum(_above(weights, cut), axis=-1)
         block = jnp.argmax(jnp.log(left) + noise[:, :blocks], axis=-1)
-        inside = jnp.take_along_axis(weights, block[:, None, None], axis=1)
-        inside = _above(inside, cut)[:, 0]
+        inside = _above(weights.block(block), cut[:, None])
         place = jnp.argmax(jnp.log(inside) + noise[:, blocks:], axis=-1)
         weight = jnp.take_along_axis(inside, place[:, None], axis=1)[:, 0]
 
-        mass = jnp.sum(_above(weights, weight), axis=(1, 2))
+        mass = weights.map(_above, weight).of_rows(jnp.sum)
         kept = (top_p >= 1.0) | (mass < top_p * total) | (weight >= 1.0)
         token = jnp.where(accepted, token, (block * BLOCK + place).astype(jnp.int32))
         cut = jnp.where(accepted, cut, weight)
@@ -135,33 +174,33 @@ def _draw(
 
 
 def _from(weights: jax.Array, floor: jax.Array) -> jax.Array:
-    """`weights` [B,...,...] that reach the row's `floor` [B], zeros for the others."""
-    return jnp.where(weights >= floor[:, None, None], weights, 0.0)
+    """`weights` that reach `floor`, zeros for the others."""
+    return jnp.where(weights >= floor, weights, 0.0)
 
 
 def _above(weights: jax.Array, cut: jax.Array) -> jax.Array:
-    """`weights` [B,...,...] that are larger than the row's `cut` [B], zeros for the others."""
-    return jnp.where(weights > cut[:, None, None], weights, 0.0)
+    """`weights` that are larger than `cut`, zeros for the others."""
+    return jnp.where(weights > cut, weights, 0.0)
 
 
-def _kth_weight(weights: jax.Array, top_k: jax.Array) -> jax.Array:
-    """The k-th largest [B] of `weights` [B,...,...], which are at most 1; 0 where `top_k` is 0.
+def _kth_weight(weights: _Blocks, top_k: jax.Array) -> jax.Array:
+    """The k-th largest [B] of a row's `weights`, which are at most 1; 0 where `top_k` is 0.
 
     Found by halving, on the bits of the threshold: floats that are not negative are ordered as
     their bits are. Where no row has a `top_k` nothing is done.
     """
-    wanted = jnp.minimum(top_k, math.prod(weights.shape[1:]))
+    rows = top_k.size
+    wanted = jnp.minimum(top_k, weights.values.size // rows)
     above_one = jax.lax.bitcast_convert_type(jnp.float32(1.0), jnp.int32) + 1
 
     def halve(_: int, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         low, high = bounds
         middle = low + (high - low) // 2
         threshold = jax.lax.bitcast_convert_type(middle, jnp.float32)
-        reach = jnp.sum(jnp.where(weights >= threshold[:, None, None], 1.0, 0.0), axis=(1, 2))
-        enough = reach >= wanted
+        reach = weights.map(lambda x, least: jnp.where(x >= least, 1.0, 0.0), threshold)
+        enough = reach.of_rows(jnp.sum) >= wanted
         return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
 
-    rows = weights.shape[0]
     start = (jnp.zeros(rows, jnp.int32), jnp.full(rows, above_one))
     steps = jnp.where(jnp.any(top_k > 0), 31, 0)
     low, _ = jax.lax.fori_loop(0, steps, halve, start)

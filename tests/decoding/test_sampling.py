@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -71,24 +72,35 @@ def assert_drawn_from(share: Array, counts: Array, least: int) -> int:
     return freedom
 
 
+drawing = jax.jit(sample, static_argnames="columns")
+
+
 def draw(
-    logits: Array, number: int, temperature: float, top_k: int, top_p: float, min_p: float = 0.0
+    logits: Array,
+    number: int,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    min_p: float = 0.0,
+    *,
+    columns: bool = False,
 ) -> Array:
     rows = jnp.broadcast_to(jnp.asarray(logits), (number, len(logits)))
     keys = jax.random.split(jax.random.key(7), number)
     full = lambda value, dtype: jnp.full(number, value, dtype)  # noqa: E731
-    tokens, _ = jax.jit(sample)(
+    tokens, _ = drawing(
         rows,
         keys,
         full(temperature, jnp.float32),
         full(top_k, jnp.int32),
         full(top_p, jnp.float32),
         full(min_p, jnp.float32),
+        columns=columns,
     )
     return np.asarray(tokens)
 
 
-@pytest.mark.parametrize("vocab", [17, 300])
+@pytest.mark.parametrize(("vocab", "columns"), [(17, True), (300, True), (300, False)])
 @pytest.mark.parametrize(
     ("temperature", "top_k", "top_p", "min_p"),
     [
@@ -104,7 +116,7 @@ def draw(
     ],
 )
 def test_the_frequencies_are_those_of_the_sorted_definition(
-    vocab: int, temperature: float, top_k: int, top_p: float, min_p: float
+    vocab: int, columns: bool, temperature: float, top_k: int, top_p: float, min_p: float
 ) -> None:
     logits = np.random.default_rng(vocab).normal(0, 2, vocab).astype(np.float32)
     number = 20_000
@@ -112,7 +124,8 @@ def test_the_frequencies_are_those_of_the_sorted_definition(
     np.testing.assert_allclose(
         share, of_transformers(logits, temperature, top_k, top_p, min_p), atol=1e-5
     )
-    counts = np.bincount(draw(logits, number, temperature, top_k, top_p, min_p), minlength=vocab)
+    drawn = draw(logits, number, temperature, top_k, top_p, min_p, columns=columns)
+    counts = np.bincount(drawn, minlength=vocab)
     assert_drawn_from(share, counts, 10)
 
 
@@ -123,19 +136,21 @@ def test_the_frequencies_are_those_of_the_sorted_definition(
     top_k=st.integers(0, 12),
     top_p=st.sampled_from([0.05, 0.4, 0.6, 0.9, 1.0]),
     min_p=st.sampled_from([0.0, 0.1, 0.5, 1.0]),
+    columns=st.booleans(),
 )
 def test_exactly_the_tokens_that_are_to_be_kept_are_drawn(
-    levels: list[int], temperature: float, top_k: int, top_p: float, min_p: float
+    levels: list[int], temperature: float, top_k: int, top_p: float, min_p: float, columns: bool
 ) -> None:
     # Few levels make ties: equally likely tokens are kept or cut together.
     logits = np.array(levels, np.float32) * 0.4
     share = target(logits, temperature, top_k, top_p, min_p)
-    drawn = draw(logits, 2000, temperature, top_k, top_p, min_p)
+    drawn = draw(logits, 2000, temperature, top_k, top_p, min_p, columns=columns)
     assert set(drawn.tolist()) <= set(np.flatnonzero(share).tolist())
     assert set(np.flatnonzero(share > 0.02).tolist()) <= set(drawn.tolist())
 
 
-def test_a_row_does_not_depend_on_its_place_or_its_neighbours() -> None:
+@pytest.mark.parametrize("columns", [False, True])
+def test_a_row_does_not_depend_on_its_place_or_its_neighbours(columns: bool) -> None:
     number, vocab = 12, 200
     draws = np.random.default_rng(0)
     logits = jnp.asarray(draws.normal(0, 2, (number, vocab)), jnp.float32)
@@ -144,7 +159,7 @@ def test_a_row_does_not_depend_on_its_place_or_its_neighbours() -> None:
     top_k = jnp.asarray(draws.choice([0, 3, 50], number), jnp.int32)
     top_p = jnp.asarray(draws.choice([0.5, 0.9, 1.0], number), jnp.float32)
     min_p = jnp.asarray(draws.choice([0.0, 0.1], number), jnp.float32)
-    run = jax.jit(sample)
+    run = functools.partial(drawing, columns=columns)
     tokens, logprobs = run(logits, keys, temperature, top_k, top_p, min_p)
     order = draws.permutation(number)
     moved = run(
@@ -158,11 +173,16 @@ def test_a_row_does_not_depend_on_its_place_or_its_neighbours() -> None:
     assert (tokens[5], logprobs[5]) == (beside[0][5], beside[1][5])
 
 
-def test_greedy_takes_the_first_of_the_likeliest_and_tells_the_plain_logprob() -> None:
+@pytest.mark.parametrize("columns", [False, True])
+def test_greedy_takes_the_first_of_the_likeliest_and_tells_the_plain_logprob(
+    columns: bool,
+) -> None:
     logits = jnp.asarray([[0.0, 3.0, 3.0, -1.0], [5.0, 1.0, 2.0, 0.0]])
     keys = jax.random.split(jax.random.key(0), 2)
     zero = jnp.zeros(2)
-    tokens, logprobs = sample(logits, keys, zero, jnp.zeros(2, jnp.int32), zero + 0.5, zero)
+    tokens, logprobs = sample(
+        logits, keys, zero, jnp.zeros(2, jnp.int32), zero + 0.5, zero, columns=columns
+    )
     assert tokens.tolist() == [1, 0]
     want = jax.nn.log_softmax(logits)[jnp.arange(2), tokens]
     np.testing.assert_allclose(logprobs, want, rtol=1e-5)
