@@ -89,9 +89,7 @@ def in_a_process(role: str, name: str, directory: Path) -> dict[str, Any]:
     """`worker` in a process of its own."""
     out = directory / f"{role}.json"
     words = ["--worker", role, "--workload", name, "--dir", str(directory), "--json", str(out)]
-    status = subprocess.run(
-        [sys.executable, __file__, *words],
-    ).returncode
+    status = subprocess.run([sys.executable, __file__, *words]).returncode
     if status:
         sys.exit(f"{role}: exit status {status}")
     found: dict[str, Any] = json.loads(out.read_text())

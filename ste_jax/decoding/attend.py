@@ -72,8 +72,8 @@ def partial_attention(
     if mask is not None and not repeated:
         scores = jnp.where(mask, scores, UNSEEN)
     highest = jnp.max(scores, axis=-1, keepdims=True)
-    # Nothing may stand between the largest score and its use: XLA on CPU would need half as long
-    # again for all of this.
+    # Nothing may stand between the largest score and its use: XLA on CPU would need a third
+    # longer for all of this.
     weights = jnp.exp(scores - highest)
     if mask is not None and repeated:
         weights = jnp.where(mask, weights, 0.0)

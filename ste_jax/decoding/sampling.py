@@ -23,6 +23,7 @@ nothing of the batch.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -51,20 +52,19 @@ class _Blocks(NamedTuple):
     """[B,V/BLOCK,BLOCK], or by columns [V/BLOCK,BLOCK,B]."""
     columns: bool
 
-    def map(self, function: Any, *per_row: jax.Array) -> _Blocks:
+    def map(self, function: Callable[..., jax.Array], *per_row: jax.Array) -> _Blocks:
         """`function` of the numbers and of one [B] for each row."""
         given = per_row if self.columns else [one[:, None, None] for one in per_row]
         return self._replace(values=function(self.values, *given))
 
-    def of_blocks(self, reduce: Any) -> jax.Array:
+    def of_blocks(self, reduce: Callable[..., jax.Array]) -> jax.Array:
         """`reduce` (`jnp.sum` or `jnp.max`) of each block: [B,V/BLOCK]."""
-        found: jax.Array = reduce(self.values, axis=1 if self.columns else 2)
+        found = reduce(self.values, axis=1 if self.columns else 2)
         return found.T if self.columns else found
 
-    def of_rows(self, reduce: Any) -> jax.Array:
+    def of_rows(self, reduce: Callable[..., jax.Array]) -> jax.Array:
         """The same of each row: [B]."""
-        found: jax.Array = reduce(self.values, axis=(0, 1) if self.columns else (1, 2))
-        return found
+        return reduce(self.values, axis=(0, 1) if self.columns else (1, 2))
 
     def block(self, index: jax.Array) -> jax.Array:
         """One block [B,BLOCK] of each row."""

@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from ste_jax import shipped
 from ste_jax.cli import main
 from ste_jax.errors import WorkError
 from ste_jax.models.sources import resolve
@@ -23,13 +24,13 @@ def real_prompts(number: int) -> list[str]:
     if public.exists():
         rows = [json.loads(line) for line in public.read_text().splitlines()]
         return [row["turns"][0] for row in rows[::4]][:number]
-    shipped = REPOSITORY / "ste_jax" / "data" / "instructions.jsonl"
-    rows = [json.loads(line) for line in shipped.read_text().splitlines()]
+    lines = shipped.path_of("builtin").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
     return [row["instruction"] for row in rows[::9]][:number]
 
 
 @pytest.mark.parametrize(
-    ("number", "new_tokens"), [(2, 16), pytest.param(20, 64, marks=pytest.mark.slow)]
+    ("number", "new_tokens"), [(3, 24), pytest.param(20, 64, marks=pytest.mark.slow)]
 )
 def test_smollm2_token_for_token(tmp_path: Path, number: int, new_tokens: int) -> None:
     try:
