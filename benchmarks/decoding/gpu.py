@@ -9,17 +9,13 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import gzip
-import json
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from benchmarks.decoding import peers
+from benchmarks.decoding import peers, traced
 from benchmarks.decoding.work import (
     LLAMA_8B,
     Timed,
@@ -99,11 +95,7 @@ def kernels(work: Workload) -> list[list[Any]]:
     engine = random_engine(work)
     short = dataclasses.replace(work, new_tokens=32)
     draw(engine, short)  # after which the prompts are there
-    with tempfile.TemporaryDirectory() as place:
-        with jax.profiler.trace(place):
-            draw(engine, short)
-        file = next(Path(place).rglob("*.trace.json.gz"))
-        events = json.loads(gzip.decompress(file.read_bytes()))["traceEvents"]
+    events = traced.events(lambda: draw(engine, short))
     device = {
         e["pid"] for e in events if e.get("name") == "process_name" and "GPU" in str(e["args"])
     }

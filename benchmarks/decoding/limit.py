@@ -44,23 +44,34 @@ def seconds(config: ModelConfig, work: Workload, knobs: DecodingKnobs) -> dict[s
     # The last token of a prompt is the first step's.
     pieces = [-(-(len(prompt) - 1) // chunk) for prompt in work.prompts]
     found = {}
-    found["prefill, body"] = sum(pieces) * _body(config, chunk)
+    found["prefill, body"] = sum(pieces) * sum(_matrices(config, chunk).values())
     # How often a piece is the first, second, ... of its prompt.
     found["prefill, attention"] = sum(
         sum(number >= index for number in pieces) * _prompt_attention(config, chunk, chunk * index)
         for index in range(1, max(pieces) + 1)
     )
-    found["steps, body"] = steps * _body(config, slots)
+    found["steps, body"] = steps * sum(_matrices(config, slots).values())
     found["steps, head"] = steps * _head(config, slots)
-    found["steps, attention"] = steps * _step_attention(config, work, knobs)
+    found["steps, attention"] = steps * sum(_step_attention(config, work, knobs).values())
     return found
 
 
-def _body(config: ModelConfig, rows: int) -> float:
-    return sum(
-        _best(*_linear_forms(shape, rows), count=config.num_layers)
-        for shape in linear(config).values()
-    )
+def of_a_step(config: ModelConfig, work: Workload, knobs: DecodingKnobs) -> dict[str, float]:
+    """Seconds of the products of one step, by the names that they have in the engine's programs."""
+    slots = knobs.groups * knobs.group_size
+    return {
+        **_matrices(config, slots),
+        "head": _head(config, slots),
+        **_step_attention(config, work, knobs),
+    }
+
+
+def _matrices(config: ModelConfig, rows: int) -> dict[str, float]:
+    """Of every layer's matrices of that name."""
+    return {
+        name: _best(*_linear_forms(shape, rows), count=config.num_layers)
+        for name, shape in linear(config).items()
+    }
 
 
 def _head(config: ModelConfig, rows: int) -> float:
@@ -89,22 +100,23 @@ def _prompt_attention(config: ModelConfig, chunk: int, seen: int) -> float:
     return _best(scores, turned, count=count) + _best(mixed, count=count)
 
 
-def _step_attention(config: ModelConfig, work: Workload, knobs: DecodingKnobs) -> float:
+def _step_attention(config: ModelConfig, work: Workload, knobs: DecodingKnobs) -> dict[str, float]:
+    """Of the prompts and of the rows' own new tokens, of which half are there on average."""
     kv, size = config.num_kv_heads, config.head_dim
     groups, rows = knobs.groups, knobs.group_size
     each = config.num_heads // kv
-    prompt, new = work.longest, work.new_tokens
     count = config.num_layers
-    total = 0.0
-    for batch, queries, keys in (
-        (groups * kv, rows * each, prompt),
-        (groups * rows * kv, each, new // 2),  # of a row's new tokens half are there on average
+    found = {}
+    for name, batch, queries, keys in (
+        ("prompt", groups * kv, rows * each, work.longest),
+        ("past", groups * rows * kv, each, work.new_tokens // 2),
     ):
         scores = ("bqd,bsd->bqs", (batch, queries, size), (batch, keys, size))
         turned = ("bqd,bds->bqs", (batch, queries, size), (batch, size, keys))
         mixed = ("bqs,bsd->bqd", (batch, queries, keys), (batch, keys, size))
-        total += _best(scores, turned, count=count) + _best(mixed, count=count)
-    return total
+        found[f"{name}/scores"] = _best(scores, turned, count=count)
+        found[f"{name}/values"] = _best(mixed, count=count)
+    return found
 
 
 def _best(*forms: Form, count: int) -> float:

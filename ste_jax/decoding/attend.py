@@ -67,7 +67,8 @@ def partial_attention(
     if math.frexp(seen.scale)[0] == 0.5:
         # A power of two is as exact on the queries, which are far fewer than the products.
         q, seen = q * seen.scale, seen._replace(scale=1.0)
-    scores = jnp.einsum("...md,...sd->...ms", q, k, preferred_element_type=jnp.float32)
+    with jax.named_scope("scores"):
+        scores = jnp.einsum("...md,...sd->...ms", q, k, preferred_element_type=jnp.float32)
     scores = seen.score(scores)
     if mask is not None and not repeated:
         scores = jnp.where(mask, scores, UNSEEN)
@@ -81,7 +82,8 @@ def partial_attention(
     # Held, so that XLA on TPU computes them once and reads the scores, which are larger than the
     # keys, once for both the sum and the product.
     held = jax.lax.optimization_barrier(weights.astype(v.dtype))
-    mixed = jnp.einsum("...ms,...sd->...md", held, v, preferred_element_type=jnp.float32)
+    with jax.named_scope("values"):
+        mixed = jnp.einsum("...ms,...sd->...md", held, v, preferred_element_type=jnp.float32)
     return Partial(highest, jnp.sum(weights, axis=-1, keepdims=True), mixed)
 
 
@@ -130,9 +132,10 @@ def decode_attend(
             prefix = _shared(kernel, together, prefix_k, prefix_v, length, seen)
         else:
             mask = _prompt_seen(prompt, prefix_length, filled, each, seen)[:, None]
-            prefix = partial_attention(
-                together, prefix_k, prefix_v, seen, mask, repeated=seen.window is None
-            )
+            with jax.named_scope("prompt"):
+                prefix = partial_attention(
+                    together, prefix_k, prefix_v, seen, mask, repeated=seen.window is None
+                )
         prefix = Partial(
             *(x.reshape(groups, kv_heads, rows, each, -1).transpose(0, 2, 1, 3, 4) for x in prefix)
         )
@@ -141,7 +144,8 @@ def decode_attend(
             suffix = _shared(kernel, q, suffix_k, suffix_v, length, seen)
         else:
             mask = _past_seen(past, filled, seen)[:, :, None, None]
-            suffix = partial_attention(q, suffix_k, suffix_v, seen, mask)
+            with jax.named_scope("past"):
+                suffix = partial_attention(q, suffix_k, suffix_v, seen, mask)
         own = partial_attention(
             q,
             k.reshape(groups, rows, kv_heads, 1, size),

@@ -24,7 +24,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from ste_jax import preemption
-from ste_jax.config import DecodingKnobs
+from ste_jax.config import DecodingKnobs, MeshKnobs
 from ste_jax.decoding.lanes import Lane, NoLane, check_knobs, choose_lane
 from ste_jax.decoding.memory import Memory
 from ste_jax.decoding.prefill import Prefiller
@@ -34,6 +34,7 @@ from ste_jax.decoding.scheduler import LaneSchedule, Placement
 from ste_jax.decoding.scoring import batches, check_score
 from ste_jax.generators.protocol import Completion, Request, Sampling, Usage
 from ste_jax.models.decoder import Decoder
+from ste_jax.sharding import make_mesh
 
 Array = np.ndarray[Any, Any]
 
@@ -70,8 +71,8 @@ class Engine:
         self._eos_ids = np.asarray(tokenizer.eos_ids, np.int32)
         self._max_position = model.config.max_position
         self._flops_per_token = model.config.flops_per_token
-        devices = 1 if mesh is None else mesh.size
-        self._memory = Memory(model.config, knobs, devices)
+        mesh = mesh or make_mesh(MeshKnobs(), jax.local_devices()[:1])
+        self._memory = Memory(model.config, knobs, mesh.size)
         with self._memory.told():
             self._programs = Programs(
                 model,

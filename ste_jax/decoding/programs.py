@@ -17,7 +17,6 @@ shape:
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
@@ -78,7 +77,7 @@ class Control(NamedTuple):
 
 
 class Programs:
-    """The jitted programs of one model, on one mesh or on the default device.
+    """The jitted programs of one model on one mesh.
 
     `as_list`: run the layers as a Python loop over arrays of their own, not as a compiled loop over
     stacked ones. `int8`: keep the matrices in int8, see `models.int8`. Of an abstract model, whose
@@ -89,7 +88,7 @@ class Programs:
     def __init__(
         self,
         model: Decoder,
-        mesh: Mesh | None,
+        mesh: Mesh,
         *,
         dtype: Any,
         chunk: int,
@@ -109,8 +108,8 @@ class Programs:
         state = place(mesh, state, None if int8 else self._dtype)
         # Plain arrays: flattening the state's own classes costs milliseconds in every call.
         self._weights, structure = jax.tree.flatten(state)
-        kernels = kernels_of(jax.devices()[0] if mesh is None else mesh.devices.flat[0])
-        if mesh is not None and mesh.size > 1:
+        kernels = kernels_of(mesh.devices.flat[0])
+        if mesh.size > 1:
             kernels = kernels._replace(decode=None)  # it does not know how to be divided
         self._turned = _keys_turned(kernels, stacked=not as_list)
         jitted = _jitted(graph, structure, self._dtype, chunk, steps, not as_list, kernels)
@@ -215,8 +214,7 @@ class Programs:
     def _within_mesh(self, function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
-            mesh = self._mesh
-            with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
+            with jax.set_mesh(self._mesh):
                 return function(*args, **kwargs)
 
         return call
@@ -262,17 +260,15 @@ def _keys_turned(kernels: Kernels, stacked: bool) -> bool:
     return kernels.decode is None and not stacked
 
 
-def _arrays_on(mesh: Mesh | None, state: Any, dtype: Any) -> Any:
+def _arrays_on(mesh: Mesh, state: Any, dtype: Any) -> Any:
     """`state` in `dtype`, or in its own types, laid on `mesh`."""
     if dtype is not None:
         state = jax.tree.map(lambda x: x.astype(dtype), state)
-    return state if mesh is None else jax.device_put(state, state_sharding(state, mesh))
+    return jax.device_put(state, state_sharding(state, mesh))
 
 
-def _shapes_on(mesh: Mesh | None, state: Any, dtype: Any) -> Any:
+def _shapes_on(mesh: Mesh, state: Any, dtype: Any) -> Any:
     """What `_arrays_on` would give, of an abstract state."""
-    if mesh is None:
-        raise ValueError("an abstract model needs a mesh: it has no device of its own")
     return jax.tree.map(
         lambda x, sharding: jax.ShapeDtypeStruct(x.shape, dtype or x.dtype, sharding=sharding),
         state,
@@ -467,7 +463,8 @@ def _decode(
                 "suffix_v": v.at[(*row, every, place)].set(new_v, **put),
             }
 
-        suffix = [write(*one) for one in zip(suffix, new, strict=True)]
+        with jax.named_scope("write"):
+            suffix = [write(*one) for one in zip(suffix, new, strict=True)]
         filled = filled + active
         ended = jnp.any(drawn[..., None] == eos_ids, axis=-1) & control.stop_at_eos
         token = jnp.where(active, drawn, token)

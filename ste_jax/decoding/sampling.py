@@ -73,6 +73,7 @@ class _Blocks(NamedTuple):
         return jnp.take_along_axis(self.values, index[:, None, None], axis=1)[:, 0]
 
 
+@jax.named_scope("sample")
 def sample(
     logits: jax.Array,
     keys: jax.Array,

@@ -153,6 +153,7 @@ class Decoder(nnx.Module):
         x = self._norm(x, self.final_norm.get_value())
         return jnp.moveaxis(x, 0, -1) if self.unstacked else x, new
 
+    @jax.named_scope("head")
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Logits [..., V] in float32 of hidden states [..., D]."""
         tied = self.config.tie_embeddings
@@ -219,6 +220,10 @@ class Decoder(nnx.Module):
             return values[..., None, None] if self.unstacked else values
 
         def matmul(inputs: jax.Array, name: str) -> jax.Array:
+            with jax.named_scope(name):  # profiles tell the matrices apart by it
+                return multiplied(inputs, name)
+
+        def multiplied(inputs: jax.Array, name: str) -> jax.Array:
             matrix, summed = weights[name].astype(self.dtype), INPUT_AXES[name]
             if self.unstacked:
                 out = jnp.tensordot(matrix, inputs, summed)
@@ -340,6 +345,7 @@ def embed_tokens(table: jax.Array, tokens: jax.Array) -> jax.Array:
     return jnp.take(table, tokens, axis=0, mode="clip")
 
 
+@jax.named_scope("norm")
 def rms_norm(
     x: jax.Array, weight: jax.Array, eps: float, *, plus_one: bool = False, after: int = 0
 ) -> jax.Array:

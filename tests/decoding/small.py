@@ -10,8 +10,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
-from ste_jax.config import DecodingKnobs
+from ste_jax.config import DecodingKnobs, MeshKnobs
 from ste_jax.decoding.engine import Engine
 from ste_jax.decoding.rows import Prompt
 from ste_jax.generators.protocol import Completion, Request, Sampling
@@ -19,6 +20,7 @@ from ste_jax.models.attention import causal
 from ste_jax.models.config import ModelConfig
 from ste_jax.models.decoder import Decoder, abstract_decoder
 from ste_jax.parameters import with_parameters
+from ste_jax.sharding import make_mesh
 
 EOS = (1, 2)
 LETTERS = "\0\0\0abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRST"
@@ -86,6 +88,11 @@ def random_model(
         for path, one in config.parameters().items()
     }
     return with_parameters(abstract_decoder(config), values)
+
+
+def one_device() -> Mesh:
+    """A mesh of a single device."""
+    return make_mesh(MeshKnobs(), jax.devices()[:1])
 
 
 def engine(model: Decoder | None = None, mesh: Any = None, **knobs: Any) -> Engine:

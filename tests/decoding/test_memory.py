@@ -35,7 +35,9 @@ def test_the_sizes_are_those_of_the_arrays() -> None:
     config = small.small_model().config
     knobs = dataclasses.replace(small.KNOBS, prompt_buckets=(16, 32), dtype="bfloat16")
     lane = Lane(16, 24, groups=2, rows=3)
-    programs = Programs(small.small_model(), None, dtype="bfloat16", chunk=8, steps=4, as_list=True)
+    programs = Programs(
+        small.small_model(), small.one_device(), dtype="bfloat16", chunk=8, steps=4, as_list=True
+    )
 
     def size(arrays: Any) -> int:
         return sum(one.nbytes for one in jax.tree.leaves(arrays))

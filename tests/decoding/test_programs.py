@@ -15,7 +15,9 @@ GROUPS, ROWS, PROMPT, NEW = 2, 3, 32, 24
 
 
 def programs() -> Programs:
-    return Programs(small.small_model(), None, dtype=jnp.float32, chunk=8, steps=4, as_list=True)
+    return Programs(
+        small.small_model(), small.one_device(), dtype=jnp.float32, chunk=8, steps=4, as_list=True
+    )
 
 
 def test_the_caches_are_written_in_place() -> None:
