@@ -36,6 +36,7 @@ from ste_jax.aot import (
     topology_mesh,
 )
 from ste_jax.config import DecodingKnobs, MeshKnobs
+from ste_jax.decoding.attend import past_blocks
 from ste_jax.decoding.engine import empty_control
 from ste_jax.decoding.programs import Programs
 from ste_jax.errors import SteError
@@ -107,7 +108,10 @@ class Slice:
         lowered = programs.lower(
             "decode",
             prefix=programs.prefix(knobs.groups, knobs.prompt_buckets[-1]),
-            suffix=programs.suffix(knobs.groups, knobs.group_size, knobs.new_buckets[-1]),
+            pasts=[
+                programs.past(knobs.groups, knobs.group_size, knobs.new_buckets[-1], index)
+                for index in range(len(past_blocks(knobs.new_buckets[-1])))
+            ],
             control=empty_control(knobs.groups, knobs.group_size),
             eos_ids=np.zeros(2, np.int32),
         )

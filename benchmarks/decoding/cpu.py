@@ -92,15 +92,15 @@ def profile(work: Workload) -> tuple[float, list[dict[str, Any]]]:
         "control": control,
         "eos_ids": np.zeros(0, np.int32),
     }
-    suffix = programs.suffix(knobs.groups, knobs.group_size, work.new_tokens)
-    text = programs.lower("decode", suffix=suffix, **given).compile().as_text()
+    pasts = [programs.past(knobs.groups, knobs.group_size, work.new_tokens, 0)]
+    text = programs.lower("decode", pasts=pasts, **given).compile().as_text()
     seconds = []
 
     def rounds() -> None:
-        nonlocal suffix
+        nonlocal pasts
         for _ in range(ROUNDS):
             began = time.perf_counter()
-            suffix, tokens, _ = programs.decode(suffix=suffix, **given)
+            pasts, tokens, _ = programs.decode(pasts=pasts, **given)
             jax.block_until_ready(tokens)
             seconds.append(time.perf_counter() - began)
 

@@ -9,7 +9,8 @@ most of what attention costs). Attention over several stretches of keys is each 
 softmax, left undivided, merged by their maxima and sums: one exact softmax over all.
 
 A layer with a window keeps only what can still be seen: of a prompt its end, and of what a row has
-written a ring of the last tokens.
+written a ring of the last tokens. Without one, what rows have written lies in blocks, so that a
+step reads only those that any row has come to.
 """
 
 from __future__ import annotations
@@ -30,6 +31,11 @@ UNSEEN = -1e30
 """The score of a key that a query may not see: beside any other it weighs nothing, and it can be
 subtracted from itself."""
 
+PAST_BLOCK = 256
+"""How many of its new tokens a row keeps in one block, at the least."""
+MOST_BLOCKS = 8
+"""For longer pasts blocks are larger: a program of many blocks takes long to compile."""
+
 
 class Partial(NamedTuple):
     """Softmax attention over one stretch of keys, before the division by its sum; all float32."""
@@ -46,6 +52,13 @@ class Partial(NamedTuple):
 def places(length: int, window: int | None) -> int:
     """How many places a layer's cache has for a stretch of `length` tokens."""
     return length if window is None else min(length, window)
+
+
+def past_blocks(bucket: int) -> list[int]:
+    """The sizes of the blocks for a row's `bucket` new tokens, in a layer without a window: all but
+    the last are alike."""
+    size = max(PAST_BLOCK, -(-bucket // MOST_BLOCKS))
+    return [min(size, bucket - start) for start in range(0, bucket, size)]
 
 
 def partial_attention(
@@ -109,23 +122,33 @@ def decode_attend(
     """Attention of one new token per row to its group's prompt, its own past and itself.
 
     `prefix_length` [G] and `filled` [G,N] say how much of the layer's cache counts: `prefix_k`
-    [G,K,d,S], where the prompt's last key stands in all places after it, `prefix_v` [G,K,S,d],
-    `suffix_k` [G,N,K,d,S'] and `suffix_v` [G,N,K,S',d]; if they are not `turned`, keys stand as
-    values do. Under a window a prompt that is longer than `S` is there with its last `S` tokens,
-    and token t of a row stands at place t modulo `S'`.
+    [G,K,d,S], where the prompt's last key stands in all places after it, `prefix_v` [G,K,S,d], and
+    `pasts`, blocks one after another, each of `k` [G,N,K,d,S'] and `v` [G,N,K,S',d]; if they are
+    not `turned`, keys stand as values do. Blocks that no row has come to may be absent: they would
+    add exact zeros. Under a window a prompt that is longer than `S` is there with its last `S`
+    tokens, there is one block, and token t of a row stands at place t modulo `S'`.
     """
+
+    def past(q: jax.Array, k: jax.Array, v: jax.Array, start: int, seen: Seen) -> Partial:
+        """Attention of `q` [G,N,K,r,d] to the block whose first token is `start`."""
+        kernel, size = kernels.decode, v.shape[3]
+        if kernel is not None and kernel.fits(seen, q.dtype, v.shape[4], keys=size):
+            length = jnp.clip(filled - start, 0, size)
+            length = jnp.broadcast_to(length[:, :, None], q.shape[:3])
+            return _shared(kernel, q, k, v, length, seen)
+        mask = _past_seen(size, filled - start, seen)[:, :, None, None]
+        with jax.named_scope("past"):
+            return partial_attention(q, k, v, seen, mask)
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array, cache: Any, seen: Seen) -> jax.Array:
         batch, _, heads, size = q.shape
         kv_heads = k.shape[2]
         rows, each = batch // groups, heads // kv_heads
         q = q.reshape(groups, rows, kv_heads, each, size)
-        prefix_k, suffix_k = cache["prefix_k"], cache["suffix_k"]
+        prefix_k, prefix_v = cache["prefix_k"], cache["prefix_v"]
         if turned:
-            prefix_k, suffix_k = prefix_k.swapaxes(2, 3), suffix_k.swapaxes(3, 4)
-        prefix_v, suffix_v = cache["prefix_v"], cache["suffix_v"]
-        prompt, past = prefix_v.shape[2], suffix_v.shape[3]
-        kernel = kernels.decode
+            prefix_k = prefix_k.swapaxes(2, 3)
+        kernel, prompt = kernels.decode, prefix_v.shape[2]
         together = q.transpose(0, 2, 1, 3, 4).reshape(groups, kv_heads, rows * each, size)
         if kernel is not None and kernel.fits(seen, q.dtype, size, keys=prompt):
             length = jnp.broadcast_to(prefix_length[:, None], (groups, kv_heads))
@@ -139,20 +162,18 @@ def decode_attend(
         prefix = Partial(
             *(x.reshape(groups, kv_heads, rows, each, -1).transpose(0, 2, 1, 3, 4) for x in prefix)
         )
-        if kernel is not None and kernel.fits(seen, q.dtype, size, keys=past):
-            length = jnp.broadcast_to(filled[:, :, None], (groups, rows, kv_heads))
-            suffix = _shared(kernel, q, suffix_k, suffix_v, length, seen)
-        else:
-            mask = _past_seen(past, filled, seen)[:, :, None, None]
-            with jax.named_scope("past"):
-                suffix = partial_attention(q, suffix_k, suffix_v, seen, mask)
+        pasts = []
+        for index, block in enumerate(cache["pasts"]):
+            past_k = block["k"].swapaxes(3, 4) if turned else block["k"]
+            start = index * cache["pasts"][0]["v"].shape[3]
+            pasts.append(past(q, past_k, block["v"], start, seen))
         own = partial_attention(
             q,
             k.reshape(groups, rows, kv_heads, 1, size),
             v.reshape(groups, rows, kv_heads, 1, size),
             seen,
         )
-        _, total, mixed = merge([prefix, suffix, own])
+        _, total, mixed = merge([prefix, *pasts, own])
         return (mixed / total).astype(v.dtype).reshape(batch, 1, heads, size)
 
     return attend

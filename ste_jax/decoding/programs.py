@@ -1,8 +1,8 @@
 """Which device programs does decoding run, and what goes in and out of them?
 
 Shapes: `L` layers of one of the model's groups, `G` groups, `N` rows of a group, `K` kv heads, `d`
-head size, `C` a prefill chunk, `S` prompt bucket, `S'` new-token bucket (less where a window makes
-do with less), `R` rows of a scoring batch, `V` vocabulary.
+head size, `C` a prefill chunk, `S` prompt bucket, `S'` a block of new tokens, see `attend` (`S` and
+`S'` are less where a window makes do with less), `R` rows of a scoring batch, `V` vocabulary.
 
 Every program is a pure function of the weights, of caches and of small arrays that the host owns; a
 cache that a program changes is donated, so it is written in place. One program per purpose and
@@ -27,9 +27,15 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
-from ste_jax.decoding.attend import decode_attend, places, shared_prefix_attend
+from ste_jax.decoding.attend import (
+    decode_attend,
+    past_blocks,
+    places,
+    shared_prefix_attend,
+)
 from ste_jax.decoding.sampling import row_keys, sample, token_logprobs
 from ste_jax.models.attention import Attend
+from ste_jax.models.config import ModelConfig
 from ste_jax.models.decoder import Decoder, unstack
 from ste_jax.models.int8 import with_int8
 from ste_jax.models.kernels import Kernels, kernels_of
@@ -97,6 +103,7 @@ class Programs:
         int8: bool = False,
     ) -> None:
         self.config = model.config
+        self.steps = steps
         self._dtype = jnp.dtype(dtype)
         self._as_list = as_list
         self._mesh = mesh
@@ -134,15 +141,16 @@ class Programs:
         return out
 
     def decode(
-        self, prefix: Cache, suffix: Cache, control: Control, eos_ids: np.ndarray[Any, Any]
-    ) -> tuple[Cache, jax.Array, jax.Array]:
+        self, prefix: Cache, pasts: list[Cache], control: Control, eos_ids: np.ndarray[Any, Any]
+    ) -> tuple[list[Cache], jax.Array, jax.Array]:
         """Runs up to `steps` steps, fewer when no row is left running.
 
-        Returns the suffix, the tokens drawn [steps,G,N] (or `NOTHING`, or `NOT_FINITE`, after which
-        the row has ended) and their log-probabilities.
+        `pasts` are the first blocks of what the rows have written, as many as they will come to.
+        Returns these, the tokens drawn [steps,G,N] (or `NOTHING`, or `NOT_FINITE`, after which the
+        row has ended) and their log-probabilities.
         """
-        out: tuple[Cache, jax.Array, jax.Array] = self._decode(
-            self._weights, prefix=prefix, suffix=suffix, control=control, eos_ids=eos_ids
+        out: tuple[list[Cache], jax.Array, jax.Array] = self._decode(
+            self._weights, prefix=prefix, pasts=pasts, control=control, eos_ids=eos_ids
         )
         return out
 
@@ -175,31 +183,33 @@ class Programs:
     def prefix(self, groups: int, bucket: int) -> Cache:
         """Empty prompts of a lane: `prefix_v` [L,G,K,S,d], and `prefix_k` likewise or turned, see
         `_keys_turned`."""
-        return self._cache(
-            "prefix", ("batch", "kv_heads"), (groups, self.config.num_kv_heads), bucket
+        each = (groups, self.config.num_kv_heads)
+        return self._empty(
+            ("batch", "kv_heads", None, None),
+            lambda window: self._stretches("prefix_", each, places(bucket, window)),
         )
 
-    def suffix(self, groups: int, rows: int, bucket: int) -> Cache:
-        """Empty pasts of a lane's rows: `suffix_v` [L,G,N,K,S',d], and `suffix_k` likewise or
-        turned."""
+    def past(self, groups: int, rows: int, bucket: int, index: int) -> Cache:
+        """An empty block, the one of that number, of what a lane's rows write: `v` [L,G,N,K,S',d],
+        and `k` likewise or turned. Layers with a window have but the first."""
         each = (groups, rows, self.config.num_kv_heads)
-        return self._cache("suffix", ("batch", None, "kv_heads"), each, bucket)
-
-    def _cache(self, name: str, axes: Axes, each: tuple[int, ...], bucket: int) -> Cache:
-        """Empty keys and values of so many stretches of `bucket` tokens."""
 
         def shapes(window: int | None) -> Any:
-            values = (places(bucket, window), self.config.head_dim)
-            keys = values[::-1] if self._turned else values
-            return (f"{name}_k", (*each, *keys)), (f"{name}_v", (*each, *values))
+            if window is None:
+                return self._stretches("", each, past_blocks(bucket)[index])
+            return self._stretches("", each, places(bucket, window)) if index == 0 else ()
 
-        return self._empty((*axes, None, None), shapes)
+        return self._empty(("batch", None, "kv_heads", None, None), shapes)
+
+    def _stretches(self, name: str, each: tuple[int, ...], size: int) -> Any:
+        """Names and shapes of keys and values of so many stretches of `size` tokens."""
+        values = (size, self.config.head_dim)
+        keys = values[::-1] if self._turned else values
+        return (f"{name}k", (*each, *keys)), (f"{name}v", (*each, *values))
 
     def _empty(self, axes: Axes, shapes_of: Callable[[int | None], Any]) -> Cache:
         """A cache of zeros; `shapes_of(window)` are a layer's arrays."""
-        groups = self.config.groups
-        if self._as_list:
-            groups = tuple(range(layer, layer + 1) for layer in range(self.config.num_layers))
+        groups = _layers(self.config, stacked=not self._as_list)
         shapes = tuple(
             tuple(
                 (name, shape if self._as_list else (len(layers), *shape))
@@ -245,10 +255,13 @@ def _jitted(
     return (
         program(functools.partial(_prefill, attend=attend, stacked=stacked), "buffer"),
         program(functools.partial(_score, attend=attend)),
-        program(
-            functools.partial(_decode, steps=steps, stacked=stacked, kernels=kernels), "suffix"
-        ),
+        program(functools.partial(_decode, steps=steps, stacked=stacked, kernels=kernels), "pasts"),
     )
+
+
+def _layers(config: ModelConfig, *, stacked: bool) -> Sequence[range]:
+    """The layers of each dict of a cache."""
+    return config.groups if stacked else [range(at, at + 1) for at in range(config.num_layers)]
 
 
 def _keys_turned(kernels: Kernels, stacked: bool) -> bool:
@@ -395,13 +408,13 @@ def _decode(
     weights: Any,
     *,
     prefix: Cache,
-    suffix: Cache,
+    pasts: list[Cache],
     control: Any,
     eos_ids: jax.Array,
     steps: int,
     stacked: bool,
     kernels: Kernels,
-) -> tuple[Cache, jax.Array, jax.Array]:
+) -> tuple[list[Cache], jax.Array, jax.Array]:
     model, turned = model_of(weights), _keys_turned(kernels, stacked)
     groups, rows = control.token.shape
     batch = groups * rows
@@ -409,10 +422,14 @@ def _decode(
         control.seed.reshape(batch, 2), control.row_id.reshape(batch, 2), control.sample.reshape(-1)
     )
     group_of, row_of = jnp.divmod(jnp.arange(batch), rows)
+    windows = [
+        model.config.kind_of(layers[0]).window for layers in _layers(model.config, stacked=stacked)
+    ]
 
     def step(carry: Any) -> Any:
-        index, suffix, token, filled, active, tokens, logprobs = carry
-        cache = [{**one, **two} for one, two in zip(prefix, suffix, strict=True)]
+        index, pasts, token, filled, active, tokens, logprobs = carry
+        by_layer = [[block for block in blocks if block] for blocks in zip(*pasts, strict=True)]
+        cache = [{**one, "pasts": blocks} for one, blocks in zip(prefix, by_layer, strict=True)]
         positions = (control.prefix_length[:, None] + filled).reshape(batch, 1)
         positions = constrain(positions, ("batch", None))
         hidden, new = model(
@@ -444,36 +461,45 @@ def _decode(
         logprobs = logprobs.at[index].set(jnp.where(active & finite, logprob, 0.0))
 
         # What is not finite must not stay behind: where masked it is multiplied by zero. And since
-        # the place then depends on the logits, the suffix is read before it is written, which lets
+        # the place then depends on the logits, the past is read before it is written, which lets
         # the compiler write into it: else it copies all of it at every step.
         running = active & finite
 
-        def write(layer: Any, new: Any) -> Any:
-            k, v = layer["suffix_k"], layer["suffix_v"]
+        def write(index: int, block: Any, first: Any, new: Any, window: int | None) -> Any:
+            """Writes the tokens of the rows that have come to the block of that number."""
+            if not block:
+                return block
+            size = block["v"].shape[-2]
+            at = filled % size if window else filled - index * first["v"].shape[-2]
+            here = running & (at >= 0) & (at < size)
+            place = jnp.where(here, at, NOWHERE).reshape(-1)
             new_k, new_v = (x.squeeze(-3) for x in new)
-            place = jnp.where(running, filled % v.shape[-2], NOWHERE).reshape(-1)
             # The layers' numbers stand among the indices: as a part of what is written at each, XLA
-            # on TPU turns all of the suffix to have the layers beside the head, and back.
-            row = (*((jnp.arange(v.shape[0])[:, None],) if stacked else ()), group_of, row_of)
+            # on TPU turns all of the past to have the layers beside the head, and back.
+            layers = (jnp.arange(block["v"].shape[0])[:, None],) if stacked else ()
+            row = (*layers, group_of, row_of)
             put = {"mode": "drop", "unique_indices": True}
             every = slice(None)
             key = (every, place) if turned else (place,)
             return {
-                "suffix_k": k.at[(*row, every, *key)].set(new_k, **put),
-                "suffix_v": v.at[(*row, every, place)].set(new_v, **put),
+                "k": block["k"].at[(*row, every, *key)].set(new_k, **put),
+                "v": block["v"].at[(*row, every, place)].set(new_v, **put),
             }
 
         with jax.named_scope("write"):
-            suffix = [write(*one) for one in zip(suffix, new, strict=True)]
+            pasts = [
+                [write(index, *one) for one in zip(layers, pasts[0], new, windows, strict=True)]
+                for index, layers in enumerate(pasts)
+            ]
         filled = filled + active
         ended = jnp.any(drawn[..., None] == eos_ids, axis=-1) & control.stop_at_eos
         token = jnp.where(active, drawn, token)
         active = active & ~ended & finite & (filled < control.budget)
-        return index + 1, suffix, token, filled, active, tokens, logprobs
+        return index + 1, pasts, token, filled, active, tokens, logprobs
 
     start = (
         0,
-        suffix,
+        pasts,
         control.token,
         control.filled,
         control.active,
@@ -481,6 +507,6 @@ def _decode(
         jnp.zeros((steps, groups, rows), jnp.float32),
     )
     ended = jax.lax.while_loop(lambda carry: (carry[0] < steps) & jnp.any(carry[4]), step, start)
-    _, suffix, _, _, _, tokens, logprobs = ended
+    _, pasts, _, _, _, tokens, logprobs = ended
     whole = (None, None, None)
-    return suffix, constrain(tokens, whole), constrain(logprobs, whole)
+    return pasts, constrain(tokens, whole), constrain(logprobs, whole)

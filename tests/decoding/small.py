@@ -17,7 +17,7 @@ from ste_jax.decoding.engine import Engine
 from ste_jax.decoding.rows import Prompt
 from ste_jax.generators.protocol import Completion, Request, Sampling
 from ste_jax.models.attention import causal
-from ste_jax.models.config import ModelConfig
+from ste_jax.models.config import LayerKind, ModelConfig
 from ste_jax.models.decoder import Decoder, abstract_decoder
 from ste_jax.parameters import with_parameters
 from ste_jax.sharding import make_mesh
@@ -76,6 +76,13 @@ def small_model(vocab_size: int = len(LETTERS)) -> Decoder:
         max_position=64,
     )
     return random_model(config, 0)
+
+
+def windowed_model() -> Decoder:
+    """Layers with a window and layers without, by turns."""
+    kinds = (LayerKind(window=5), LayerKind())
+    config = dataclasses.replace(small_model().config, num_layers=4, kinds=kinds)
+    return random_model(config, 1)
 
 
 def random_model(

@@ -70,6 +70,11 @@ def ring(x: Array, length: int, room: int) -> Array:
     return out
 
 
+def in_blocks(x: Array, block: int, seen: Seen) -> list[Array]:
+    """[G,N,S,K,d] as a layer's blocks of S; a ring is one."""
+    return [x] if seen.window else np.split(x, range(block, x.shape[2], block), axis=2)
+
+
 @pytest.mark.parametrize(
     ("seen", "room"),
     [
@@ -82,8 +87,12 @@ def ring(x: Array, length: int, room: int) -> Array:
     ids=["plain", "capped", "window", "window-longer-than-the-past", "itself"],
 )
 @pytest.mark.parametrize("turned", [True, False], ids=["turned", "not-turned"])
+@pytest.mark.parametrize("block", [2, 8], ids=["blocks", "one-block"])
 def test_a_decoding_step_sees_its_prompt_its_past_and_itself(
-    turned: bool, seen: Seen, room: tuple[int, int]
+    block: int,
+    turned: bool,
+    seen: Seen,
+    room: tuple[int, int],
 ) -> None:
     groups, rows, prompt, past = 2, 3, 7, 5
     batch = groups * rows
@@ -103,8 +112,13 @@ def test_a_decoding_step_sees_its_prompt_its_past_and_itself(
     cache = {
         "prefix_k": kept[0].transpose((0, 2, 3, 1) if turned else (0, 2, 1, 3)),
         "prefix_v": kept[1].transpose(0, 2, 1, 3),
-        "suffix_k": rings[0].transpose((0, 1, 3, 4, 2) if turned else (0, 1, 3, 2, 4)),
-        "suffix_v": rings[1].transpose(0, 1, 3, 2, 4),
+        "pasts": [
+            {
+                "k": k.transpose((0, 1, 3, 4, 2) if turned else (0, 1, 3, 2, 4)),
+                "v": v.transpose(0, 1, 3, 2, 4),
+            }
+            for k, v in zip(*(in_blocks(x, block, seen) for x in rings), strict=True)
+        ],
     }
     attend = decode_attend(groups, jnp.asarray(length), jnp.asarray(filled), turned=turned)
     out = jax.jit(attend, static_argnums=4)(q, *own, cache, seen)

@@ -13,7 +13,10 @@ import numpy as np
 import pytest
 
 from ste_jax import preemption
-from ste_jax.decoding.engine import Engine
+from ste_jax.decoding import attend as attend_module
+from ste_jax.decoding import engine as engine_module
+from ste_jax.decoding.attend import past_blocks
+from ste_jax.decoding.engine import Engine, blocks_read
 from ste_jax.decoding.lanes import NoLane
 from ste_jax.decoding.rows import Prompt
 from ste_jax.errors import Preempted
@@ -75,6 +78,41 @@ def test_a_sample_is_the_same_alone_in_a_crowd_in_another_order_and_in_waves() -
     assert alone["row4", 3] == together["row4", 3]
     waves = run(shared(), list(prompts)[::-1], [(4,), (1, 0), (2, 3)])
     assert waves == together
+
+
+@pytest.mark.parametrize("as_list", [True, False], ids=["list", "stacked"])
+@pytest.mark.parametrize("windows", [False, True], ids=["plain", "windows"])
+def test_a_sample_is_the_same_however_far_others_have_come(
+    windows: bool, as_list: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = small.windowed_model() if windows else small.small_model()
+    long, short = prompt(1, 12), prompt(2, 9)
+
+    def run(new: dict[str, int], **knobs: Any) -> dict[Any, Any]:
+        engine = small.engine(model, **knobs)
+        for name, tokens in (("long", long), ("short", short)):
+            if name in new:
+                one = sampled(name, (0, 1), max_new_tokens=new[name], ignore_eos=True)
+                engine.submit(one, tokens)
+        return collect(engine.completions())
+
+    whole = run({"long": 23, "short": 6})
+    monkeypatch.setattr(engine_module, "layers_as_list", lambda: as_list)
+    monkeypatch.setattr(attend_module, "PAST_BLOCK", 7)  # blocks of 7, 7, 7 and 3
+    together = run({"long": 23, "short": 6})
+    alone = run({"short": 6}) | run({"long": 23})
+    assert together == alone
+    for key, one in whole.items():
+        assert together[key].token_ids == one.token_ids
+        np.testing.assert_allclose(together[key].logprobs, one.logprobs, atol=1e-5)
+
+
+def test_blocks_are_read_as_far_as_a_row_comes() -> None:
+    assert [blocks_read(tokens, 24) for tokens in (1, 24)] == [1, 1]
+    wanted = {1: 1, 256: 1, 257: 2, 512: 2, 513: 4, 1024: 4, 1025: 5, 1100: 5}
+    assert {tokens: blocks_read(tokens, 1100) for tokens in wanted} == wanted
+    assert past_blocks(1100) == [256, 256, 256, 256, 76]
+    assert past_blocks(5000) == [625] * 8
 
 
 def test_samples_asked_for_while_others_come() -> None:

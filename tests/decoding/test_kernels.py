@@ -247,21 +247,26 @@ def test_a_decoding_step_by_the_gpus_kernel(rows: int, size: int) -> None:
     q = normal(groups * rows, 1, kv_heads * each, size)
     k, v = (normal(groups * rows, 1, kv_heads, size) for _ in range(2))
     prefix = [normal(groups, kv_heads, room, size) for _ in range(2)]
-    suffix = [normal(groups, rows, kv_heads, 128, size) for _ in range(2)]
+    pasts = [[normal(groups, rows, kv_heads, 128, size) for _ in range(2)] for _ in range(2)]
     length = jnp.asarray([0, 77, room])
     # In the places after a prompt its last key stands, see `decode_attend`.
     place = jnp.arange(room) >= length[:, None]
     last = jnp.take_along_axis(prefix[0], (length - 1)[:, None, None, None], axis=2)
     prefix[0] = jnp.where(place[:, None, :, None], last, prefix[0])
-    filled = jnp.asarray(draw.integers(0, 129, (groups, rows))).at[0, 0].set(0).at[1, 1].set(128)
-    plain = {"prefix_k": prefix[0].swapaxes(2, 3), "suffix_k": suffix[0].swapaxes(3, 4)}
-    by_kernel = {"prefix_k": prefix[0], "suffix_k": suffix[0]}
-    values = {"prefix_v": prefix[1], "suffix_v": suffix[1]}
+    filled = jnp.asarray(draw.integers(0, 257, (groups, rows))).at[0, 0].set(0).at[1, 1].set(128)
+    plain = {
+        "prefix_k": prefix[0].swapaxes(2, 3),
+        "prefix_v": prefix[1],
+        "pasts": [{"k": k.swapaxes(3, 4), "v": v} for k, v in pasts],
+    }
+    by_kernel = {
+        "prefix_k": prefix[0],
+        "prefix_v": prefix[1],
+        "pasts": [{"k": k, "v": v} for k, v in pasts],
+    }
     seen = Seen(size**-0.5)
-    want = decode_attend(groups, length, filled)(q, k, v, plain | values, seen)
-    found = decode_attend(groups, length, filled, DECODE, turned=False)(
-        q, k, v, by_kernel | values, seen
-    )
+    want = decode_attend(groups, length, filled)(q, k, v, plain, seen)
+    found = decode_attend(groups, length, filled, DECODE, turned=False)(q, k, v, by_kernel, seen)
     np.testing.assert_allclose(*(np.asarray(x, np.float32) for x in (found, want)), atol=0.02)
 
 

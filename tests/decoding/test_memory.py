@@ -45,7 +45,7 @@ def test_the_sizes_are_those_of_the_arrays() -> None:
     found = footprint(config, knobs, lane)
     assert found.weights == size(programs._weights)
     assert found.prefix == size(programs.prefix(2, 16))
-    assert found.suffix == size(programs.suffix(2, 3, 24))
+    assert found.suffix == size(programs.past(2, 3, 24, 0))
     assert found.buffer == size(programs.buffer(32))
     assert found.store == found.buffer * knobs.cache_tokens // 32
     assert found.total == sum(dataclasses.astuple(found))

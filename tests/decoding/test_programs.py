@@ -25,14 +25,14 @@ def test_the_caches_are_written_in_place() -> None:
     lowered = these._decode.__wrapped__.lower(  # type: ignore[attr-defined]
         these._weights,
         prefix=these.prefix(GROUPS, PROMPT),
-        suffix=these.suffix(GROUPS, ROWS, NEW),
+        pasts=[these.past(GROUPS, ROWS, NEW, 0)],
         control=empty_control(GROUPS, ROWS),
         eos_ids=np.array(small.EOS, np.int32),
     )
     text = lowered.compile().as_text()
-    suffix = rf"f32\[{GROUPS},{ROWS},2,(?:8,{NEW}|{NEW},8)\]"
-    assert len(re.findall(rf"= {suffix}\S* scatter\(", text)) == 4  # keys and values of 2 layers
-    assert not re.findall(rf"= {suffix}\S* copy\(", text)
+    past = rf"f32\[{GROUPS},{ROWS},2,(?:8,{NEW}|{NEW},8)\]"
+    assert len(re.findall(rf"= {past}\S* scatter\(", text)) == 4  # keys and values of 2 layers
+    assert not re.findall(rf"= {past}\S* copy\(", text)
     assert text.count("may-alias") + text.count("must-alias") >= 4
 
 
@@ -42,13 +42,13 @@ def test_a_round_ends_when_no_row_runs_and_leaves_the_others_alone() -> None:
     control.active[1, 2] = True
     control.budget[1, 2] = 3
     control.filled[1, 2] = 1
-    suffix = these.suffix(GROUPS, ROWS, NEW)
-    suffix, tokens, logprobs = these.decode(
-        these.prefix(GROUPS, PROMPT), suffix, control, np.array(small.EOS, np.int32)
+    pasts = [these.past(GROUPS, ROWS, NEW, 0)]
+    [past], tokens, logprobs = these.decode(
+        these.prefix(GROUPS, PROMPT), pasts, control, np.array(small.EOS, np.int32)
     )
     drawn = np.asarray(tokens) != NOTHING
     assert drawn.sum() == 2 and drawn[:2, 1, 2].all()
     assert (np.asarray(logprobs) != 0).sum() == 2
-    for layer in suffix:
-        written = np.asarray(layer["suffix_v"]).any(axis=(2, 4))
+    for layer in past:
+        written = np.asarray(layer["v"]).any(axis=(2, 4))
         assert np.argwhere(written).tolist() == [[1, 2, 1], [1, 2, 2]]
