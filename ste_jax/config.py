@@ -211,7 +211,8 @@ class DecodingKnobs:
     groups: int = 8
     """Prompts decoded at once."""
     group_size: int = 2
-    """Samples of each prompt decoded at once."""
+    """Samples of each prompt decoded at once. On CPU there should be 8 rows or more in all (`groups`
+    times this): of fewer, XLA may compute the last bit of a row otherwise in another slot."""
     singles: int = 0
     """Prompts decoded at once where each has one sample only (answers, forced verdicts); 0: as many
     as `groups`."""
