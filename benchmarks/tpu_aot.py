@@ -2,7 +2,7 @@
 
 The programs are the engine's own, compiled by libtpu for a slice that is not here. Of one decode
 step, on one chip, HBM bytes and FLOPs are counted as often as loops run and held against a floor:
-every weight once, each group's prompt once, each sample's suffix once. The count itself is held
+every weight once, each group's prompt once, each sample's past once. The count itself is held
 against programs without a loop over layers, of 2 and of 4 layers: what does not depend on the
 depth, and so much for each layer.
 
@@ -36,7 +36,6 @@ from ste_jax.aot import (
     topology_mesh,
 )
 from ste_jax.config import DecodingKnobs, MeshKnobs
-from ste_jax.decoding.attend import past_blocks
 from ste_jax.decoding.engine import empty_control
 from ste_jax.decoding.programs import Programs
 from ste_jax.errors import SteError
@@ -108,10 +107,7 @@ class Slice:
         lowered = programs.lower(
             "decode",
             prefix=programs.prefix(knobs.groups, knobs.prompt_buckets[-1]),
-            pasts=[
-                programs.past(knobs.groups, knobs.group_size, knobs.new_buckets[-1], index)
-                for index in range(len(past_blocks(knobs.new_buckets[-1])))
-            ],
+            pasts=programs.pasts(knobs.groups, knobs.group_size, knobs.new_buckets[-1]),
             control=empty_control(knobs.groups, knobs.group_size),
             eos_ids=np.zeros(2, np.int32),
         )
@@ -156,7 +152,7 @@ def without_loop(config: ModelConfig, layers: int) -> ModelConfig:
 
 
 def decode_floor(config: ModelConfig, knobs: DecodingKnobs, chips: int) -> Cost:
-    """What a decode step must cost a chip when prompts and suffixes are full."""
+    """What a decode step must cost a chip when prompts and pasts are full."""
     rows = knobs.groups * knobs.group_size
     prompt, new = knobs.prompt_buckets[-1], knobs.new_buckets[-1]
     # A look-up reads no more than its rows.
@@ -316,9 +312,9 @@ def caption(knobs: DecodingKnobs) -> str:
         f"{knobs.new_buckets[-1]}; {knobs.dtype}; weights and heads divided over all chips "
         f"(decoding.mesh: tensor={knobs.mesh.tensor}). A decode step is one of "
         f"{knobs.steps_per_round} of a round, which bears its share of what a round does once; "
-        f"prompts and suffixes are full; temperature, top_p and top_k all in force, {TRIES} draws. "
+        f"prompts and pasts are full; temperature, top_p and top_k all in force, {TRIES} draws. "
         f"A prefill piece is {knobs.prefill_chunk} tokens. The floor: each weight once (of the "
-        f"embedding the rows looked up), each prompt once, each suffix once; FLOPs: matrix "
+        f"embedding the rows looked up), each prompt once, each past once; FLOPs: matrix "
         f"products of {knobs.groups * knobs.group_size} rows and their attention. The count may "
         f"miss unrolled programs of {DEPTHS[0]} and {DEPTHS[1]} layers by {100 * WITHIN:.0f}%."
     )

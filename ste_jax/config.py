@@ -211,11 +211,11 @@ class DecodingKnobs:
     groups: int = 8
     """Prompts decoded at once."""
     group_size: int = 2
-    """Samples of each prompt decoded at once. On CPU there should be 8 rows or more in all (`groups`
+    """Samples of each prompt decoded at once. On CPU let there be 8 rows or more in all (`groups`
     times this): of fewer, XLA may compute the last bit of a row otherwise in another slot."""
     singles: int = 0
     """Prompts decoded at once where each has one sample only (answers, forced verdicts); 0: as many
-    as `groups`."""
+    as `groups`. On CPU likewise 8 or more."""
     prefill_chunk: int = 128
     """Prompts are prefilled in pieces of so many tokens; shared beginnings are computed once."""
     steps_per_round: int = 8

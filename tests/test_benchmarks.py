@@ -26,7 +26,7 @@ from benchmarks.cells import (
     shuffle_labels,
     taught,
 )
-from benchmarks.decoding import gpu, limit, peers, recipe, work
+from benchmarks.decoding import cpu, gpu, limit, peers, recipe, work
 from ste_jax import files
 from ste_jax.errors import WorkError
 from ste_jax.records import Judgment, Pair, Prompt
@@ -309,6 +309,20 @@ def test_the_limit_grows_with_the_work():
     one, two = (limit.seconds(tiny, each, work.knobs_for(each, 8)) for each in (little, much))
     assert set(one) == set(two) and all(value > 0 for value in one.values())
     assert two["steps, body"] > 10 * one["steps, body"]
+
+
+def test_a_steps_profile_finds_every_product_of_the_limit(monkeypatch):
+    tiny = dataclasses.replace(work.LLAMA_135M, num_layers=2, vocab_size=1024)
+    asked = work.Workload(prompts=((1,) * 256,) * 4, samples=16, new_tokens=32)
+    monkeypatch.setattr(cpu, "SMALLEST", 0)
+    step, rows = cpu.profile(tiny, asked)
+    assert step > 0
+    products = {row["milliseconds of"]: row["products"] for row in rows if row["alone"]}
+    assert products.keys() == {*limit.linear(tiny), "head", "all"} | {
+        f"{stretch}/{product}" for stretch in ("prompt", "past") for product in ("scores", "values")
+    }
+    assert min(products.values()) > 0
+    assert any(row["milliseconds of"] == "sample" and row["around"] > 0 for row in rows)
 
 
 def test_the_fastest_way_of_a_peer_does_the_work():

@@ -30,6 +30,7 @@ from benchmarks.decoding.work import LLAMA_135M, Workload, knobs_for, workload_a
 from ste_jax.config import MeshKnobs
 from ste_jax.decoding.engine import empty_control
 from ste_jax.decoding.programs import Programs
+from ste_jax.models.config import ModelConfig
 from ste_jax.models.decoder import Decoder
 from ste_jax.reporting.tables import markdown
 from ste_jax.sharding import make_mesh
@@ -66,11 +67,11 @@ def places(text: str) -> Iterator[tuple[str, str, bool]]:
         yield name, place, name in products or computed_by in products
 
 
-def profile(work: Workload) -> tuple[float, list[dict[str, Any]]]:
+def profile(config: ModelConfig, work: Workload) -> tuple[float, list[dict[str, Any]]]:
     """Milliseconds of a step without the profiler; and rows of a table of what it spends with it:
     on products, on these alone, on what stands around them."""
     knobs = knobs_for(work, SLOTS)
-    model = Decoder(LLAMA_135M, rngs=nnx.Rngs(0), dtype=jnp.float32)
+    model = Decoder(config, rngs=nnx.Rngs(0), dtype=jnp.float32)
     programs = Programs(
         model,
         make_mesh(MeshKnobs(), jax.devices()[:1]),
@@ -92,7 +93,7 @@ def profile(work: Workload) -> tuple[float, list[dict[str, Any]]]:
         "control": control,
         "eos_ids": np.zeros(0, np.int32),
     }
-    pasts = [programs.past(knobs.groups, knobs.group_size, work.new_tokens, 0)]
+    pasts = programs.pasts(knobs.groups, knobs.group_size, work.new_tokens)
     text = programs.lower("decode", pasts=pasts, **given).compile().as_text()
     seconds = []
 
@@ -114,9 +115,7 @@ def profile(work: Workload) -> tuple[float, list[dict[str, Any]]]:
         if event.get("ph") == "X" and event["name"] in of:
             place, product = of[event["name"]]
             (products if product else others)[place] += event["dur"] * each
-    alone = {
-        name: 1e3 * value for name, value in limit.of_a_step(model.config, work, knobs).items()
-    }
+    alone = {name: 1e3 * value for name, value in limit.of_a_step(config, work, knobs).items()}
     return plain * 1e3, list(_rows(products, others, alone))
 
 
@@ -127,13 +126,15 @@ def _rows(
     small = [name for name in total if total[name] < SMALLEST and name not in alone]
     for name in sorted(total.keys() - small, key=lambda name: -total[name]):
         yield _row(name, products.get(name), alone.get(name), others.get(name))
-    yield _row("what takes less", None, None, sum(total[name] for name in small))
+    less = (sum(of.get(name, 0) for name in small) for of in (products, alone, others))
+    yield _row("what takes less", *less)
     yield _row("all", *(sum(of.values()) for of in (products, alone, others)))
 
 
 def _row(name: str, *milliseconds: float | None) -> dict[str, Any]:
-    told = [None if value is None else f"{value:.1f}" for value in milliseconds]
-    return dict(zip(("milliseconds of", "products", "alone", "around"), (name, *told), strict=True))
+    return dict(
+        zip(("milliseconds of", "products", "alone", "around"), (name, *milliseconds), strict=True)
+    )
 
 
 def main() -> None:
@@ -143,8 +144,12 @@ def main() -> None:
     )
     parser.add_argument("--workload", choices=("A", "B"), required=True)
     work = {"A": workload_a, "B": workload_b}[parser.parse_args().workload]()
-    step, rows = profile(work)
-    print(f"A step of {SLOTS} rows takes {step:.1f} ms; under the profiler:\n\n{markdown(rows)}")
+    step, rows = profile(LLAMA_135M, work)
+    told = [
+        {name: f"{one:.1f}" if isinstance(one, float) else one for name, one in row.items()}
+        for row in rows
+    ]
+    print(f"A step of {SLOTS} rows takes {step:.1f} ms; under the profiler:\n\n{markdown(told)}")
 
 
 if __name__ == "__main__":

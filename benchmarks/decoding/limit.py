@@ -52,17 +52,20 @@ def seconds(config: ModelConfig, work: Workload, knobs: DecodingKnobs) -> dict[s
     )
     found["steps, body"] = steps * sum(_matrices(config, slots).values())
     found["steps, head"] = steps * _head(config, slots)
-    found["steps, attention"] = steps * sum(_step_attention(config, work, knobs).values())
+    # Of a row's new tokens half are there on average.
+    attention = _step_attention(config, work, knobs, work.new_tokens // 2)
+    found["steps, attention"] = steps * sum(attention.values())
     return found
 
 
 def of_a_step(config: ModelConfig, work: Workload, knobs: DecodingKnobs) -> dict[str, float]:
-    """Seconds of the products of one step, by the names that they have in the engine's programs."""
+    """Seconds of the products of one step, by the names that they have in the engine's programs,
+    and as large as there: of a row's new tokens all that have a place."""
     slots = knobs.groups * knobs.group_size
     return {
         **_matrices(config, slots),
         "head": _head(config, slots),
-        **_step_attention(config, work, knobs),
+        **_step_attention(config, work, knobs, work.new_tokens),
     }
 
 
@@ -100,8 +103,10 @@ def _prompt_attention(config: ModelConfig, chunk: int, seen: int) -> float:
     return _best(scores, turned, count=count) + _best(mixed, count=count)
 
 
-def _step_attention(config: ModelConfig, work: Workload, knobs: DecodingKnobs) -> dict[str, float]:
-    """Of the prompts and of the rows' own new tokens, of which half are there on average."""
+def _step_attention(
+    config: ModelConfig, work: Workload, knobs: DecodingKnobs, past: int
+) -> dict[str, float]:
+    """Of the prompts and of the rows' own `past` tokens."""
     kv, size = config.num_kv_heads, config.head_dim
     groups, rows = knobs.groups, knobs.group_size
     each = config.num_heads // kv
@@ -109,7 +114,7 @@ def _step_attention(config: ModelConfig, work: Workload, knobs: DecodingKnobs) -
     found = {}
     for name, batch, queries, keys in (
         ("prompt", groups * kv, rows * each, work.longest),
-        ("past", groups * rows * kv, each, work.new_tokens // 2),
+        ("past", groups * rows * kv, each, past),
     ):
         scores = ("bqd,bsd->bqs", (batch, queries, size), (batch, keys, size))
         turned = ("bqd,bds->bqs", (batch, queries, size), (batch, size, keys))

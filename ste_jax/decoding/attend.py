@@ -1,7 +1,8 @@
 """How do several rows attend to a prompt that they share, without reading it once per row?
 
 Shapes: `G` groups (prompts), `N` rows of a group, `B = G * N`, `T` time, `K` kv heads, `r` query
-heads per kv head, `d` head size.
+heads per kv head, `d` head size; `M` queries and `S` keys of a stretch, `S'` keys of a block of
+what a row has written.
 
 Caches have the head before the place, so that the two products are plain batched matrix products,
 and keys may be kept transposed: nothing large is then turned each time it is read (on CPU that is
@@ -9,8 +10,8 @@ most of what attention costs). Attention over several stretches of keys is each 
 softmax, left undivided, merged by their maxima and sums: one exact softmax over all.
 
 A layer with a window keeps only what can still be seen: of a prompt its end, and of what a row has
-written a ring of the last tokens. Without one, what rows have written lies in blocks, so that a
-step reads only those that any row has come to.
+written a ring of the last tokens. Without one, what rows have written lies in blocks, and a step
+reads no more of them than twice those that any row has come to.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def places(length: int, window: int | None) -> int:
 def past_blocks(bucket: int) -> list[int]:
     """The sizes of the blocks for a row's `bucket` new tokens, in a layer without a window: all but
     the last are alike."""
-    size = max(PAST_BLOCK, -(-bucket // MOST_BLOCKS))
+    size = PAST_BLOCK * -(-bucket // (PAST_BLOCK * MOST_BLOCKS))
     return [min(size, bucket - start) for start in range(0, bucket, size)]
 
 

@@ -25,7 +25,6 @@ from jax.sharding import Mesh
 
 from ste_jax import preemption
 from ste_jax.config import DecodingKnobs, MeshKnobs
-from ste_jax.decoding.attend import past_blocks
 from ste_jax.decoding.lanes import Lane, NoLane, check_knobs, choose_lane
 from ste_jax.decoding.memory import Memory
 from ste_jax.decoding.prefill import Prefiller
@@ -285,10 +284,8 @@ class _LaneState:
         schedule.forget()
         self._programs = programs
         self._prefix: Cache = programs.prefix(lane.groups, lane.prompt)
-        self._pasts: list[Cache] = [
-            programs.past(lane.groups, lane.rows, lane.new, index)
-            for index in range(len(past_blocks(lane.new)))
-        ]
+        self._pasts = programs.pasts(lane.groups, lane.rows, lane.new)
+        self._blocks = programs.blocks(lane.new)
         self._control = empty_control(lane.groups, lane.rows)
 
     def start(self, placement: Placement[Row], buffer: Cache) -> None:
@@ -322,7 +319,7 @@ class _LaneState:
         """A round: tokens and log-probabilities [steps,G,N], as `Programs.decode` gives them."""
         control = self._control
         furthest = np.minimum(control.filled + self._programs.steps, control.budget)
-        blocks = blocks_read(int(furthest[control.active].max()), self.lane.new)
+        blocks = blocks_read(int(furthest[control.active].max()), self._blocks)
         self._pasts[:blocks], tokens, logprobs = self._programs.decode(
             self._prefix, self._pasts[:blocks], control, eos_ids
         )
@@ -339,12 +336,11 @@ class _LaneState:
         self.schedule.finish(group, slot)
 
 
-def blocks_read(tokens: int, bucket: int) -> int:
-    """How many blocks a program reads for rows that come to `tokens` new ones: a power of two, so
-    that there are few programs, or all."""
-    there = past_blocks(bucket)
-    needed = -(-tokens // there[0])
-    return min(1 << (needed - 1).bit_length(), len(there))
+def blocks_read(tokens: int, sizes: Sequence[int]) -> int:
+    """How many blocks of these sizes are read where rows come to `tokens` new ones: a power of two,
+    or all. A lane has one program for each, compiled when a row first comes there."""
+    needed = -(-tokens // sizes[0])
+    return min(1 << (needed - 1).bit_length(), len(sizes))
 
 
 def layers_as_list() -> bool:

@@ -2,7 +2,8 @@
 
 A lane is sizes, for the prompt and for the new tokens, and numbers, of prompts and of rows for
 each; its caches and programs have these and no other. A row's lane depends on the row alone, never
-on what else is waiting: so do its shapes, and with them every bit of its result.
+on what else is waiting, and so do the shapes of all that is computed for it. Of what rows write,
+a program leaves out blocks that none has come to; for any row these would add exact zeros.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ class Footprint:
     weights: int
     prefix: int
     """A lane's prompts."""
-    suffix: int
+    past: int
     """What a lane's rows have written."""
     buffer: int
     """The prompt that is being computed."""
@@ -56,7 +56,7 @@ def footprint(config: ModelConfig, knobs: DecodingKnobs, lane: Lane) -> Footprin
     return Footprint(
         weights=size * sum(math.prod(one.shape) for one in config.parameters().values()),
         prefix=lane.groups * cached(lane.prompt),
-        suffix=lane.groups * lane.rows * cached(lane.new),
+        past=lane.groups * lane.rows * cached(lane.new),
         buffer=config.num_layers * token * knobs.prompt_buckets[-1],
         store=config.num_layers * token * knobs.cache_tokens,
     )
@@ -66,12 +66,12 @@ def room_made(found: Footprint, knobs: DecodingKnobs, lane: Lane) -> list[tuple[
     """What to do, and about how many bytes each would free: the most first."""
     groups = "singles" if lane.rows == 1 and knobs.singles else "groups"
     ways = {
-        f"halve decoding.{groups}={lane.groups}": (found.prefix + found.suffix) // 2,
-        f"halve decoding.group_size={lane.rows}": found.suffix // 2,
+        f"halve decoding.{groups}={lane.groups}": (found.prefix + found.past) // 2,
+        f"halve decoding.group_size={lane.rows}": found.past // 2,
         f"halve the largest of decoding.prompt_buckets={_told(knobs.prompt_buckets)}": (
             (found.prefix + found.buffer) // 2
         ),
-        f"halve the largest of decoding.new_buckets={_told(knobs.new_buckets)}": found.suffix // 2,
+        f"halve the largest of decoding.new_buckets={_told(knobs.new_buckets)}": found.past // 2,
         f"set decoding.cache_tokens={knobs.cache_tokens} to 0": found.store,
         "set decoding.dtype to bfloat16": found.total // 2,
         "spread decoding.mesh over twice the devices": found.total // 2,
@@ -119,7 +119,7 @@ class Memory:
             f"decoding has no memory left on its {self.devices} device(s) ({text[:200]}): the "
             f"weights take {found.weights / GB:.3g} GB, {lane.groups} prompts of {lane.prompt} "
             f"tokens {found.prefix / GB:.3g} GB, {lane.groups * lane.rows} rows of {lane.new} new "
-            f"tokens {found.suffix / GB:.3g} GB, the prompt buffer {found.buffer / GB:.3g} GB and "
+            f"tokens {found.past / GB:.3g} GB, the prompt buffer {found.buffer / GB:.3g} GB and "
             f"stored pieces of prompts up to {found.store / GB:.3g} GB, each counted once; to free "
             f"memory, the most first: {', or '.join(ways)}"
         )

@@ -64,7 +64,7 @@ class Control(NamedTuple):
     token: np.ndarray[Any, Any]
     """The token to be fed next."""
     filled: np.ndarray[Any, Any]
-    """How many tokens the row has fed so far: its place in the suffix."""
+    """How many tokens the row has fed so far: its place in what it has written."""
     active: np.ndarray[Any, Any]
     budget: np.ndarray[Any, Any]
     """`filled` at which the row ends."""
@@ -189,17 +189,26 @@ class Programs:
             lambda window: self._stretches("prefix_", each, places(bucket, window)),
         )
 
-    def past(self, groups: int, rows: int, bucket: int, index: int) -> Cache:
-        """An empty block, the one of that number, of what a lane's rows write: `v` [L,G,N,K,S',d],
-        and `k` likewise or turned. Layers with a window have but the first."""
+    def blocks(self, bucket: int) -> list[int]:
+        """The sizes of the blocks of `bucket` new tokens; one where every layer has a window."""
+        return past_blocks(bucket) if None in _windows(self.config) else [bucket]
+
+    def pasts(self, groups: int, rows: int, bucket: int) -> list[Cache]:
+        """What a lane's rows write, empty: for each block `v` [L,G,N,K,S',d], and `k` likewise or
+        turned. Layers with a window have but the first."""
         each = (groups, rows, self.config.num_kv_heads)
 
-        def shapes(window: int | None) -> Any:
+        def shapes(index: int, size: int, window: int | None) -> Any:
             if window is None:
-                return self._stretches("", each, past_blocks(bucket)[index])
+                return self._stretches("", each, size)
             return self._stretches("", each, places(bucket, window)) if index == 0 else ()
 
-        return self._empty(("batch", None, "kv_heads", None, None), shapes)
+        return [
+            self._empty(
+                ("batch", None, "kv_heads", None, None), functools.partial(shapes, index, size)
+            )
+            for index, size in enumerate(self.blocks(bucket))
+        ]
 
     def _stretches(self, name: str, each: tuple[int, ...], size: int) -> Any:
         """Names and shapes of keys and values of so many stretches of `size` tokens."""
@@ -257,6 +266,10 @@ def _jitted(
         program(functools.partial(_score, attend=attend)),
         program(functools.partial(_decode, steps=steps, stacked=stacked, kernels=kernels), "pasts"),
     )
+
+
+def _windows(config: ModelConfig) -> set[int | None]:
+    return {config.kind_of(layer).window for layer in range(config.num_layers)}
 
 
 def _layers(config: ModelConfig, *, stacked: bool) -> Sequence[range]:

@@ -49,7 +49,7 @@ class ChatTokenizer(TextDecoder, Protocol):
 
 
 class LocalGenerator:
-    """A `Generator` (see `protocol`) that runs `model` on this host's devices or on `mesh`."""
+    """A `Generator` (see `protocol`) that runs `model` on this host's first device or on `mesh`."""
 
     capabilities = Capabilities(logprobs=True, score=True, token_ids=True, deterministic=True)
 

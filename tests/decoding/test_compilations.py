@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from ste_jax.config import MeshKnobs
+from ste_jax.decoding import attend as attend_module
 from ste_jax.decoding import engine as engine_module
 from ste_jax.decoding.engine import Engine
 from ste_jax.decoding.scoring import width
@@ -31,7 +32,7 @@ SHAPES: dict[str, Any] = {
 }
 """Those of no other test: what that had compiled would not be counted here."""
 PROGRAMS = {
-    "_decode": 8,  # two prompt buckets, two for new tokens, alone or not
+    "_decode": 16,  # two prompt buckets, alone or not; of new tokens 1, or 1, 2 and 4 blocks
     "_fill": 4,  # two prompt buckets, alone or not
     "_prefill": 1,
     "_load": 1,
@@ -59,9 +60,9 @@ def compilations() -> Iterator[Counter[str]]:
 def first_pass(engine: Engine) -> None:
     """A request in every lane, a prompt that comes back, and scores of every width."""
     for length in (3, 20):
-        for new in (2, 10):
+        for new in (2, 24):
             for alone in (False, True):
-                one = request(f"{length}{new}{alone}", max_new_tokens=new)
+                one = request(f"{length}{new}{alone}", max_new_tokens=new, ignore_eos=True)
                 engine.submit(dataclasses.replace(one, alone=alone), prompt(length, length))
     collect(engine.completions())
     for seed in (20, 3):
@@ -111,6 +112,7 @@ def test_many_requests_after_a_first_pass_compile_nothing(
     mesh: MeshKnobs | None, as_list: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine_module, "layers_as_list", lambda: as_list)
+    monkeypatch.setattr(attend_module, "PAST_BLOCK", 7)
     with compilations() as before:
         engine = small.engine(mesh=mesh and make_mesh(mesh), **SHAPES)
         first_pass(engine)

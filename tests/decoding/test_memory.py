@@ -45,7 +45,7 @@ def test_the_sizes_are_those_of_the_arrays() -> None:
     found = footprint(config, knobs, lane)
     assert found.weights == size(programs._weights)
     assert found.prefix == size(programs.prefix(2, 16))
-    assert found.suffix == size(programs.past(2, 3, 24, 0))
+    assert found.past == size(programs.pasts(2, 3, 24))
     assert found.buffer == size(programs.buffer(32))
     assert found.store == found.buffer * knobs.cache_tokens // 32
     assert found.total == sum(dataclasses.astuple(found))
@@ -58,7 +58,7 @@ def test_a_window_makes_caches_small() -> None:
     lane = Lane(32, 24, groups=2, rows=3)
     whole = footprint(config, small.KNOBS, lane)
     seen = footprint(dataclasses.replace(config, kinds=kinds), small.KNOBS, lane)
-    assert (seen.prefix, seen.suffix) == (whole.prefix // 8, whole.suffix // 6)
+    assert (seen.prefix, seen.past) == (whole.prefix // 8, whole.past // 6)
     assert seen.buffer == whole.buffer
 
 

@@ -6,7 +6,9 @@ import re
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
+from ste_jax.decoding import attend as attend_module
 from ste_jax.decoding.engine import empty_control
 from ste_jax.decoding.programs import NOTHING, Programs
 from tests.decoding import small
@@ -20,18 +22,25 @@ def programs() -> Programs:
     )
 
 
-def test_the_caches_are_written_in_place() -> None:
+@pytest.mark.parametrize(("block", "blocks"), [(24, 1), (7, 4)])
+def test_the_caches_are_written_in_place(
+    block: int, blocks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attend_module, "PAST_BLOCK", block)
     these = programs()
     lowered = these._decode.__wrapped__.lower(  # type: ignore[attr-defined]
         these._weights,
         prefix=these.prefix(GROUPS, PROMPT),
-        pasts=[these.past(GROUPS, ROWS, NEW, 0)],
+        pasts=these.pasts(GROUPS, ROWS, NEW),
         control=empty_control(GROUPS, ROWS),
         eos_ids=np.array(small.EOS, np.int32),
     )
     text = lowered.compile().as_text()
-    past = rf"f32\[{GROUPS},{ROWS},2,(?:8,{NEW}|{NEW},8)\]"
-    assert len(re.findall(rf"= {past}\S* scatter\(", text)) == 4  # keys and values of 2 layers
+    size = rf"(?:{block}|{NEW % block})" if NEW % block else f"{NEW}"
+    past = rf"f32\[{GROUPS},{ROWS},2,(?:8,{size}|{size},8)\]"
+    assert (
+        len(re.findall(rf"= {past}\S* scatter\(", text)) == 4 * blocks
+    )  # keys, values of 2 layers
     assert not re.findall(rf"= {past}\S* copy\(", text)
     assert text.count("may-alias") + text.count("must-alias") >= 4
 
@@ -42,7 +51,7 @@ def test_a_round_ends_when_no_row_runs_and_leaves_the_others_alone() -> None:
     control.active[1, 2] = True
     control.budget[1, 2] = 3
     control.filled[1, 2] = 1
-    pasts = [these.past(GROUPS, ROWS, NEW, 0)]
+    pasts = these.pasts(GROUPS, ROWS, NEW)
     [past], tokens, logprobs = these.decode(
         these.prefix(GROUPS, PROMPT), pasts, control, np.array(small.EOS, np.int32)
     )
