@@ -240,8 +240,21 @@ def _add_decoding(parser: Any, **defaults: Any) -> None:
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16"), default="float32", help="default %(default)s"
     )
+    parser.add_argument(
+        "--weights",
+        choices=("dtype", "int8"),
+        default="dtype",
+        help="what matrices are kept in: int8 is smaller and less exact; default %(default)s",
+    )
     parser.add_argument("--groups", type=_positive, default=8, help="prompts decoded at once")
     parser.add_argument("--group-size", type=_positive, default=2, help="samples of each at once")
+    parser.add_argument(
+        "--max-prompt-tokens",
+        type=_positive,
+        default=4096,
+        metavar="T",
+        help="longer prompts are refused; rounded up to 512, 1024, 2048, ...; default %(default)s",
+    )
 
 
 def _add_judging(parser: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from ste_jax.config import DecodingKnobs
+from ste_jax.decoding_options import DecodingOptions
 from ste_jax.errors import WorkError
 from ste_jax.generators.batch import check_place, generate_file, read_prompts
 from ste_jax.generators.protocol import Sampling
@@ -14,7 +14,7 @@ from ste_jax.records import content_id
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateOptions:
+class GenerateOptions(DecodingOptions):
     """What the command line says."""
 
     model: str
@@ -29,9 +29,6 @@ class GenerateOptions:
     stop: list[str]
     ignore_eos: bool
     seed: int
-    dtype: str
-    groups: int
-    group_size: int
 
 
 def generate(options: GenerateOptions) -> str:
@@ -53,25 +50,18 @@ def generate(options: GenerateOptions) -> str:
         stop=tuple(options.stop),
         ignore_eos=options.ignore_eos,
     )
-    knobs = DecodingKnobs(
-        prompt_buckets=(512, 1024, 2048, 4096),
-        new_buckets=(options.max_new_tokens,),
-        groups=options.groups,
-        group_size=options.group_size,
-        singles=options.groups * options.group_size,
-        dtype=options.dtype,  # type: ignore[arg-type]  # the parser allows no other
-    )
+    dtype, shapes, *more = options.identity()
     settings = {
         "model": source_fingerprint(found),
         "prompts": content_id("prompts", prompts),
         "seed": options.seed,
-        "dtype": options.dtype,
-        "shapes": [options.groups, options.group_size],
+        "dtype": dtype,
+        "shapes": [*shapes, *more],
         **{key: list(v) if isinstance(v, tuple) else v for key, v in vars(sampling).items()},
     }
     if not sampling.min_p:
         del settings["min_p"]  # off, as when there was none
-    generator = open_generator(str(found.path), knobs)
+    generator = open_generator(str(found.path), options.knobs((options.max_new_tokens,)))
     drawn, failed = generate_file(
         generator,
         prompts,

@@ -303,7 +303,7 @@ def test_what_is_kept_does_not_hang_on_drawing_in_waves():
 
 
 def test_the_limit_grows_with_the_work():
-    tiny = dataclasses.replace(work.LLAMA_135M, num_layers=1, vocab_size=1024)
+    tiny = dataclasses.replace(work.LLAMA_135M, num_layers=2, vocab_size=1024)
     little = work.Workload(prompts=((1,) * 64, (2,) * 64), samples=4, new_tokens=8)
     much = dataclasses.replace(little, new_tokens=800)
     one, two = (limit.seconds(tiny, each, work.knobs_for(each, 8)) for each in (little, much))
@@ -311,18 +311,25 @@ def test_the_limit_grows_with_the_work():
     assert two["steps, body"] > 10 * one["steps, body"]
 
 
-def test_a_steps_profile_finds_every_product_of_the_limit(monkeypatch):
+@pytest.mark.parametrize(
+    ("profile", "head", "stretches", "around"),
+    [
+        (cpu.step_profile, ["head"], ("prompt", "past"), "sample"),
+        (cpu.piece_profile, ["no name"], ("prefix",), "norm"),  # those of `own` have no name
+    ],
+)
+def test_a_profile_finds_every_product_of_the_limit(profile, head, stretches, around, monkeypatch):
     tiny = dataclasses.replace(work.LLAMA_135M, num_layers=2, vocab_size=1024)
-    asked = work.Workload(prompts=((1,) * 256,) * 4, samples=16, new_tokens=32)
+    asked = work.Workload(prompts=((1,) * 512,) * 4, samples=16, new_tokens=32)
     monkeypatch.setattr(cpu, "SMALLEST", 0)
-    step, rows = cpu.profile(tiny, asked)
-    assert step > 0
-    products = {row["milliseconds of"]: row["products"] for row in rows if row["alone"]}
-    assert products.keys() == {*limit.linear(tiny), "head", "all"} | {
-        f"{stretch}/{product}" for stretch in ("prompt", "past") for product in ("scores", "values")
-    }
-    assert min(products.values()) > 0
-    assert any(row["milliseconds of"] == "sample" and row["around"] > 0 for row in rows)
+    plain, rows = profile(tiny, asked)
+    assert plain > 0
+    products = {row["milliseconds of"]: row["products"] for row in rows}
+    for name in (*limit.linear(tiny), *head, "all"):
+        assert products[name] > 0
+    for stretch in stretches:
+        assert products[f"{stretch}/scores"] > 0 and products[f"{stretch}/values"] > 0
+    assert any(row["milliseconds of"] == around and row["around"] > 0 for row in rows)
 
 
 def test_the_fastest_way_of_a_peer_does_the_work():

@@ -12,6 +12,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from ste_jax.cli import main
+from ste_jax.decoding_options import DecodingOptions
 from tests import running, tiny
 
 
@@ -133,3 +134,26 @@ def test_a_stop_string_over_several_tokens(model: Path, tmp_path: Path) -> None:
     row = rows_of(tmp_path / "cut")["x", 0]
     assert row["text"] == whole[: whole.index(stop) + len(stop)]
     assert row["finish_reason"] == "stop" and 1 < row["n_tokens"] < 12
+
+
+def test_shapes_of_decoding_from_the_command_line(model: Path, tmp_path: Path) -> None:
+    plain = DecodingOptions()
+    assert plain.knobs((8,)).prompt_buckets == (512, 1024, 2048, 4096)
+    assert plain.identity() == ["float32", [8, 2]]
+    larger = DecodingOptions(max_prompt_tokens=5000, weights="int8")
+    assert larger.knobs((8,)).prompt_buckets[-1] == 8192 and larger.knobs((8,)).weights == "int8"
+    assert larger.identity() == ["float32", [8, 2], "int8", 8192]
+    assert DecodingOptions(max_prompt_tokens=100).knobs((8,)).prompt_buckets == (512,)
+
+    prompts = write_prompts(
+        tmp_path / "in.jsonl",
+        {"id": "long", "prompt": " apple" * 600},
+        {"id": "short", "prompt": " apple"},
+    )
+    first, second = tmp_path / "first.jsonl", tmp_path / "second.jsonl"
+    few = ["--max-new-tokens", "8"]
+    assert main(words(model, prompts, first, *few, "--max-prompt-tokens", "512")) == 0
+    assert "--max-prompt-tokens" in rows_of(first)["long", 0]["error"]
+    assert main(words(model, prompts, second, *few, "--weights", "int8")) == 0
+    rows = rows_of(second)
+    assert "positions" in rows["long", 0]["error"] and rows["short", 0]["n_tokens"] > 0

@@ -43,10 +43,15 @@ def seconds(config: ModelConfig, work: Workload, knobs: DecodingKnobs) -> dict[s
     chunk = knobs.prefill_chunk
     # The last token of a prompt is the first step's.
     pieces = [-(-(len(prompt) - 1) // chunk) for prompt in work.prompts]
+    # Of a prompt's last layer only keys and values are wanted.
+    most = 1 - 1 / config.num_layers
     found = {}
-    found["prefill, body"] = sum(pieces) * sum(_matrices(config, chunk).values())
+    found["prefill, body"] = sum(pieces) * sum(
+        value if name in ("k", "v") else most * value
+        for name, value in _matrices(config, chunk).items()
+    )
     # How often a piece is the first, second, ... of its prompt.
-    found["prefill, attention"] = sum(
+    found["prefill, attention"] = most * sum(
         sum(number >= index for number in pieces) * _prompt_attention(config, chunk, chunk * index)
         for index in range(1, max(pieces) + 1)
     )
@@ -66,6 +71,17 @@ def of_a_step(config: ModelConfig, work: Workload, knobs: DecodingKnobs) -> dict
         **_matrices(config, slots),
         "head": _head(config, slots),
         **_step_attention(config, work, knobs, work.new_tokens),
+    }
+
+
+def of_a_piece(config: ModelConfig, work: Workload, knobs: DecodingKnobs) -> dict[str, float]:
+    """Likewise of the last piece of the longest prompt, which sees all of those before it."""
+    chunk, kv = knobs.prefill_chunk, config.num_kv_heads
+    queries = chunk * config.num_heads // kv
+    return {
+        **_matrices(config, chunk),
+        **_attention(config, "prefix/", kv, queries, knobs.prompt_buckets[-1] - chunk),
+        **_attention(config, "own/", kv, queries, chunk),
     }
 
 
@@ -94,34 +110,34 @@ def _linear_forms(shape: tuple[int, int], rows: int) -> tuple[Form, ...]:
 
 def _prompt_attention(config: ModelConfig, chunk: int, seen: int) -> float:
     """A piece of `chunk` tokens to `seen` tokens, itself among them; no mask spares anything."""
-    kv, size = config.num_kv_heads, config.head_dim
-    queries = chunk * config.num_heads // kv
-    scores = ("kqd,ksd->kqs", (kv, queries, size), (kv, seen, size))
-    turned = ("kqd,kds->kqs", (kv, queries, size), (kv, size, seen))
-    mixed = ("kqs,ksd->kqd", (kv, queries, seen), (kv, seen, size))
-    count = config.num_layers
-    return _best(scores, turned, count=count) + _best(mixed, count=count)
+    kv = config.num_kv_heads
+    return sum(_attention(config, "", kv, chunk * config.num_heads // kv, seen).values())
 
 
 def _step_attention(
     config: ModelConfig, work: Workload, knobs: DecodingKnobs, past: int
 ) -> dict[str, float]:
     """Of the prompts and of the rows' own `past` tokens."""
-    kv, size = config.num_kv_heads, config.head_dim
-    groups, rows = knobs.groups, knobs.group_size
+    kv, groups, rows = config.num_kv_heads, knobs.groups, knobs.group_size
     each = config.num_heads // kv
-    count = config.num_layers
-    found = {}
-    for name, batch, queries, keys in (
-        ("prompt", groups * kv, rows * each, work.longest),
-        ("past", groups * rows * kv, each, past),
-    ):
-        scores = ("bqd,bsd->bqs", (batch, queries, size), (batch, keys, size))
-        turned = ("bqd,bds->bqs", (batch, queries, size), (batch, size, keys))
-        mixed = ("bqs,bsd->bqd", (batch, queries, keys), (batch, keys, size))
-        found[f"{name}/scores"] = _best(scores, turned, count=count)
-        found[f"{name}/values"] = _best(mixed, count=count)
-    return found
+    return {
+        **_attention(config, "prompt/", groups * kv, rows * each, work.longest),
+        **_attention(config, "past/", groups * rows * kv, each, past),
+    }
+
+
+def _attention(
+    config: ModelConfig, where: str, batch: int, queries: int, keys: int
+) -> dict[str, float]:
+    """The two products of `batch` heads."""
+    size, count = config.head_dim, config.num_layers
+    scores = ("bqd,bsd->bqs", (batch, queries, size), (batch, keys, size))
+    turned = ("bqd,bds->bqs", (batch, queries, size), (batch, size, keys))
+    mixed = ("bqs,bsd->bqd", (batch, queries, keys), (batch, keys, size))
+    return {
+        f"{where}scores": _best(scores, turned, count=count),
+        f"{where}values": _best(mixed, count=count),
+    }
 
 
 def _best(*forms: Form, count: int) -> float:

@@ -7,6 +7,7 @@ several ways of which the fastest counts. Its package is imported only when it i
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
 import subprocess
 import sys
@@ -217,7 +218,7 @@ def run_llamacpp(file: Path, work: Workload) -> Timed:
         settings.n_ctx = cells + 256
         settings.n_seq_max, settings.kv_unified = sequences, unified
         settings.n_batch, settings.n_ubatch = 2048, 512
-        settings.n_threads = settings.n_threads_batch = 2
+        settings.n_threads = settings.n_threads_batch = len(os.sched_getaffinity(0))
         settings.type_k = settings.type_v = 1 if half else 0  # float16, float32
         settings.flash_attn_type = 1 if half else 0
         context = lib.llama_init_from_model(model, settings)

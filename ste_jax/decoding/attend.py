@@ -168,12 +168,13 @@ def decode_attend(
             past_k = block["k"].swapaxes(3, 4) if turned else block["k"]
             start = index * cache["pasts"][0]["v"].shape[3]
             pasts.append(past(q, past_k, block["v"], start, seen))
-        own = partial_attention(
-            q,
-            k.reshape(groups, rows, kv_heads, 1, size),
-            v.reshape(groups, rows, kv_heads, 1, size),
-            seen,
-        )
+        with jax.named_scope("own"):
+            own = partial_attention(
+                q,
+                k.reshape(groups, rows, kv_heads, 1, size),
+                v.reshape(groups, rows, kv_heads, 1, size),
+                seen,
+            )
         _, total, mixed = merge([prefix, *pasts, own])
         return (mixed / total).astype(v.dtype).reshape(batch, 1, heads, size)
 
@@ -256,9 +257,10 @@ def _attend_prefix_and_self(
     together = by_row.transpose(1, 0, 2, 3).reshape(kv_heads, batch * time * each, size)
     when = jnp.arange(time * each) // each
 
-    prefix = _prefix_part(
-        together, prefix_k, prefix_v, length, jnp.tile(when, batch), chunk, kernels.prefix, seen
-    )
+    with jax.named_scope("prefix"):
+        prefix = _prefix_part(
+            together, prefix_k, prefix_v, length, jnp.tile(when, batch), chunk, kernels.prefix, seen
+        )
     prefix = Partial(
         *(x.reshape(kv_heads, batch, time * each, -1).transpose(1, 0, 2, 3) for x in prefix)
     )
@@ -276,7 +278,9 @@ def _attend_prefix_and_self(
         )
     else:
         query, key = when[:, None], jnp.arange(time)
-        own = partial_attention(by_row, k, v, seen, (query >= key) & seen.near(query, key))
+        mask = (query >= key) & seen.near(query, key)
+        with jax.named_scope("own"):
+            own = partial_attention(by_row, k, v, seen, mask)
     _, total, mixed = merge([prefix, own])
     out = (mixed / total).reshape(batch, kv_heads, time, each, size)
     return out.transpose(0, 2, 1, 3, 4).astype(v.dtype).reshape(batch, time, heads, size)

@@ -71,8 +71,9 @@ def choose_lane(
 def _bucket(buckets: Sequence[int], size: int, what: str, knob: str) -> int:
     index = bisect.bisect_left(buckets, size)
     if index == len(buckets):
+        option = "--max-prompt-tokens" if knob == "prompt_buckets" else "--max-new-tokens"
         raise NoLane(
             f"{what} {size} tokens, the largest of decoding.{knob} is {buckets[-1]}: "
-            "enlarge it or shorten the request"
+            f"enlarge it (on the command line {option}) or shorten the request"
         )
     return buckets[index]

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from ste_jax.config import DecodingKnobs
 from ste_jax.decoding.attend import places
 from ste_jax.decoding.lanes import Lane, choose_lane
 from ste_jax.errors import WorkError
 from ste_jax.models.config import ModelConfig
+from ste_jax.models.decoder import Decoder
+from ste_jax.models.int8 import with_int8
 
 GB = 1e9
 
@@ -54,7 +56,7 @@ def footprint(config: ModelConfig, knobs: DecodingKnobs, lane: Lane) -> Footprin
         return token * sum(places(bucket, window) for window in windows)
 
     return Footprint(
-        weights=size * sum(math.prod(one.shape) for one in config.parameters().values()),
+        weights=_weights(config, knobs),
         prefix=lane.groups * cached(lane.prompt),
         past=lane.groups * lane.rows * cached(lane.new),
         buffer=config.num_layers * token * knobs.prompt_buckets[-1],
@@ -62,8 +64,24 @@ def footprint(config: ModelConfig, knobs: DecodingKnobs, lane: Lane) -> Footprin
     )
 
 
-def room_made(found: Footprint, knobs: DecodingKnobs, lane: Lane) -> list[tuple[str, int]]:
+def _weights(config: ModelConfig, knobs: DecodingKnobs) -> int:
+    """Bytes of the weights as decoding keeps them."""
+
+    def kept() -> Decoder:
+        model = Decoder(config, rngs=nnx.Rngs(0), param_dtype=knobs.dtype)
+        return with_int8(model, knobs.dtype) if knobs.weights == "int8" else model
+
+    return sum(one.size * one.dtype.itemsize for one in jax.tree.leaves(nnx.eval_shape(kept)))
+
+
+def room_made(config: ModelConfig, knobs: DecodingKnobs, lane: Lane) -> list[tuple[str, int]]:
     """What to do, and about how many bytes each would free: the most first."""
+    found = footprint(config, knobs, lane)
+
+    def freed_by(**changes: str) -> int:
+        other = dataclasses.replace(knobs, **changes)  # type: ignore[arg-type]
+        return found.total - footprint(config, other, lane).total
+
     groups = "singles" if lane.rows == 1 and knobs.singles else "groups"
     ways = {
         f"halve decoding.{groups}={lane.groups}": (found.prefix + found.past) // 2,
@@ -73,7 +91,8 @@ def room_made(found: Footprint, knobs: DecodingKnobs, lane: Lane) -> list[tuple[
         ),
         f"halve the largest of decoding.new_buckets={_told(knobs.new_buckets)}": found.past // 2,
         f"set decoding.cache_tokens={knobs.cache_tokens} to 0": found.store,
-        "set decoding.dtype to bfloat16": found.total // 2,
+        "set decoding.dtype to bfloat16": freed_by(dtype="bfloat16"),
+        "set decoding.weights to int8": freed_by(weights="int8"),
         "spread decoding.mesh over twice the devices": found.total // 2,
     }
     if lane.groups == 1:
@@ -82,6 +101,8 @@ def room_made(found: Footprint, knobs: DecodingKnobs, lane: Lane) -> list[tuple[
         del ways[f"halve decoding.group_size={lane.rows}"]
     if knobs.dtype == "bfloat16":
         del ways["set decoding.dtype to bfloat16"]
+    if knobs.weights == "int8":
+        del ways["set decoding.weights to int8"]
     return sorted(ways.items(), key=lambda way: way[1], reverse=True)
 
 
@@ -114,7 +135,10 @@ class Memory:
 
     def _advice(self, lane: Lane, text: str) -> str:
         found = footprint(self.config, self.knobs, lane)
-        ways = [f"{way} ({freed / GB:.3g} GB)" for way, freed in room_made(found, self.knobs, lane)]
+        ways = [
+            f"{way} ({freed / GB:.3g} GB)"
+            for way, freed in room_made(self.config, self.knobs, lane)
+        ]
         return (
             f"decoding has no memory left on its {self.devices} device(s) ({text[:200]}): the "
             f"weights take {found.weights / GB:.3g} GB, {lane.groups} prompts of {lane.prompt} "

@@ -15,7 +15,7 @@ from typing import Any
 from etils import epath
 
 from ste_jax import checkpoints, files, judge_card, preemption, shipped
-from ste_jax.config import DecodingKnobs
+from ste_jax.decoding_options import DecodingOptions
 from ste_jax.distributed import Processes
 from ste_jax.errors import RequestError
 from ste_jax.evaluation.metrics import measure
@@ -35,11 +35,10 @@ from ste_jax.workplan import ShardedStage, run_sharded
 
 SHARDS = 8
 _OURS = "benchmark.json"
-PROMPT_BUCKETS = (512, 1024, 2048, 4096)
 
 
 @dataclass(frozen=True, kw_only=True)
-class JudgeOptions:
+class JudgeOptions(DecodingOptions):
     """What the command line says of a judge; None: as its checkpoint remembers, else the default.
 
     A single vote is greedy where no temperature is given."""
@@ -53,9 +52,6 @@ class JudgeOptions:
     top_k: int | None = None
     min_p: float | None = None
     seed: int = 0
-    dtype: str = "float32"
-    groups: int = 8
-    group_size: int = 2
     votes: int = 1
 
 
@@ -105,15 +101,9 @@ def make_judge(found: Source, options: JudgeOptions) -> judge.Judge:
 def open_judge(found: Source, options: JudgeOptions) -> LocalGenerator:
     """The judge's model, with decoding shapes that fit the options."""
     tokens = card_of(found, options).sampling.max_new_tokens
-    knobs = DecodingKnobs(
-        prompt_buckets=PROMPT_BUCKETS,
-        new_buckets=(tokens,) if tokens <= judge.FORCED_TOKENS else (judge.FORCED_TOKENS, tokens),
-        groups=options.groups,
-        group_size=options.group_size,
-        singles=options.groups * options.group_size,
-        dtype=options.dtype,  # type: ignore[arg-type]  # the parser allows no other
-    )
-    return open_generator(str(found.path), knobs)
+    few = judge.FORCED_TOKENS
+    buckets = (tokens,) if tokens <= few else (few, tokens)
+    return open_generator(str(found.path), options.knobs(buckets))
 
 
 def judge_two(options: JudgeOptions, instruction: str, a: str, b: str) -> str:
@@ -196,8 +186,7 @@ def evaluate_benchmark(
         prompts.write(shard, rows)
     asked = [
         options.votes,
-        options.dtype,
-        [options.groups, options.group_size],
+        *options.identity(),
         judge.VERSION,
         role_fingerprint(judging.role),
         to_dict(judging.knobs),

@@ -31,12 +31,21 @@ def decode(engine: Engine) -> None:
     collect(engine.completions())
 
 
-def test_the_sizes_are_those_of_the_arrays() -> None:
+@pytest.mark.parametrize("weights", ["dtype", "int8"])
+def test_the_sizes_are_those_of_the_arrays(weights: Any) -> None:
     config = small.small_model().config
-    knobs = dataclasses.replace(small.KNOBS, prompt_buckets=(16, 32), dtype="bfloat16")
+    knobs = dataclasses.replace(
+        small.KNOBS, prompt_buckets=(16, 32), dtype="bfloat16", weights=weights
+    )
     lane = Lane(16, 24, groups=2, rows=3)
     programs = Programs(
-        small.small_model(), small.one_device(), dtype="bfloat16", chunk=8, steps=4, as_list=True
+        small.small_model(),
+        small.one_device(),
+        dtype="bfloat16",
+        chunk=8,
+        steps=4,
+        as_list=True,
+        int8=weights == "int8",
     )
 
     def size(arrays: Any) -> int:
@@ -69,19 +78,19 @@ def test_a_window_makes_caches_small() -> None:
         (
             {"cache_tokens": 8},
             Lane(32, 4096, groups=64, rows=8),
-            "dtype mesh groups group_size new_buckets prompt_buckets cache_tokens",
+            "dtype mesh groups group_size new_buckets prompt_buckets weights cache_tokens",
         ),
         # Long prompts in bfloat16; one row each.
         (
             {"dtype": "bfloat16", "prompt_buckets": (8192,), "cache_tokens": 8192, "singles": 4},
             Lane(8192, 24, groups=4, rows=1),
-            "mesh prompt_buckets singles cache_tokens new_buckets",
+            "mesh prompt_buckets singles cache_tokens weights new_buckets",
         ),
         # One prompt at a time beside a large store.
         (
             {"dtype": "bfloat16", "groups": 1, "group_size": 1, "cache_tokens": 1 << 20},
             Lane(32, 24, groups=1, rows=1),
-            "cache_tokens mesh prompt_buckets new_buckets",
+            "cache_tokens mesh weights prompt_buckets new_buckets",
         ),
     ],
 )
@@ -89,7 +98,7 @@ def test_what_frees_the_most_is_named_first(
     changes: dict[str, Any], lane: Lane, named: str
 ) -> None:
     knobs: DecodingKnobs = dataclasses.replace(small.KNOBS, **changes)
-    ways = room_made(footprint(small.small_model().config, knobs, lane), knobs, lane)
+    ways = room_made(small.small_model().config, knobs, lane)
     assert [re.findall(r"decoding\.(\w+)", way)[0] for way, _ in ways] == named.split()
     freed = [size for _, size in ways]
     assert freed == sorted(freed, reverse=True)
