@@ -223,6 +223,7 @@ _REMEMBERED = "default: as the checkpoint remembers"
 
 def _add_decoding(parser: Any, **defaults: Any) -> None:
     """Options of sampling; those without a default are as the checkpoint remembers."""
+    from ste_jax.decoding_options import MAX_PROMPT_TOKENS
 
     def add(name: str, type: Callable[[str], Any], help: str, **more: Any) -> None:
         default = defaults.get(name)
@@ -251,7 +252,7 @@ def _add_decoding(parser: Any, **defaults: Any) -> None:
     parser.add_argument(
         "--max-prompt-tokens",
         type=_positive,
-        default=4096,
+        default=MAX_PROMPT_TOKENS,
         metavar="T",
         help="longer prompts are refused; rounded up to 512, 1024, 2048, ...; default %(default)s",
     )

@@ -25,10 +25,11 @@ from jax.sharding import Mesh
 
 from ste_jax import preemption
 from ste_jax.config import DecodingKnobs, MeshKnobs
+from ste_jax.decoding.caches import Cache
 from ste_jax.decoding.lanes import Lane, NoLane, check_knobs, choose_lane
 from ste_jax.decoding.memory import Memory
 from ste_jax.decoding.prefill import Prefiller
-from ste_jax.decoding.programs import NOT_FINITE, NOTHING, Cache, Control, Programs
+from ste_jax.decoding.programs import NOT_FINITE, NOTHING, Control, Programs
 from ste_jax.decoding.rows import Prompt, Row, TextDecoder, hash_id, split64
 from ste_jax.decoding.scheduler import LaneSchedule, Placement
 from ste_jax.decoding.scoring import batches, check_score

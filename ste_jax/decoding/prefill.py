@@ -10,8 +10,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ste_jax.decoding.caches import Cache
 from ste_jax.decoding.chunks import ChunkStore, cut
-from ste_jax.decoding.programs import Cache, Programs
+from ste_jax.decoding.programs import Programs
 
 
 class Prefiller:

@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from ste_jax.decoding.attend import (
     decode_attend,
@@ -33,13 +33,22 @@ from ste_jax.decoding.attend import (
     places,
     shared_prefix_attend,
 )
+from ste_jax.decoding.caches import (
+    Axes,
+    Cache,
+    fill_jitted,
+    load,
+    load_jitted,
+    zero_shapes,
+    zeros_jitted,
+)
 from ste_jax.decoding.sampling import row_keys, sample, token_logprobs
 from ste_jax.models.attention import Attend
 from ste_jax.models.config import ModelConfig
 from ste_jax.models.decoder import Decoder, unstack
 from ste_jax.models.int8 import with_int8
 from ste_jax.models.kernels import Kernels, kernels_of
-from ste_jax.sharding import constrain, partition, state_sharding
+from ste_jax.sharding import constrain, state_sharding
 
 NOTHING = -1
 """In place of a token: the row was not running at that step."""
@@ -48,14 +57,6 @@ NOT_FINITE = -2
 
 NOWHERE = 2**30
 """A place behind the end of every cache: what is written there is dropped."""
-
-Cache = list[dict[str, Any]]
-"""Keys and values: a dict of arrays with a first axis L for each group of the model's layers, or,
-where the layers run as a Python loop, a dict without that axis for each layer."""
-
-Axes = tuple[str | None, ...]
-Shapes = tuple[tuple[tuple[str, tuple[int, ...]], ...], ...]
-"""Names and shapes of the arrays of each dict of a cache."""
 
 
 class Control(NamedTuple):
@@ -106,6 +107,7 @@ class Programs:
         self.steps = steps
         self._dtype = jnp.dtype(dtype)
         self._as_list = as_list
+        self._windows = _windows(model.config, stacked=not as_list)
         self._mesh = mesh
         self._abstract = isinstance(model.embed.get_value(), jax.ShapeDtypeStruct)
         if int8:
@@ -121,10 +123,10 @@ class Programs:
         self._turned = _keys_turned(kernels, stacked=not as_list)
         jitted = _jitted(graph, structure, self._dtype, chunk, steps, not as_list, kernels)
         self._prefill, self._score, self._decode = map(self._within_mesh, jitted)
-        self.load = self._within_mesh(functools.partial(_load_jitted, stacked=not as_list))
-        fill = functools.partial(_fill_jitted, stacked=not as_list, turned=self._turned)
+        self.load = self._within_mesh(functools.partial(load_jitted, stacked=not as_list))
+        fill = functools.partial(fill_jitted, stacked=not as_list, turned=self._turned)
         self.fill = self._within_mesh(fill)
-        self._zeros = self._within_mesh(_zero_shapes if self._abstract else _zeros_jitted)
+        self._zeros = self._within_mesh(zero_shapes if self._abstract else zeros_jitted)
 
     # Public faces of the programs; the weights go along.
 
@@ -191,7 +193,7 @@ class Programs:
 
     def blocks(self, bucket: int) -> list[int]:
         """The sizes of the blocks of `bucket` new tokens; one where every layer has a window."""
-        return past_blocks(bucket) if None in _windows(self.config) else [bucket]
+        return past_blocks(bucket) if None in self._windows else [bucket]
 
     def pasts(self, groups: int, rows: int, bucket: int) -> list[Cache]:
         """What a lane's rows write, empty: for each block `v` [L,G,N,K,S',d], and `k` likewise or
@@ -222,9 +224,9 @@ class Programs:
         shapes = tuple(
             tuple(
                 (name, shape if self._as_list else (len(layers), *shape))
-                for name, shape in shapes_of(self.config.kind_of(layers[0]).window)
+                for name, shape in shapes_of(window)
             )
-            for layers in groups
+            for layers, window in zip(groups, self._windows, strict=True)
         )
         axes = axes if self._as_list else ("layers", *axes)
         out: Cache = self._zeros(dtype=self._dtype, axes=axes, shapes=shapes)
@@ -268,13 +270,14 @@ def _jitted(
     )
 
 
-def _windows(config: ModelConfig) -> set[int | None]:
-    return {config.kind_of(layer).window for layer in range(config.num_layers)}
-
-
 def _layers(config: ModelConfig, *, stacked: bool) -> Sequence[range]:
     """The layers of each dict of a cache."""
     return config.groups if stacked else [range(at, at + 1) for at in range(config.num_layers)]
+
+
+def _windows(config: ModelConfig, *, stacked: bool) -> list[int | None]:
+    """The window of each dict of a cache."""
+    return [config.kind_of(layers[0]).window for layers in _layers(config, stacked=stacked)]
 
 
 def _keys_turned(kernels: Kernels, stacked: bool) -> bool:
@@ -302,76 +305,6 @@ def _shapes_on(mesh: Mesh, state: Any, dtype: Any) -> Any:
     )
 
 
-def _make_zeros(*, dtype: Any, axes: Axes, shapes: Shapes) -> Cache:
-    return [
-        {name: constrain(jnp.zeros(shape, dtype), axes) for name, shape in one} for one in shapes
-    ]
-
-
-def _zero_shapes(*, dtype: Any, axes: Axes, shapes: Shapes) -> Cache:
-    """What `_make_zeros` would give, abstract."""
-    mesh = jax.sharding.get_mesh()
-    return [
-        {
-            name: jax.ShapeDtypeStruct(
-                shape, dtype, sharding=NamedSharding(mesh, partition(shape, axes, mesh))
-            )
-            for name, shape in one
-        }
-        for one in shapes
-    ]
-
-
-def _by_layer(function: Callable[..., Any], stacked: bool, *values: Sequence[Any]) -> Cache:
-    """`function` of every layer's values; of a group's all at once, along their first axis."""
-    of_each = jax.vmap(function) if stacked else function
-    return [of_each(*one) for one in zip(*values, strict=True)]
-
-
-def _load(*, buffer: Cache, piece: Cache, start: jax.Array, stacked: bool) -> Cache:
-    def write(layer: Any, new: Any) -> Any:
-        put = jax.lax.dynamic_update_slice_in_dim
-        return {name: put(layer[name], new[name], start, axis=1) for name in ("k", "v")}
-
-    return _by_layer(write, stacked, buffer, piece)
-
-
-def _fill(
-    *,
-    prefix: Cache,
-    buffer: Cache,
-    group: jax.Array,
-    length: jax.Array,
-    stacked: bool,
-    turned: bool,
-) -> Cache:
-    def layer(into: Any, prompt: Any) -> Any:
-        # All of the prompt, or under a window its end.
-        room = into["prefix_v"].shape[2]
-        first = jnp.maximum(length - room, 0)
-        # What stands after the prompt is masked. But values must be finite to be multiplied by
-        # zero, and keys such that they change no largest score.
-        known = (jnp.arange(room) < length)[:, None]
-        k, v = (
-            jax.lax.dynamic_slice_in_dim(prompt[name], first, room, axis=1) for name in ("k", "v")
-        )
-        last = jax.lax.dynamic_slice_in_dim(k, jnp.minimum(length, room) - 1, 1, axis=1)
-        k, v = jnp.where(known, k, jnp.where(length > 0, last, 0)), jnp.where(known, v, 0)
-        k = k.swapaxes(1, 2) if turned else k
-        put = jax.lax.dynamic_update_slice_in_dim
-        return {
-            "prefix_k": put(into["prefix_k"], k[None], group, axis=0),
-            "prefix_v": put(into["prefix_v"], v[None], group, axis=0),
-        }
-
-    return _by_layer(layer, stacked, prefix, buffer)
-
-
-_load_jitted = jax.jit(_load, donate_argnames="buffer", static_argnames="stacked")
-_fill_jitted = jax.jit(_fill, donate_argnames="prefix", static_argnames=("stacked", "turned"))
-_zeros_jitted = jax.jit(_make_zeros, static_argnames=("dtype", "axes", "shapes"))
-
-
 def _prefill(
     model_of: Callable[[Any], Decoder],
     weights: Any,
@@ -391,7 +324,7 @@ def _prefill(
         return constrain(x.squeeze(-4).swapaxes(-3, -2), axes)
 
     piece = [{"k": turned(keys), "v": turned(values)} for keys, values in new]
-    return _load(buffer=buffer, piece=piece, start=start, stacked=stacked), piece
+    return load(buffer=buffer, piece=piece, start=start, stacked=stacked), piece
 
 
 def _score(
@@ -435,9 +368,7 @@ def _decode(
         control.seed.reshape(batch, 2), control.row_id.reshape(batch, 2), control.sample.reshape(-1)
     )
     group_of, row_of = jnp.divmod(jnp.arange(batch), rows)
-    windows = [
-        model.config.kind_of(layers[0]).window for layers in _layers(model.config, stacked=stacked)
-    ]
+    windows = _windows(model.config, stacked=stacked)
 
     def step(carry: Any) -> Any:
         index, pasts, token, filled, active, tokens, logprobs = carry

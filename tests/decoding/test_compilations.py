@@ -33,9 +33,9 @@ SHAPES: dict[str, Any] = {
 """Those of no other test: what that had compiled would not be counted here."""
 PROGRAMS = {
     "_decode": 16,  # two prompt buckets, alone or not; of new tokens 1, or 1, 2 and 4 blocks
-    "_fill": 4,  # two prompt buckets, alone or not
+    "fill": 4,  # two prompt buckets, alone or not
     "_prefill": 1,
-    "_load": 1,
+    "load": 1,
     "_score": 4,  # widths 1, 4, 16 and 24
 }
 

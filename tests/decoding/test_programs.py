@@ -38,9 +38,8 @@ def test_the_caches_are_written_in_place(
     text = lowered.compile().as_text()
     size = rf"(?:{block}|{NEW % block})" if NEW % block else f"{NEW}"
     past = rf"f32\[{GROUPS},{ROWS},2,(?:8,{size}|{size},8)\]"
-    assert (
-        len(re.findall(rf"= {past}\S* scatter\(", text)) == 4 * blocks
-    )  # keys, values of 2 layers
+    of_a_block = 4  # keys and values of 2 layers
+    assert len(re.findall(rf"= {past}\S* scatter\(", text)) == of_a_block * blocks
     assert not re.findall(rf"= {past}\S* copy\(", text)
     assert text.count("may-alias") + text.count("must-alias") >= 4
 
