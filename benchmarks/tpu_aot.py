@@ -1,10 +1,10 @@
-"""What do the decoding programs of a 70B and an 8B Llama cost on a TPU slice, and what must they?
+"""What do the programs of a 70B and an 8B Llama cost on a TPU slice, and what must they?
 
 The programs are the engine's own, compiled by libtpu for a slice that is not here. Of one decode
 step, on one chip, HBM bytes and FLOPs are counted as often as loops run and held against a floor:
 every weight once, each group's prompt once, each sample's past once. The count itself is held
 against programs without a loop over layers, of 2 and of 4 layers: what does not depend on the
-depth, and so much for each layer.
+depth, and so much for each layer. Of a training step see `benchmarks/tpu_training.py`.
 
 Exit status: 0 when every claim holds, or where there is no libtpu; 1 when one does not.
 """
@@ -26,6 +26,13 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.shapes import published
+from benchmarks.tpu_training import (
+    TRAINING_CASES,
+    measure_training,
+    training_caption,
+    training_failures,
+    training_rows,
+)
 from ste_jax.aot import (
     HBM_ONLY,
     Chip,
@@ -332,18 +339,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"skipped: {why}")
         return 0
     jax.config.update("jax_platforms", "cpu")
-    found, failed = [], []
-    for case in CASES:
-        try:
+    found, failed, trained = [], [], []
+    try:
+        for case in CASES:
             figures, claims = measure(case)
-        except (SteError, UnknownTripsError) as error:
-            print(error, file=sys.stderr)
-            return 1
-        found.append(figures)
-        failed += claims
-    print(f"{caption(KNOBS)}\n\n{markdown(rows(found))}")
+            found.append(figures)
+            failed += claims
+        for training in TRAINING_CASES:
+            trained.append(measure_training(training))
+            failed += training_failures(trained[-1])
+    except (SteError, UnknownTripsError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(f"{caption(KNOBS)}\n\n{markdown(rows(found))}\n")
+    print(f"{training_caption()}\n\n{markdown(training_rows(trained))}")
     if options.json:
-        options.json.write_text(json.dumps(found, indent=1) + "\n")
+        figures = {"decoding": found, "training": trained}
+        options.json.write_text(json.dumps(figures, indent=1) + "\n")
     for claim in failed:
         print(claim, file=sys.stderr)
     return 1 if failed else 0

@@ -242,20 +242,59 @@ class LoraKnobs:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetuneKnobs:
-    """Supervised fine-tuning on the kept judgments."""
+class DpoKnobs:
+    """The second stage of the released judge: DPO (arXiv 2305.18290) with a likelihood term, on a
+    correct and a failed judgment of the same prompt.
 
+    What has the same name in `FinetuneKnobs` stands in its place in this stage.
+    """
+
+    beta: float = 0.1
+    """How dearly it is paid for to leave the stage's start."""
+    nll_scale: float = 1.5
+    """Weight of the correct judgments' mean negative log-likelihood per token; 0 switches it
+    off."""
+    pairs_per_prompt: int = 4
+    """Of all correct x failed judgments of a prompt at most so many pairs."""
+    negatives: tuple[Literal["incorrect", "unparsed"], ...] = ("incorrect", "unparsed")
+    """What a failed judgment is: one with the wrong verdict, one without any."""
+    epochs: float = 1.0
+    max_steps: int = 0
+    batch_rows: int = 4
+    accumulate: int = 1
+    learning_rate: float = 5.5e-8
+    final_learning_rate_fraction: float = 0.1
+    warmup_steps: int = 0
+    clip_norm: float = 1.0
+    validate_every: int = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneKnobs:
+    """Fine-tuning on the judgments of an iteration."""
+
+    stages: tuple[Literal["sft", "dpo"], ...] = ("sft",)
+    """One after another, each from what the one before it gave. `dpo` needs `annotate.policy:
+    all`."""
     start_from: Literal["seed", "previous"] = "seed"
     epochs: float = 1.0
     """Passes over the training examples; together with `max_steps` the smaller bounds the steps."""
     max_steps: int = 0
     """0: no bound."""
     sequence_length: int = 4096
-    """Examples are packed into rows of so many tokens; longer ones are dropped and counted."""
+    """Examples are packed into rows of so many tokens. In `dpo` a row must hold the prompt twice
+    and both judgments."""
+    too_long: Literal["drop", "truncate"] = "drop"
+    """What becomes of an example that no row holds: it is left out, or its end is cut off (in `dpo`
+    it is always left out). Either is counted."""
     batch_rows: int = 8
     """Packed rows per optimizer step."""
     accumulate: int = 1
     """Micro-batches per step; divides `batch_rows`."""
+    optimizer: Literal["adamw", "adafactor"] = "adamw"
+    """`adafactor` keeps for a matrix only the sums of its squared gradients' rows and columns."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the rate falls after the warm-up."""
     learning_rate: float = 1e-6
     final_learning_rate_fraction: float = 0.1
     warmup_steps: int = 0
@@ -264,14 +303,28 @@ class FinetuneKnobs:
     weight_decay: float = 0.1
     clip_norm: float = 0.0
     """Global-norm clipping; 0 switches it off."""
+    moments_dtype: Literal["float32", "bfloat16"] = "float32"
+    """What AdamW's two moments are kept in."""
     remat: Literal["none", "layer"] = "layer"
     param_dtype: Literal["float32", "bfloat16"] = "float32"
+    rounding: Literal["nearest", "stochastic"] = "stochastic"
+    """How updated parameters become bfloat16 (float32 ones are not rounded). To the nearest, an
+    update below 1/512 of a parameter is lost; stochastically it is kept on average."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     validate_every: int = 100
     """Steps between measurements of judge accuracy on the validation pairs; also after the last."""
+    select: Literal["best", "last"] = "best"
+    """Which validation's model is the result: that of the highest accuracy, or the last."""
     save_every: int = 100
     """Steps between saves of the training state."""
+    keep_states: int = 2
+    """How many of the newest training states are kept: of a damaged one the one before is taken."""
+    handover: Literal["auto", "memory", "restore"] = "auto"
+    """How the weights in training come to the engine that validates them: in memory, beside the
+    training state; or by a checkpoint, while the training state waits on disk. `auto`: in memory,
+    unless the devices tell that both do not fit."""
     lora: LoraKnobs = LoraKnobs()
+    dpo: DpoKnobs = DpoKnobs()
     mesh: MeshKnobs = MeshKnobs()
 
 
@@ -295,6 +348,16 @@ class LabelledSetKnobs:
     """Who can tell whether every step of a judgment is right; empty: nobody."""
     told: str = ""
     """What the report says of these pairs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackKnobs:
+    """Where a training can be watched besides `metrics.jsonl`."""
+
+    tensorboard: bool = True
+    """Event files below the run's `tensorboard/`."""
+    wandb: str = ""
+    """A project of Weights & Biases; empty: none. `pip install wandb` is one's own affair."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -350,4 +413,5 @@ class Config:
     curate: CurateKnobs = CurateKnobs()
     finetune: FinetuneKnobs = FinetuneKnobs()
     evaluate: EvaluateKnobs = EvaluateKnobs()
+    track: TrackKnobs = TrackKnobs()
     decoding: DecodingKnobs = DecodingKnobs()

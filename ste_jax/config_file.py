@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from ste_jax import strict
-from ste_jax.config import Config
+from ste_jax.config import Config, DpoKnobs, FinetuneKnobs
 from ste_jax.errors import RequestError
 
 
@@ -87,6 +87,11 @@ def check(config: Config) -> None:
         "finetune.accumulate": config.finetune.accumulate,
         "finetune.validate_every": config.finetune.validate_every,
         "finetune.save_every": config.finetune.save_every,
+        "finetune.keep_states": config.finetune.keep_states,
+        "finetune.dpo.batch_rows": config.finetune.dpo.batch_rows,
+        "finetune.dpo.accumulate": config.finetune.dpo.accumulate,
+        "finetune.dpo.validate_every": config.finetune.dpo.validate_every,
+        "finetune.dpo.pairs_per_prompt": config.finetune.dpo.pairs_per_prompt,
         "decoding.groups": config.decoding.groups,
         "decoding.group_size": config.decoding.group_size,
         "decoding.prefill_chunk": config.decoding.prefill_chunk,
@@ -141,8 +146,6 @@ def check(config: Config) -> None:
             "curate.min_agreement counts correct verdicts, which curate.verdicts=any does not ask "
             "for; set one of them back"
         )
-    if config.finetune.epochs <= 0 or config.finetune.max_steps < 0:
-        raise RequestError("finetune.epochs must be above 0 and finetune.max_steps at least 0")
     if not 0 <= config.curate.min_agreement <= 1:
         raise RequestError("curate.min_agreement must be at least 0 and at most 1")
     if config.pool.limit < 0:
@@ -153,8 +156,7 @@ def check(config: Config) -> None:
         raise RequestError(
             "curate.min_agreement needs every sample; set annotate.policy=all or min_agreement=0"
         )
-    if config.finetune.batch_rows % config.finetune.accumulate:
-        raise RequestError("finetune.accumulate must divide finetune.batch_rows")
+    _check_finetune(config)
     if not 0 <= config.select.validation_fraction < 1:
         raise RequestError("select.validation_fraction must be at least 0 and below 1")
     names = [each.name for each in config.evaluate.sets]
@@ -167,6 +169,37 @@ def check(config: Config) -> None:
         for category in getattr(config.select, name):
             if category not in config.select.categories:
                 raise RequestError(f"select.{name} holds {category}, not one of select.categories")
+
+
+def _check_finetune(config: Config) -> None:
+    knobs = config.finetune
+    if not knobs.stages or len(set(knobs.stages)) < len(knobs.stages):
+        raise RequestError("finetune.stages must name at least one stage, and each once")
+    groups: list[tuple[str, FinetuneKnobs | DpoKnobs]] = [("finetune", knobs)]
+    if "dpo" in knobs.stages:
+        groups.append(("finetune.dpo", knobs.dpo))
+    for name, each in groups:
+        if each.batch_rows % each.accumulate:
+            raise RequestError(f"{name}.accumulate must divide {name}.batch_rows")
+        if each.epochs <= 0 or each.max_steps < 0:
+            raise RequestError(f"{name}.epochs must be above 0 and {name}.max_steps at least 0")
+    if "dpo" not in knobs.stages:
+        return
+    if knobs.dpo.beta <= 0 or knobs.dpo.nll_scale < 0:
+        raise RequestError(
+            "finetune.dpo.beta must be above 0 and finetune.dpo.nll_scale at least 0"
+        )
+    if not knobs.dpo.negatives:
+        raise RequestError("finetune.dpo.negatives must name at least one kind of failed judgment")
+    if config.annotate.policy != "all":
+        raise RequestError(
+            "finetune.stages has dpo, which needs correct and failed judgments of the same prompt; "
+            "set annotate.policy=all, or leave dpo out"
+        )
+    if config.annotate.samples < 2:
+        raise RequestError(
+            "finetune.stages has dpo, which needs two judgments of a prompt; raise annotate.samples"
+        )
 
 
 def _check_generators(config: Config) -> None:

@@ -23,6 +23,7 @@ from ste_jax.decoding.lanes import check_knobs
 from ste_jax.distributed import Processes
 from ste_jax.errors import RequestError
 from ste_jax.finetuning.lora import check_lora
+from ste_jax.finetuning.stage import stage_knobs
 from ste_jax.finetuning.train_step import check_batch
 from ste_jax.generators.local import LocalGenerator
 from ste_jax.generators.protocol import Generator, Usage
@@ -31,6 +32,7 @@ from ste_jax.prompts.render import load_template
 from ste_jax.rundir import MetricsLog, RunDir, fingerprint
 from ste_jax.sharding import make_mesh
 from ste_jax.strict import to_dict
+from ste_jax.tracking import check_tracking
 
 
 @dataclass
@@ -133,8 +135,11 @@ def _check_early(config: Config) -> None:
       RequestError: shapes that cannot be run, or a batch that cannot be divided over the mesh.
     """
     check_knobs(config.decoding)
-    check_batch(config.finetune, make_mesh(config.finetune.mesh))
+    mesh = make_mesh(config.finetune.mesh)
+    for stage in config.finetune.stages:
+        check_batch(stage_knobs(config.finetune, stage), mesh)
     check_lora(config.finetune.lora)
+    check_tracking(config.track)
 
 
 def _templates(config: Config) -> list[Any]:

@@ -144,7 +144,10 @@ class Judgment:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingExample:
-    """What is trained on: the prompt, and the ids that were sampled for it."""
+    """What is trained on: the prompt, and the ids that were sampled for it.
+
+    In a table of preferences there is also a judgment that failed: `rejected`, and by which kind of
+    failure, `negative` (`incorrect` or `unparsed`)."""
 
     id: str
     prompt_id: str
@@ -157,6 +160,18 @@ class TrainingExample:
     forced: bool
     rejected: str | None = None
     rejected_ids: tuple[int, ...] | None = None
+    rejected_judgment_id: str | None = None
+    negative: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceScore:
+    """How likely the model that preferences are learnt from found both judgments of one, as a whole
+    and before it learnt (nats). `id` is the preference's."""
+
+    id: str
+    chosen_logprob: float
+    rejected_logprob: float
 
 
 Row = TypeVar("Row")

@@ -109,6 +109,21 @@ class IterationDir:
         return self._table(records.TrainingExample, "training")
 
     @property
+    def preferences(self) -> Table[records.TrainingExample]:
+        """What DPO learns from; empty where the run has no such stage."""
+        return self._table(records.TrainingExample, "preferences")
+
+    @property
+    def reference(self) -> Table[records.ReferenceScore]:
+        """What the preferences' judgments were worth to the model that DPO began with."""
+        return self._table(records.ReferenceScore, "reference")
+
+    def stage(self, name: str) -> IterationDir:
+        """Where a stage of fine-tuning leaves its judge that is not the last: with a checkpoint,
+        a loss curve and an evaluation of its own."""
+        return IterationDir(self.root / "stages" / name, self.index, self.shards)
+
+    @property
     def heldout(self) -> JudgedDir:
         """The judge on the held-out pairs, whose labels are constructed."""
         return JudgedDir(self.root / "evaluation", self.shards)
@@ -134,6 +149,16 @@ class IterationDir:
     def curate_mark(self) -> epath.Path:
         """What the training set was made of."""
         return self.root / "curate.json"
+
+    @property
+    def preferring(self) -> epath.Path:
+        """Likewise of the preferences."""
+        return self.root / "preferences.json"
+
+    @property
+    def prefer_mark(self) -> epath.Path:
+        """What the preferences were made of."""
+        return self.root / "prefer.json"
 
     @property
     def loss_curve(self) -> epath.Path:

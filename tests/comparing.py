@@ -25,7 +25,9 @@ def assert_identical(first: Path, second: Path) -> None:
     assert_same_files(first, second, "**/*.parquet")
     for name in RESULTS:
         assert_same_files(first, second, f"iterations/**/{name}")
-    checkpoints = sorted(first.glob("iterations/*/checkpoint"))
+    if list(first.glob("iterations/*/preferences")):
+        assert_same_files(first, second, "iterations/*/preferences.json")
+    checkpoints = sorted(first.glob("iterations/**/checkpoint"))
     assert checkpoints
     for path in checkpoints:
         other = second / path.relative_to(first)

@@ -58,6 +58,11 @@ def test_overrides(tmp_path):
         ("decoding.prompt_buckets=[500]", "multiple of decoding.prefill_chunk"),
         ("curate.min_agreement=0.5", "annotate.policy=all"),
         ("finetune.accumulate=3", "must divide"),
+        ("finetune.stages=[]", "finetune.stages must name at least one stage"),
+        ("finetune.stages=[sft, sft]", "each once"),
+        ("finetune.stages=[ppo]", "finetune.stages[0] must be one of sft, dpo"),
+        ("finetune.stages=[sft, dpo]", "set annotate.policy=all, or leave dpo out"),
+        ("finetune.keep_states=0", "finetune.keep_states must be at least 1"),
         ("select.drop_categories=[nonsense]", "nonsense"),
         ("name", "key=value"),
         ("roles.judge.sampling.min_p=1.5", "min_p must be at least 0 and at most 1"),
@@ -75,6 +80,23 @@ def test_overrides(tmp_path):
 def test_what_is_wrong_is_named(tmp_path, override, told):
     with pytest.raises(RequestError, match=re.escape(told)):
         load(tmp_path, "model: m\n", override)
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("finetune.dpo.beta=0", "finetune.dpo.beta must be above 0"),
+        ("finetune.dpo.negatives=[]", "at least one kind"),
+        ("finetune.dpo.accumulate=3", "finetune.dpo.accumulate must divide"),
+        ("finetune.dpo.epochs=0", "finetune.dpo.epochs must be above 0"),
+        ("annotate.samples=1", "raise annotate.samples"),
+    ],
+)
+def test_what_is_wrong_with_dpo_is_named(tmp_path, override, told):
+    words = ["finetune.stages=[sft, dpo]", "annotate.policy=all"]
+    assert load(tmp_path, "model: m\n", *words).finetune.stages == ("sft", "dpo")
+    with pytest.raises(RequestError, match=re.escape(told)):
+        load(tmp_path, "model: m\n", *words, override)
 
 
 @pytest.mark.parametrize("text", ["- a list\n", "a: [1\n", "name: x\n"])

@@ -22,9 +22,9 @@ from benchmarks.decoding.work import (
     Workload,
     draw,
     engine_for,
-    quickest,
     workload_g,
 )
+from benchmarks.products import quickest
 from ste_jax import compilation_cache
 from ste_jax.decoding.engine import Engine
 from ste_jax.models.config import ModelConfig

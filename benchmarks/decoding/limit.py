@@ -8,16 +8,10 @@ layers (so that none waits in a cache for its next use).
 
 from __future__ import annotations
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-
-from benchmarks.decoding.work import Workload, quickest
+from benchmarks.decoding.work import Workload
+from benchmarks.products import Form, best
 from ste_jax.config import DecodingKnobs
 from ste_jax.models.config import ModelConfig
-
-Form = tuple[str, tuple[int, ...], tuple[int, ...]]
-"""A product as `einsum` takes it, and the shapes of its two operands."""
 
 
 def linear(config: ModelConfig) -> dict[str, tuple[int, int]]:
@@ -88,14 +82,14 @@ def of_a_piece(config: ModelConfig, work: Workload, knobs: DecodingKnobs) -> dic
 def _matrices(config: ModelConfig, rows: int) -> dict[str, float]:
     """Of every layer's matrices of that name."""
     return {
-        name: _best(*_linear_forms(shape, rows), count=config.num_layers)
+        name: best(*_linear_forms(shape, rows), count=config.num_layers)
         for name, shape in linear(config).items()
     }
 
 
 def _head(config: ModelConfig, rows: int) -> float:
     shape = (config.vocab_size, config.hidden_size)
-    return _best(*_linear_forms(shape, rows), count=1)
+    return best(*_linear_forms(shape, rows), count=1)
 
 
 def _linear_forms(shape: tuple[int, int], rows: int) -> tuple[Form, ...]:
@@ -135,24 +129,6 @@ def _attention(
     turned = ("bqd,bds->bqs", (batch, queries, size), (batch, size, keys))
     mixed = ("bqs,bsd->bqd", (batch, queries, keys), (batch, keys, size))
     return {
-        f"{where}scores": _best(scores, turned, count=count),
-        f"{where}values": _best(mixed, count=count),
+        f"{where}scores": best(scores, turned, count=count),
+        f"{where}values": best(mixed, count=count),
     }
-
-
-def _best(*forms: Form, count: int) -> float:
-    """Seconds of `count` products over different operands, in the fastest form."""
-    return min(_timed(form, count) for form in forms)
-
-
-def _timed(form: Form, count: int) -> float:
-    spec, left, right = form
-    draw = np.random.default_rng(0)
-
-    def operands(shape: tuple[int, ...]) -> list[jax.Array]:
-        one = jnp.asarray(draw.normal(size=shape), jnp.float32)
-        return [one + index for index in range(count)]
-
-    program = jax.jit(lambda a, b: [jnp.einsum(spec, x, y) for x, y in zip(a, b, strict=True)])
-    a, b = operands(left), operands(right)
-    return quickest(lambda: program(a, b))

@@ -9,7 +9,7 @@ import dataclasses
 import itertools
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,17 +58,6 @@ class Workload:
     def greedy(self) -> Workload:
         """The likeliest tokens, one sample of each prompt."""
         return dataclasses.replace(self, samples=1, temperature=0.0, top_p=1.0)
-
-
-def quickest(run: Callable[[], Any], times: int = 5) -> float:
-    """The least seconds that `run` took, after a first time that does not count."""
-    jax.block_until_ready(run())
-    seconds = []
-    for _ in range(times):
-        began = time.perf_counter()
-        jax.block_until_ready(run())
-        seconds.append(time.perf_counter() - began)
-    return min(seconds)
 
 
 def random_prompts(count: int, tokens: int, vocab: int) -> tuple[tuple[int, ...], ...]:

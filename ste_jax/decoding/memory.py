@@ -64,6 +64,15 @@ def footprint(config: ModelConfig, knobs: DecodingKnobs, lane: Lane) -> Footprin
     )
 
 
+def largest_footprint(config: ModelConfig, knobs: DecodingKnobs) -> Footprint:
+    """What the largest lane keeps."""
+    return footprint(config, knobs, _largest(knobs))
+
+
+def _largest(knobs: DecodingKnobs) -> Lane:
+    return choose_lane(knobs, knobs.prompt_buckets[-1], knobs.new_buckets[-1])
+
+
 def _weights(config: ModelConfig, knobs: DecodingKnobs) -> int:
     """Bytes of the weights as decoding keeps them."""
 
@@ -128,10 +137,7 @@ class Memory:
             text = " ".join(str(error).split())
             if not text.startswith("RESOURCE_EXHAUSTED") and "out of memory" not in text.lower():
                 raise
-            raise WorkError(self._advice(lane or self._largest(), text)) from error
-
-    def _largest(self) -> Lane:
-        return choose_lane(self.knobs, self.knobs.prompt_buckets[-1], self.knobs.new_buckets[-1])
+            raise WorkError(self._advice(lane or _largest(self.knobs), text)) from error
 
     def _advice(self, lane: Lane, text: str) -> str:
         found = footprint(self.config, self.knobs, lane)

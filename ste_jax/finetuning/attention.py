@@ -5,7 +5,7 @@ Shapes: `B` rows, `T` time, `H` query heads, `K` kv heads, `G = H / K`, `d` head
 A packed row holds each segment's tokens in order, so no token sees one that stands to its right.
 The queries are taken in blocks of `Q`, each against the keys up to its own end and, under a window,
 from where its first query sees: half the scores or more are never computed, and none are held for
-the whole row at once.
+the whole row at once. Where a kernel takes the shape, it runs instead.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 
 from ste_jax.models.attention import Attend, Seen
+from ste_jax.models.kernels import PLAIN, Kernels, Splash
+from ste_jax.sharding import over_mesh
 
 BLOCK = 128
 """The smallest `Q`; on CPU the fastest of 128, 256 and 512 for rows of 1,024."""
@@ -23,7 +25,7 @@ MOST_BLOCKS = 8
 """Longer rows have longer blocks: a program of many blocks takes long to compile."""
 
 
-def packed_causal(segment_ids: jax.Array, positions: jax.Array) -> Attend:
+def packed_causal(segment_ids: jax.Array, positions: jax.Array, kernels: Kernels = PLAIN) -> Attend:
     """Attention of packed rows to themselves: earlier positions of the same segment.
 
     `segment_ids` [B,T] numbers the segments of a row; `positions` [B,T] counts from 0 in each, and
@@ -36,6 +38,9 @@ def packed_causal(segment_ids: jax.Array, positions: jax.Array) -> Attend:
         batch, time, heads, head_dim = q.shape
         kv_heads = k.shape[2]
         groups = heads // kv_heads
+        kernel = kernels.packed
+        if kernel is not None and kernel.fits(seen, q.dtype, head_dim, queries=time, keys=time):
+            return _by_kernel(kernel, q, k, v, segment_ids, seen)
         # Heads first, and the query heads of a kv head as rows of one product.
         q = jnp.moveaxis(q.reshape(batch, time, kv_heads, groups, head_dim), 1, 3)
         k, v = jnp.moveaxis(k, 1, 2), jnp.moveaxis(v, 1, 2)
@@ -57,6 +62,27 @@ def packed_causal(segment_ids: jax.Array, positions: jax.Array) -> Attend:
         return jnp.moveaxis(out, 3, 1).reshape(batch, time, heads, head_dim)
 
     return attend
+
+
+def _by_kernel(
+    kernel: Splash,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    segment_ids: jax.Array,
+    seen: Seen,
+) -> jax.Array:
+    """Each device runs it on its own rows and heads: the compiler cannot divide a kernel. Arrays
+    are as `Attend` has them."""
+
+    def run(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array) -> jax.Array:
+        q, k, v = (jnp.moveaxis(x, 1, 2) for x in (q, k, v))
+        return jnp.moveaxis(kernel.packed(q, k, v, segment_ids, seen), 1, 2)
+
+    rows = (k.shape, ("batch", None, "kv_heads", None))
+    ids = (segment_ids.shape, ("batch", None))
+    # Query heads are divided as their kv heads are.
+    return over_mesh(run, [rows, rows, rows, ids], rows)(q, k, v, segment_ids)
 
 
 def _attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, seen: Seen) -> jax.Array:

@@ -1,8 +1,9 @@
 """How does a model learn from its examples, from the first step to the best checkpoint?
 
-All steps are planned before the first. After every `validate_every` of them, and after the last,
-the caller measures the model, and the best so far is handed to the caller to keep. Everything is
-resumable at any instruction:
+All steps are planned before the first. While a step runs, the next one's rows are filled and put on
+the devices. After every `validate_every` of them, and after the last, the caller measures the
+model, and the best so far is handed to the caller to keep. Everything is resumable at any
+instruction:
 
 - the training state is saved every `save_every` steps, before every validation, and when asked to
   stop; a killed run takes the newest good one, repeats the steps after it, and makes the same bits;
@@ -19,7 +20,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -31,15 +32,18 @@ from ste_jax.config import FinetuneKnobs
 from ste_jax.errors import Preempted, WorkError
 from ste_jax.finetuning import packing
 from ste_jax.finetuning.lora import is_trained, merged, with_small_matrices
-from ste_jax.finetuning.packing import Example, Plan, Rows
-from ste_jax.finetuning.state import Event, Ledger, StateStore
+from ste_jax.finetuning.objectives import Objective, Sft, units_of
+from ste_jax.finetuning.packing import Plan, Rows, Unit
+from ste_jax.finetuning.state import Event, InHand, Ledger, StateStore
 from ste_jax.finetuning.train_step import (
+    Batch,
     StepMetrics,
     abstract_state,
     initial_state,
     make_train_step,
     put_batch,
     step_flops,
+    stop_flags,
 )
 from ste_jax.models.config import ModelConfig
 from ste_jax.models.decoder import Decoder, abstract_decoder
@@ -47,8 +51,23 @@ from ste_jax.parameters import parameters_of, with_parameters
 
 _RESULT = "result.json"
 
-Validate = Callable[[Decoder, int], dict[str, Any]]
 SaveModel = Callable[[Decoder, int, dict[str, Any]], None]
+
+
+class Validate(Protocol):
+    """Measures a model after a step."""
+
+    def __call__(self, model: Decoder, step: int, release: Callable[[], None], /) -> dict[str, Any]:
+        """A mapping with `accuracy` (or None), JSON-able, the same on every process.
+
+        It may call `release`: the training state, and with it the model, then leaves the devices,
+        and is read back from disk afterwards. It may raise `Preempted`. The model is gone after the
+        next step.
+        """
+
+
+TIMELESS = ("mesh", "save_every", "keep_states", "handover")
+"""Knobs of where training runs and what it keeps meanwhile: its result is the same."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,14 +75,16 @@ class FinetuneResult:
     """What a fine-tuning came to; the same bits after any kill and resume."""
 
     steps: list[Event]
-    """Per optimizer step: `step` (from 1), `loss`, `token_accuracy`, `grad_norm`, `lr`, `tokens`,
-    `targets`, `flops`."""
+    """Per optimizer step: `step` (from 1), `loss`, the objective's measures (of SFT
+    `token_accuracy`), `grad_norm`, `lr`, `tokens`, `targets`, `flops`."""
     validations: list[Event]
     """Per validation: `step` and what `validate` gave."""
     best_step: int
     best_accuracy: float | None
     dropped: list[str]
     """Ids of the examples too long for a row."""
+    truncated: list[str]
+    """Ids of the examples whose end was cut off to fit."""
     unweighted: list[str]
     """Ids of the examples without a token to learn."""
 
@@ -71,7 +92,7 @@ class FinetuneResult:
 def finetune(
     *,
     model: Decoder,
-    examples: Sequence[Example],
+    examples: Sequence[Unit],
     knobs: FinetuneKnobs,
     seed: int,
     mesh: Mesh,
@@ -80,95 +101,111 @@ def finetune(
     save_model: SaveModel,
     log: Callable[[Event], None],
     stop_requested: Callable[[], bool],
+    objective: Objective | None = None,
 ) -> FinetuneResult:
-    """Fine-tunes `model` on the completions of `examples`. Every process calls it alike.
+    """Fine-tunes `model` on `examples`. Every process calls it alike.
 
     Args:
       model: where to start, on `mesh`. It is taken over: its arrays are gone afterwards. It
         computes in its own `dtype`, and its parameters keep their type.
       examples: all of them, on every process, in any order.
       state_dir: where training in hand is kept; nobody else's.
-      validate: measures a model after a step: a mapping with `accuracy` (or None), JSON-able, the
-        same on every process. It may raise `Preempted`. The model is gone after the next step.
       save_model: keeps a model, in the place of the one that it kept before, whole or not at all;
         it is called with the step and what `validate` gave, each time that that is the best so far.
-        Of equals the latest is the best.
+        Of equals the latest is the best; with `finetune.select: last` it always is.
       log: gets one event per step: those of `FinetuneResult.steps` and `seconds`. A resumed run
         gives the steps after its state again, with the same values.
       stop_requested: asked before every step, whose result it reaches: if any process says yes, all
         save their state after that step and stop.
+      objective: what is minimized, and so what a unit of `examples` is; SFT on `Example`s where
+        none is given.
 
     Raises:
       RequestError: the knobs do not fit each other or the mesh.
       WorkError: there is nothing to train on, the loss is not finite, or a state cannot be saved.
       Preempted: asked to stop; the same call goes on.
     """
-    plan = packing.plan(examples, knobs, seed)
+    objective = objective or Sft()
+    units, truncated = packing.cut_to_fit(examples, knobs)
+    plan = packing.plan(units, knobs, seed)
     if not plan.steps:
-        raise WorkError(_nothing_to_train_on(examples, plan, knobs))
+        raise WorkError(_nothing_to_train_on(units, plan, knobs))
     total = len(plan.steps)
-    place = _fingerprint(model, examples, knobs, seed)
+    place = _fingerprint(model, units, knobs, seed, objective)
     if knobs.lora.rank:
         model = with_small_matrices(model, knobs.lora, seed, mesh)
     params = parameters_of(model)
     fixed = {path: params.pop(path) for path in list(params) if not is_trained(model.config, path)}
     kinds: dict[str, Any] = {"dtype": model.dtype, "param_dtype": model.embed.get_value().dtype}
-    train = make_train_step(model.config, knobs, total, mesh, **kinds)
+    blank = abstract_decoder(model.config, **kinds)
+    train = make_train_step(
+        model.config, knobs, total, mesh, **kinds, objective=objective, seed=seed
+    )
+
+    def batch_of(step: int) -> tuple[Rows, Batch]:
+        """The rows of a step, and they on the devices."""
+        members = plan.steps[step]
+        rows = packing.fill(
+            members,
+            units,
+            count=knobs.batch_rows,
+            sequence_length=knobs.sequence_length,
+            targets_per_row=plan.targets_per_row,
+        )
+        rows = objective.add_fields(rows, members, units, plan.units_per_row)
+        return rows, put_batch(rows, knobs.accumulate, mesh)
 
     home = state_dir / place
     if not _begin(state_dir, home):
         return FinetuneResult(**files.read_json(home / _RESULT))
-    ledger = Ledger(home / "ledger.json")
+    ledger = Ledger(home / "ledger.json", latest_is_best=knobs.select == "last")
     checkpoints.all_processes("finetune: ledger read")
-    with StateStore(home) as store:
-        abstract = abstract_state(
-            model.config, knobs, total, mesh, param_dtype=kinds["param_dtype"]
+    with StateStore(home, keep=knobs.keep_states) as store:
+        hand = InHand(
+            store,
+            abstract_state(model.config, knobs, total, mesh, param_dtype=kinds["param_dtype"]),
+            lambda state: merged(with_parameters(blank, state.params | fixed)),
         )
-        state, curve = store.restore(abstract) or (None, [])
-        if state is None:
-            state = initial_state(params, abstract, knobs, total)
-        else:
+        if hand.take_back():
             for array in params.values():
                 array.delete()  # else they lie beside the restored ones to the end
-        blank = abstract_decoder(model.config, **kinds)
-        saved = len(curve)
+        else:
+            hand.begin(initial_state(params, hand.abstract, knobs, total))
+        ahead: tuple[int, Rows, Batch] | None = None
         while True:
-            step = len(curve)
+            step = hand.step
             due = step == total or _every(step, knobs.validate_every)
-            if step != saved and (due or _every(step, knobs.save_every)):
-                store.save(step, state, curve)
-                saved = step
-            if due:
-                now = merged(with_parameters(blank, state.params | fixed))
-                validate_step(ledger, now, step, validate, save_model)
+            if due or _every(step, knobs.save_every):
+                hand.save()
+            if due and not validate_step(ledger, hand, validate, save_model):
+                continue  # an older state was read back: its steps are taken again
             if step == total:
                 break
 
             begun = time.perf_counter()
-            rows = packing.fill(
-                plan.steps[step],
-                examples,
-                count=knobs.batch_rows,
-                sequence_length=knobs.sequence_length,
-                targets_per_row=plan.targets_per_row,
-            )
-            batch = put_batch(rows, knobs.accumulate, mesh, stop=stop_requested())
-            state, measured = train(state, batch, fixed)
+            if ahead is None or ahead[0] != step:
+                ahead = (step, *batch_of(step))
+            _, rows, batch = ahead
+            batch["stop"] = stop_flags(mesh, stop_requested())
+            hand.state, measured = train(hand.state, batch, fixed)
+            # While the devices are at it.
+            ahead = (step + 1, *batch_of(step + 1)) if step + 1 < total else None
             metrics = jax.device_get(measured)
             event = _event(step + 1, metrics, rows, model.config)
             if not metrics.finite:
                 store.wait()
-                raise WorkError(_not_finite(event, plan.ids(step, examples), store.newest()))
-            curve.append(event)
+                raise WorkError(_not_finite(event, plan.ids(step, units), store.newest()))
+            hand.curve.append(event)
             log({**event, "seconds": time.perf_counter() - begun})
             if metrics.stop:
-                store.save(step + 1, state, curve)
+                hand.save()
                 store.wait()
                 raise Preempted(
                     f"fine-tuning stopped after step {step + 1} of {total} and is saved; run the "
                     "same command again"
                 )
         store.wait()
+        curve = hand.curve
     best = ledger.best(total)
     result = FinetuneResult(
         steps=curve,
@@ -176,6 +213,7 @@ def finetune(
         best_step=best["step"],
         best_accuracy=best["accuracy"],
         dropped=list(plan.too_long),
+        truncated=list(truncated),
         unweighted=list(plan.unweighted),
     )
     if jax.process_index() == 0:
@@ -185,13 +223,23 @@ def finetune(
     return result
 
 
-def validate_step(
-    ledger: Ledger, model: Decoder, step: int, validate: Validate, save_model: SaveModel
-) -> None:
-    """Measures the model after `step`, and hands it out if it is the best so far."""
-    metrics = ledger.validation(step, lambda: validate(model, step))
+def validate_step(ledger: Ledger, hand: InHand, validate: Validate, save_model: SaveModel) -> bool:
+    """Measures the model in hand, and hands it out if it is the best so far.
+
+    False if it was let go of meanwhile and cannot be read back: an older one is in hand now.
+    """
+    step = hand.step
+    metrics = ledger.validation(step, lambda: validate(hand.model(), step, hand.release))
+    if not hand.take_back():
+        raise WorkError(
+            f"the training state after step {step} was let go of for its validation and cannot be "
+            "read back; run again: training begins anew"
+        )
+    if hand.step != step:
+        return False
     if ledger.best(step)["step"] == step:
-        ledger.hand_out(step, lambda: save_model(model, step, metrics))
+        ledger.hand_out(step, lambda: save_model(hand.model(), step, metrics))
+    return True
 
 
 def _begin(state_dir: epath.Path, home: epath.Path) -> bool:
@@ -217,25 +265,24 @@ def _tidy(home: epath.Path) -> None:
 
 
 def _fingerprint(
-    model: Decoder, examples: Sequence[Example], knobs: FinetuneKnobs, seed: int
+    model: Decoder,
+    units: Sequence[Unit],
+    knobs: FinetuneKnobs,
+    seed: int,
+    objective: Objective,
 ) -> str:
     """A hash of all that the result depends on but the mesh: other training has another place."""
     digest = hashlib.blake2b(digest_size=16)
-    for example in sorted(examples, key=lambda example: example.id):
-        row = [example.id, *map(_numbers, (example.prompt_ids, example.completion_ids))]
-        weights = None if example.weights is None else [float(w) for w in example.weights]
-        digest.update(json.dumps([*row, weights]).encode())
+    for row in units_of(units):
+        digest.update(json.dumps(row).encode())
     told = dataclasses.asdict(knobs)
-    del told["mesh"], told["save_every"]
+    for name in TIMELESS:
+        del told[name]
     start = checkpoints.describe(parameters_of(model))
-    digest.update(
-        json.dumps([model.config.to_dict(), str(model.dtype), told, seed, start]).encode()
-    )
+    aim = [objective.name, dataclasses.asdict(objective)]  # type: ignore[call-overload]
+    model_told = [model.config.to_dict(), str(model.dtype)]
+    digest.update(json.dumps([*model_told, told, aim, seed, start]).encode())
     return digest.hexdigest()
-
-
-def _numbers(ids: Sequence[int]) -> list[int]:
-    return [int(token) for token in ids]
 
 
 def _every(step: int, interval: int) -> bool:
@@ -246,7 +293,7 @@ def _event(step: int, metrics: StepMetrics, rows: Rows, config: ModelConfig) -> 
     return {
         "step": step,
         "loss": float(metrics.loss),
-        "token_accuracy": float(metrics.token_accuracy),
+        **{name: float(value) for name, value in metrics.measures.items()},
         "grad_norm": float(metrics.grad_norm),
         "lr": float(metrics.learning_rate),
         "tokens": int(np.count_nonzero(rows.segment_ids)),
@@ -264,12 +311,12 @@ def _not_finite(event: Event, ids: Sequence[str], newest: epath.Path | None) -> 
     )
 
 
-def _nothing_to_train_on(examples: Sequence[Example], plan: Plan, knobs: FinetuneKnobs) -> str:
-    if not examples:
+def _nothing_to_train_on(units: Sequence[Unit], plan: Plan, knobs: FinetuneKnobs) -> str:
+    if not units:
         return "there is nothing to fine-tune on: no example was given"
-    longest = max(example.length for example in examples)
+    longest = max(unit.length for unit in units)
     return (
-        f"there is nothing to fine-tune on: of {len(examples)} examples {len(plan.too_long)} are "
+        f"there is nothing to fine-tune on: of {len(units)} examples {len(plan.too_long)} are "
         f"longer than finetune.sequence_length={knobs.sequence_length} (the longest has {longest} "
         f"tokens) and {len(plan.unweighted)} have no token to learn"
     )

@@ -29,6 +29,15 @@ class LossSums(NamedTuple):
     """Targets that have the highest logit, float32; a tie counts."""
 
 
+class TargetScores(NamedTuple):
+    """Of each target."""
+
+    logprob: jax.Array
+    """[B,C] float32, nats."""
+    right: jax.Array
+    """[B,C] bool: it has the highest logit; a tie counts."""
+
+
 def completion_loss(
     logits_of: Callable[[jax.Array], jax.Array],
     hidden: jax.Array,
@@ -36,57 +45,72 @@ def completion_loss(
     targets: jax.Array,
     weights: jax.Array,
 ) -> LossSums:
-    """Sums the cross entropy over the targets of packed rows.
+    """Sums the cross entropy over the targets of packed rows; see `target_scores`.
+
+    `weights` [B,C]: places of weight 0 are not counted.
+    """
+    logprob, right = target_scores(logits_of, hidden, target_at, targets)
+    counted = weights > 0
+    return LossSums(
+        loss=-jnp.sum(jnp.where(counted, weights * logprob, 0.0)),
+        correct=jnp.sum(counted & right, dtype=jnp.float32),
+    )
+
+
+def target_scores(
+    logits_of: Callable[[jax.Array], jax.Array],
+    hidden: jax.Array,
+    target_at: jax.Array,
+    targets: jax.Array,
+) -> TargetScores:
+    """How likely the model finds each target of packed rows.
 
     Args:
       logits_of: hidden states [..., D] to logits [..., V] in float32.
       hidden: [B,T,D].
       target_at: [B,C], where in `T` the hidden state in front of each target stands.
       targets: [B,C], token ids.
-      weights: [B,C]; places of weight 0 are not counted.
     """
     gathered = jnp.take_along_axis(hidden, target_at[..., None], axis=1)
     count = targets.shape[1]
     if count <= PIECE:
-        return _sums(logits_of, gathered, targets, weights)
+        return _scores(logits_of, gathered, targets)
 
     pieces = -(-count // PIECE)
 
     def cut(x: jax.Array) -> jax.Array:
-        """[B,C,...] -> [pieces,B,PIECE,...], padded with zeros (weight 0)."""
+        """[B,C,...] -> [pieces,B,PIECE,...], padded with zeros."""
         padded = jnp.pad(x, [(0, 0), (0, pieces * PIECE - count)] + [(0, 0)] * (x.ndim - 2))
         split = padded.reshape(x.shape[0], pieces, PIECE, *x.shape[2:])
         return jnp.moveaxis(split, 1, 0)
 
     @jax.checkpoint
-    def piece(total: LossSums, inputs: tuple[jax.Array, jax.Array, jax.Array]) -> LossSums:
-        return LossSums(*map(jnp.add, total, _sums(logits_of, *inputs)))
+    def piece(inputs: tuple[jax.Array, jax.Array]) -> TargetScores:
+        return _scores(logits_of, *inputs)
 
-    zero = LossSums(jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32))
-    total, _ = jax.lax.scan(
-        lambda carry, inputs: (piece(carry, inputs), None),
-        zero,
-        (cut(gathered), cut(targets), cut(weights)),
+    _, scores = jax.lax.scan(
+        lambda carry, inputs: (carry, piece(inputs)), None, (cut(gathered), cut(targets))
     )
-    return total
+
+    def joined(x: jax.Array) -> jax.Array:
+        """The other way."""
+        return jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1)[:, :count]
+
+    return TargetScores(*map(joined, scores))
 
 
-def _sums(
-    logits_of: Callable[[jax.Array], jax.Array],
-    hidden: jax.Array,
-    targets: jax.Array,
-    weights: jax.Array,
-) -> LossSums:
+def _scores(
+    logits_of: Callable[[jax.Array], jax.Array], hidden: jax.Array, targets: jax.Array
+) -> TargetScores:
     # As one list of targets: XLA on CPU keeps a transposed copy of logits of more dimensions.
     logits = logits_of(hidden.reshape(-1, hidden.shape[-1]))
-    targets, weights = targets.reshape(-1), weights.reshape(-1)
+    flat = targets.reshape(-1)
     # A masked sum and not a gather: its gradient is no scatter, and it partitions over `V`.
-    is_target = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1) == targets[:, None]
+    is_target = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1) == flat[:, None]
     target_logit = jnp.sum(jnp.where(is_target, logits, 0.0), axis=-1)
     highest = jax.lax.stop_gradient(jnp.max(logits, axis=-1))
     log_total = highest + jnp.log(jnp.sum(jnp.exp(logits - highest[:, None]), axis=-1))
-    counted = weights > 0
-    return LossSums(
-        loss=jnp.sum(jnp.where(counted, weights * (log_total - target_logit), 0.0)),
-        correct=jnp.sum(counted & (target_logit >= highest), dtype=jnp.float32),
+    return TargetScores(
+        logprob=(target_logit - log_total).reshape(targets.shape),
+        right=(target_logit >= highest).reshape(targets.shape),
     )

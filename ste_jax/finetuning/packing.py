@@ -8,11 +8,12 @@ the knobs and the seed alone, not of the order in which the examples came.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -25,9 +26,24 @@ _TARGET_MULTIPLE = 64
 """Target buffers are sized in steps of so many, so that like data share compiled programs."""
 
 
+class Unit(Protocol):
+    """What is trained on as one: it stands in one row, and counts as one in a batch."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def parts(self) -> tuple[Example, ...]:
+        """The row's segments, one after another, that it takes."""
+
+    @property
+    def length(self) -> int:
+        """Tokens of all its parts."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """A prompt and the completion to be learnt, as token ids."""
+    """A prompt and the completion to be learnt, as token ids. A `Unit` of itself."""
 
     id: str
     prompt_ids: Sequence[int]
@@ -46,9 +62,23 @@ class Example:
             )
 
     @property
+    def parts(self) -> tuple[Example, ...]:
+        """Itself alone."""
+        return (self,)
+
+    @property
     def length(self) -> int:
         """Tokens of prompt and completion."""
         return len(self.prompt_ids) + len(self.completion_ids)
+
+    def cut(self, length: int) -> Example:
+        """Its first `length` tokens. Without a token of the completion it is no example: then it
+        is as it was."""
+        kept = length - len(self.prompt_ids)
+        if kept < 1 or kept >= len(self.completion_ids):
+            return self
+        weights = None if self.weights is None else self.weights[:kept]
+        return dataclasses.replace(self, completion_ids=self.completion_ids[:kept], weights=weights)
 
     def target_weights(self) -> Array:
         """Weight of the loss at each completion token."""
@@ -77,10 +107,13 @@ class Rows:
     """[R,C] int32."""
     weights: Array
     """[R,C] float32."""
+    extra: Mapping[str, Array] = field(default_factory=dict)
+    """What the objective needs besides, by name; [R,...]."""
 
     def fields(self) -> dict[str, Array]:
         """The arrays by name."""
-        return dict(self.__dict__)
+        own = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
+        return own | dict(own.pop("extra"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,17 +121,47 @@ class Plan:
     """What each optimizer step trains on."""
 
     steps: tuple[tuple[tuple[int, ...], ...], ...]
-    """Per step, per row: indices into the examples. A row short of `batch_rows` is left empty."""
+    """Per step, per row: indices into the units. A row short of `batch_rows` is left empty."""
     targets_per_row: int
     """`C`: enough for every row of the plan."""
     too_long: tuple[str, ...]
-    """Ids of the examples that no row can hold."""
+    """Ids of the units that no row can hold."""
     unweighted: tuple[str, ...]
-    """Ids of the examples without a token to learn."""
+    """Ids of the units of which a part has no token to learn."""
 
-    def ids(self, step: int, examples: Sequence[Example]) -> list[str]:
-        """Ids of the examples in a step's batch, in the order of its rows."""
-        return [examples[index].id for row in self.steps[step] for index in row]
+    @property
+    def units_per_row(self) -> int:
+        """Of the fullest row."""
+        return max((len(row) for step in self.steps for row in step), default=0)
+
+    def ids(self, step: int, units: Sequence[Unit]) -> list[str]:
+        """Ids of the units in a step's batch, in the order of its rows."""
+        return [units[index].id for row in self.steps[step] for index in row]
+
+
+AnyUnit = TypeVar("AnyUnit", bound=Unit)
+
+
+def cut_to_fit(
+    units: Sequence[AnyUnit], knobs: FinetuneKnobs
+) -> tuple[list[AnyUnit], tuple[str, ...]]:
+    """The units as `finetune.too_long` has them, and the ids of those whose end was cut off.
+
+    What still fits no row (a prompt alone is too long; it has several parts) is left as it is.
+    """
+    if knobs.too_long == "drop":
+        return list(units), ()
+    kept: list[Any] = []
+    cut = []
+    for unit in units:
+        if isinstance(unit, Example) and unit.length > knobs.sequence_length:
+            shorter = unit.cut(knobs.sequence_length)
+            if shorter is not unit:
+                cut.append(unit.id)
+            kept.append(shorter)
+        else:
+            kept.append(unit)
+    return kept, tuple(sorted(cut))
 
 
 def pack(lengths: Sequence[int], sequence_length: int) -> list[list[int]]:
@@ -120,7 +183,7 @@ def pack(lengths: Sequence[int], sequence_length: int) -> list[list[int]]:
     return rows
 
 
-def plan(examples: Sequence[Example], knobs: FinetuneKnobs, seed: int) -> Plan:
+def plan(units: Sequence[Unit], knobs: FinetuneKnobs, seed: int) -> Plan:
     """Plans all optimizer steps: epochs of differently packed rows, one after another.
 
     The last epoch may be a part of one; batches run over the borders of epochs, and only the last
@@ -139,18 +202,18 @@ def plan(examples: Sequence[Example], knobs: FinetuneKnobs, seed: int) -> Plan:
         raise RequestError(
             f"finetune.epochs={knobs.epochs} and finetune.max_steps={knobs.max_steps} allow no step"
         )
-    too_long = [e.id for e in examples if e.length > knobs.sequence_length]
-    fitting = [i for i, e in enumerate(examples) if e.length <= knobs.sequence_length]
-    learnable = [i for i in fitting if np.any(examples[i].target_weights() > 0)]
-    unweighted = [examples[i].id for i in sorted(set(fitting) - set(learnable))]
+    too_long = [unit.id for unit in units if unit.length > knobs.sequence_length]
+    fitting = [i for i, unit in enumerate(units) if unit.length <= knobs.sequence_length]
+    learnable = [i for i in fitting if all(map(_target_count, units[i].parts))]
+    unweighted = [units[i].id for i in sorted(set(fitting) - set(learnable))]
 
     rows: list[tuple[int, ...]] = []
     most_rows = knobs.max_steps * knobs.batch_rows if knobs.max_steps else math.inf
     for epoch in range(math.ceil(knobs.epochs) if learnable else 0):
         if len(rows) >= most_rows:
             break
-        ordered = sorted(learnable, key=lambda index: _order(examples[index], seed, epoch))
-        packed = pack([examples[index].length for index in ordered], knobs.sequence_length)
+        ordered = sorted(learnable, key=lambda index: _order(units[index], seed, epoch))
+        packed = pack([units[index].length for index in ordered], knobs.sequence_length)
         # A part of an epoch is rounded up to whole rows.
         part = min(1.0, knobs.epochs - epoch)
         for row in packed[: math.ceil(part * len(packed))]:
@@ -158,22 +221,27 @@ def plan(examples: Sequence[Example], knobs: FinetuneKnobs, seed: int) -> Plan:
     if math.isfinite(most_rows):
         rows = rows[: int(most_rows)]
 
-    counts = [sum(_target_count(examples[i]) for i in row) for row in rows]
     steps = [
         tuple(rows[start : start + knobs.batch_rows])
         for start in range(0, len(rows), knobs.batch_rows)
     ]
     return Plan(
         steps=tuple(steps),
-        targets_per_row=_TARGET_MULTIPLE * math.ceil(max(counts, default=1) / _TARGET_MULTIPLE),
+        targets_per_row=targets_per_row(rows, units),
         too_long=tuple(sorted(too_long)),
         unweighted=tuple(sorted(unweighted)),
     )
 
 
+def targets_per_row(rows: Iterable[Sequence[int]], units: Sequence[Unit]) -> int:
+    """Places for targets that are enough for each of some rows."""
+    counts = (sum(_target_count(part) for i in row for part in units[i].parts) for row in rows)
+    return _TARGET_MULTIPLE * math.ceil(max(counts, default=1) / _TARGET_MULTIPLE)
+
+
 def fill(
     rows: Sequence[Sequence[int]],
-    examples: Sequence[Example],
+    units: Sequence[Unit],
     *,
     count: int,
     sequence_length: int,
@@ -188,8 +256,8 @@ def fill(
     weights = np.zeros((count, targets_per_row), np.float32)
     for row, members in enumerate(rows):
         start = learnt = 0
-        for segment, index in enumerate(members, start=1):
-            example = examples[index]
+        parts = [part for index in members for part in units[index].parts]
+        for segment, example in enumerate(parts, start=1):
             place = slice(start, start + example.length)
             tokens[row, place] = [*example.prompt_ids, *example.completion_ids]
             segment_ids[row, place] = segment
@@ -215,7 +283,7 @@ def _target_count(example: Example) -> int:
     return int(np.count_nonzero(example.target_weights() > 0))
 
 
-def _order(example: Example, seed: int, epoch: int) -> tuple[bytes, str]:
+def _order(unit: Unit, seed: int, epoch: int) -> tuple[bytes, str]:
     # By hash and not by a shuffle: the same on every machine, whatever order the examples came in.
-    key = f"{seed}/{epoch}/{example.id}".encode()
-    return hashlib.blake2b(key, digest_size=16).digest(), example.id
+    key = f"{seed}/{epoch}/{unit.id}".encode()
+    return hashlib.blake2b(key, digest_size=16).digest(), unit.id

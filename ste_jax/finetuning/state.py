@@ -25,10 +25,10 @@ from etils import epath
 from ste_jax import checkpoints, files
 from ste_jax.errors import WorkError
 from ste_jax.finetuning.train_step import TrainState
+from ste_jax.models.decoder import Decoder
 
 Event = dict[str, Any]
 _ARRAYS, _CURVE = "arrays", "curve"
-_KEEP = 2
 _TIMEOUT_S = 2 * 3600
 """How long a state may take to be written."""
 
@@ -36,13 +36,14 @@ _TIMEOUT_S = 2 * 3600
 class StateStore:
     """The training states in one directory. All processes call its methods together."""
 
-    def __init__(self, directory: epath.Path) -> None:
+    def __init__(self, directory: epath.Path, *, keep: int = 2) -> None:
+        """`keep`: how many of the newest states stay."""
         self._directory = files.absolute(directory)
         try:
             self._manager = ocp.CheckpointManager(
                 self._directory,
                 options=ocp.CheckpointManagerOptions(
-                    max_to_keep=_KEEP,
+                    max_to_keep=keep,
                     create=jax.process_count() == 1,
                     cleanup_tmp_directories=True,
                     async_options=ocp.AsyncOptions(timeout_secs=_TIMEOUT_S),
@@ -141,6 +142,59 @@ class StateStore:
         )
 
 
+class InHand:
+    """The training state on the devices, with its loss curve, and how it is kept. All processes
+    call its methods together."""
+
+    state: TrainState
+    curve: list[Event]
+
+    def __init__(
+        self, store: StateStore, abstract: TrainState, model_of: Callable[[TrainState], Decoder]
+    ) -> None:
+        """`abstract`: shapes and shardings; `model_of`: the model of a state."""
+        self.abstract = abstract
+        self._store, self._model_of = store, model_of
+        self._held = False
+        self._saved = 0
+
+    @property
+    def step(self) -> int:
+        """Steps taken."""
+        return len(self.curve)
+
+    def begin(self, state: TrainState) -> None:
+        """Take the state before the first step."""
+        self.state, self.curve, self._held, self._saved = state, [], True, 0
+
+    def model(self) -> Decoder:
+        """The model in training; gone after the next step, or when the state is let go of."""
+        return self._model_of(self.state)
+
+    def save(self) -> None:
+        """Begin to save, if that is not done. Raises as `StateStore.save`."""
+        if self.step != self._saved:
+            self._store.save(self.step, self.state, self.curve)
+            self._saved = self.step
+
+    def release(self) -> None:
+        """Let the state go from the devices; what is on disk stays."""
+        self.save()
+        self._store.wait()
+        for leaf in jax.tree.leaves(self.state):
+            leaf.delete()
+        self._held = False
+
+    def take_back(self) -> bool:
+        """Read the newest good state from disk, unless one is in hand; whether one is now."""
+        if not self._held:
+            found = self._store.restore(self.abstract)
+            if found is not None:
+                self.state, self.curve = found
+                self._held, self._saved = True, self.step
+        return self._held
+
+
 class Ledger:
     """What was measured, so that it is measured once, and what was handed out.
 
@@ -148,8 +202,8 @@ class Ledger:
     changes to it.
     """
 
-    def __init__(self, path: epath.Path) -> None:
-        self._path = path
+    def __init__(self, path: epath.Path, *, latest_is_best: bool = False) -> None:
+        self._path, self._latest_is_best = path, latest_is_best
         stored: Event = {"validations": [], "saved": 0}
         if path.exists():
             stored = files.read_json(path)
@@ -169,14 +223,15 @@ class Ledger:
         return self._validations[step]
 
     def best(self, until: int) -> Event:
-        """The validation with the highest accuracy up to `until`; of equals, the latest.
+        """The validation with the highest accuracy up to `until` (if the latest is not the best by
+        decree); of equals, the latest.
 
         A weak judge that always prefers the same place has exactly 0.5 at every step: then the one
         that has learnt most is worth more. An accuracy of None (nothing to measure on) is lowest.
         """
 
         def rank(validation: Event) -> tuple[float, int]:
-            accuracy = validation["accuracy"]
+            accuracy = None if self._latest_is_best else validation["accuracy"]
             return (-1.0 if accuracy is None else float(accuracy)), int(validation["step"])
 
         return max(self.validations(until), key=rank)

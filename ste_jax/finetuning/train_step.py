@@ -3,8 +3,8 @@
 Shapes: `A` micro-batches, `B` rows of each, `T` time, `C` targets per row.
 
 The step is a pure function of a `TrainState` and a batch, jitted over the mesh. The loss of a step
-is one weighted mean over all targets of its whole batch, so that micro-batches of any number give
-the gradient of the batch as one.
+is one mean over its whole batch, so that micro-batches of any number give the gradient of the batch
+as one.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -25,16 +26,19 @@ from ste_jax.config import FinetuneKnobs
 from ste_jax.errors import RequestError
 from ste_jax.finetuning.attention import packed_causal
 from ste_jax.finetuning.lora import is_trained
-from ste_jax.finetuning.loss import LossSums, completion_loss
+from ste_jax.finetuning.loss import TargetScores, target_scores
+from ste_jax.finetuning.objectives import Objective, Sft, Share, completion_logprobs
 from ste_jax.finetuning.optimizer import learning_rate, make_optimizer
-from ste_jax.finetuning.packing import Rows
+from ste_jax.finetuning.packing import Array, Rows
 from ste_jax.models.config import ModelConfig
-from ste_jax.models.decoder import abstract_decoder
+from ste_jax.models.decoder import Decoder, abstract_decoder
+from ste_jax.models.kernels import Kernels, kernels_of
 from ste_jax.parameters import Parameters, with_parameters
 from ste_jax.sharding import RULES, parameter_sharding
 
 Batch = dict[str, jax.Array]
-"""The fields of `packing.Rows`, each [A,B,...], and `stop` [devices] int32."""
+"""The fields of `packing.Rows`, those of its objective among them, each [A,B,...], and `stop`
+[devices] int32."""
 
 
 class TrainState(NamedTuple):
@@ -52,9 +56,10 @@ class StepMetrics(NamedTuple):
     """What a step reports; scalars, the same on every process."""
 
     loss: jax.Array
-    """Weighted mean over the step's targets, nats, before the update."""
-    token_accuracy: jax.Array
-    """Share of the targets that have the highest logit."""
+    """Of the objective, before the update, nats."""
+    measures: dict[str, jax.Array]
+    """What the objective tells besides; of every one, `token_accuracy`: the share of targets that
+    have the highest logit."""
     grad_norm: jax.Array
     """Global norm before clipping."""
     learning_rate: jax.Array
@@ -64,14 +69,11 @@ class StepMetrics(NamedTuple):
     """Devices whose process asks to stop after this step."""
 
 
-TrainStep = Callable[[TrainState, Batch, Parameters], tuple[TrainState, StepMetrics]]
-"""`step(state, batch, fixed)`: `fixed` are the parameters that stay as they are."""
-
-
 def abstract_state(
     config: ModelConfig, knobs: FinetuneKnobs, total_steps: int, mesh: Mesh, *, param_dtype: Any
 ) -> TrainState:
-    """Shapes and shardings of a `TrainState`: moments as their parameters, counters whole."""
+    """Shapes and shardings of a `TrainState`: moments lie as their parameters; counters, and sums
+    over rows or columns of a parameter, are whole on every device."""
     whole = NamedSharding(mesh, PartitionSpec())
     params = {
         path: jax.ShapeDtypeStruct(
@@ -83,9 +85,13 @@ def abstract_state(
         if is_trained(config, path)
     }
     optimizer = make_optimizer(knobs, total_steps)
+
+    def placed(moment: Any, param: Any) -> Any:
+        return moment.update(sharding=param.sharding if moment.shape == param.shape else whole)
+
     moments = optax.tree.map_params(
         optimizer,
-        lambda moment, param: moment.update(sharding=param.sharding),
+        placed,
         jax.eval_shape(optimizer.init, _wide(params)),
         params,
         transform_non_params=lambda counter: counter.update(sharding=whole),
@@ -121,6 +127,40 @@ def check_batch(knobs: FinetuneKnobs, mesh: Mesh) -> None:
         )
 
 
+@dataclass(frozen=True)
+class TrainStep:
+    """A jitted step on its mesh. Its first argument is donated: the old state is gone after the
+    call."""
+
+    jitted: Any
+    abstract: TrainState
+    mesh: Mesh
+
+    def __call__(
+        self, state: TrainState, batch: Batch, fixed: Parameters
+    ) -> tuple[TrainState, StepMetrics]:
+        """`fixed` are the parameters that stay as they are."""
+        with jax.set_mesh(self.mesh):
+            out: tuple[TrainState, StepMetrics] = self.jitted(state, batch, fixed)
+        return out
+
+    def lower(self, rows: Rows, accumulate: int, fixed: Mapping[str, Any]) -> jax.stages.Lowered:
+        """The program for a batch of these shapes, not compiled yet; nothing is on the devices."""
+        each, divided = _batch_shardings(self.mesh)
+        batch = {
+            name: jax.ShapeDtypeStruct(
+                (accumulate, value.shape[0] // accumulate, *value.shape[1:]),
+                value.dtype,
+                sharding=divided,
+            )
+            for name, value in rows.fields().items()
+        }
+        batch["stop"] = jax.ShapeDtypeStruct((self.mesh.size,), jnp.int32, sharding=each)
+        with jax.set_mesh(self.mesh):
+            lowered: jax.stages.Lowered = self.jitted.lower(self.abstract, batch, fixed)
+        return lowered
+
+
 def make_train_step(
     config: ModelConfig,
     knobs: FinetuneKnobs,
@@ -129,8 +169,12 @@ def make_train_step(
     *,
     dtype: Any,
     param_dtype: Any,
+    objective: Objective | None = None,
+    seed: int = 0,
 ) -> TrainStep:
-    """The jitted step. Its first argument is donated: the old state is gone after the call.
+    """The step of `knobs`.
+
+    `objective` is SFT where none is given; `seed` is of what rounding draws.
 
     Raises:
       RequestError: a micro-batch's rows cannot be divided over the mesh.
@@ -140,79 +184,123 @@ def make_train_step(
     abstract = abstract_state(config, knobs, total_steps, mesh, param_dtype=param_dtype)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     blank = abstract_decoder(config, dtype=dtype, param_dtype=param_dtype)
-
-    def sums(params: Parameters, micro: Batch, fixed: Parameters) -> LossSums:
-        model = with_parameters(blank, params | fixed)
-        hidden, _ = model(
-            micro["tokens"],
-            micro["positions"],
-            packed_causal(micro["segment_ids"], micro["positions"]),
-            remat=knobs.remat == "layer",
-        )
-        return completion_loss(
-            model.logits, hidden, micro["target_at"], micro["targets"], micro["weights"]
-        )
+    aim = objective or Sft()
+    kernels = kernels_of(mesh.devices.flat[0])
+    scores = partial(_scores_of, blank, kernels, remat=knobs.remat == "layer")
 
     def step(state: TrainState, batch: Batch, fixed: Parameters) -> tuple[TrainState, StepMetrics]:
         rows = {name: value for name, value in batch.items() if name != "stop"}
-        total = jnp.sum(rows["weights"])
-        count = jnp.sum(rows["weights"] > 0)
-        grads, loss, correct = _accumulated(
-            partial(sums, fixed=fixed), state.params, rows, knobs.accumulate, total
-        )
+        totals = aim.totals(rows)
+
+        def share(params: Parameters, micro: Batch) -> Share:
+            return aim.share(scores(params | fixed, micro), micro, totals)
+
+        grads, whole = _accumulated(share, state.params, rows, knobs.accumulate)
         norm = optax.tree.norm(grads)
         wide = jax.tree.map(lambda value: value.astype(jnp.float32), state.params)
         updates, moments = optimizer.update(grads, state.optimizer, wide)
-        params = jax.tree.map(
-            lambda new, old: new.astype(old.dtype), optax.apply_updates(wide, updates), state.params
-        )
+        params = optax.apply_updates(wide, updates)
+        if knobs.rounding == "stochastic":
+            key = jax.random.fold_in(jax.random.key(seed), state.step)
+            params = {
+                path: stochastically(
+                    value, state.params[path].dtype, jax.random.fold_in(key, place)
+                )
+                for place, (path, value) in enumerate(sorted(params.items()))
+            }
+        params = jax.tree.map(lambda new, old: new.astype(old.dtype), params, state.params)
         metrics = StepMetrics(
-            loss=loss,
-            token_accuracy=correct / count,
+            loss=whole.loss,
+            measures=whole.measures,
             grad_norm=norm,
             learning_rate=learning_rate(knobs, total_steps, state.step),
-            finite=jnp.isfinite(loss) & jnp.isfinite(norm),
+            finite=jnp.isfinite(whole.loss) & jnp.isfinite(norm),
             stop=jnp.sum(batch["stop"]),
         )
         return TrainState(state.step + 1, params, moments), metrics
 
-    whole = NamedSharding(mesh, PartitionSpec())
     jitted = jax.jit(
         step,
         donate_argnums=0,
-        in_shardings=(shardings, batch_shardings(mesh), None),
-        out_shardings=(shardings, whole),
+        in_shardings=(shardings, None, None),
+        out_shardings=(shardings, NamedSharding(mesh, PartitionSpec())),
     )
+    return TrainStep(jitted, abstract, mesh)
 
-    def run(state: TrainState, batch: Batch, fixed: Parameters) -> tuple[TrainState, StepMetrics]:
+
+def stochastically(value: jax.Array, dtype: Any, key: jax.Array) -> jax.Array:
+    """Float32 `value` rounded to one of its two neighbours in bfloat16, the nearer one the
+    likelier: on average nothing is lost. For another `dtype` it is as it was."""
+    if dtype != jnp.bfloat16:
+        return value
+    noise = jax.random.bits(key, value.shape, jnp.uint16).astype(jnp.uint32)
+    bits = jax.lax.bitcast_convert_type(value, jnp.uint32) + noise
+    rounded = jax.lax.bitcast_convert_type(bits & jnp.uint32(0xFFFF0000), jnp.float32)
+    return jnp.where(jnp.isfinite(value), rounded, value).astype(dtype)
+
+
+Reference = Callable[[Parameters, Batch], tuple[jax.Array, jax.Array]]
+
+
+def make_reference(
+    config: ModelConfig, knobs: FinetuneKnobs, mesh: Mesh, *, dtype: Any, param_dtype: Any
+) -> Reference:
+    """The jitted log-probabilities [A,B,P,2] of the completions of a batch of preferences, and how
+    many devices' process asks to stop; both whole on every device.
+
+    Raises:
+      RequestError: a micro-batch's rows cannot be divided over the mesh.
+    """
+    check_batch(knobs, mesh)
+    blank = abstract_decoder(config, dtype=dtype, param_dtype=param_dtype)
+    kernels = kernels_of(mesh.devices.flat[0])
+
+    def reference(params: Parameters, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        rows = {name: value for name, value in batch.items() if name != "stop"}
+
+        def of_micro(micro: Batch) -> jax.Array:
+            scores = _scores_of(blank, kernels, params, micro, remat=False)
+            return completion_logprobs(scores, micro, micro["pair"].shape[1])
+
+        return jax.lax.map(of_micro, rows), jnp.sum(batch["stop"])
+
+    jitted = jax.jit(reference, out_shardings=NamedSharding(mesh, PartitionSpec()))
+
+    def run(params: Parameters, batch: Batch) -> tuple[jax.Array, jax.Array]:
         with jax.set_mesh(mesh):
-            out: tuple[TrainState, StepMetrics] = jitted(state, batch, fixed)
+            out: tuple[jax.Array, jax.Array] = jitted(params, batch)
         return out
 
     return run
 
 
-def batch_shardings(mesh: Mesh) -> dict[str, NamedSharding]:
-    """Where the fields of a batch lie: rows divided over `data` and `fsdp`."""
-    rows = NamedSharding(mesh, PartitionSpec(None, RULES["batch"]))
-    fields = dict.fromkeys(Rows.__dataclass_fields__, rows)
-    return {**fields, "stop": NamedSharding(mesh, PartitionSpec(mesh.axis_names))}
+def put_batch(rows: Rows, accumulate: int, mesh: Mesh) -> Batch:
+    """Puts the rows of a step on the mesh, `accumulate` micro-batches of them, divided over the
+    axes of a batch; nobody asks to stop. Every process gives all rows and keeps its own."""
+    _, divided = _batch_shardings(mesh)
+
+    def put(value: Array) -> jax.Array:
+        value = value.reshape(accumulate, -1, *value.shape[1:])
+        return jax.make_array_from_callback(value.shape, divided, value.__getitem__)
+
+    batch = {name: put(value) for name, value in rows.fields().items()}
+    return {**batch, "stop": stop_flags(mesh, False)}
 
 
-def put_batch(rows: Rows, accumulate: int, mesh: Mesh, *, stop: bool) -> Batch:
-    """Puts the rows of a step on the mesh, `accumulate` micro-batches of them.
+def stop_flags(mesh: Mesh, stop: bool) -> jax.Array:
+    """A batch's `stop`: this process's wish at each of its devices, and so seen by all."""
+    flags = np.full(mesh.devices.size, stop, np.int32)
+    each, _ = _batch_shardings(mesh)
+    return jax.make_array_from_callback(flags.shape, each, flags.__getitem__)
 
-    Every process gives all rows and keeps its own; `stop` is this process's wish, seen by all.
-    """
-    shardings = batch_shardings(mesh)
-    fields: Mapping[str, Any] = {
-        name: value.reshape(accumulate, -1, *value.shape[1:])
-        for name, value in rows.fields().items()
-    } | {"stop": np.full(mesh.devices.size, stop, np.int32)}
-    return {
-        name: jax.make_array_from_callback(value.shape, shardings[name], value.__getitem__)
-        for name, value in fields.items()
-    }
+
+def _batch_shardings(mesh: Mesh) -> tuple[NamedSharding, NamedSharding]:
+    """Of something for each device, and of fields [A,B,...], whose rows are divided over the axes
+    of a batch."""
+    return (
+        NamedSharding(mesh, PartitionSpec(mesh.axis_names)),
+        NamedSharding(mesh, PartitionSpec(None, RULES["batch"])),
+    )
 
 
 def step_flops(config: ModelConfig, rows: Rows) -> int:
@@ -246,31 +334,38 @@ def _wide(params: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
     return {path: jax.ShapeDtypeStruct(leaf.shape, jnp.float32) for path, leaf in params.items()}
 
 
+def _scores_of(
+    blank: Decoder, kernels: Kernels, params: Parameters, micro: Batch, *, remat: bool
+) -> TargetScores:
+    """How likely the model of these parameters finds the targets of a micro-batch."""
+    model = with_parameters(blank, params)
+    attend = packed_causal(micro["segment_ids"], micro["positions"], kernels)
+    hidden, _ = model(micro["tokens"], micro["positions"], attend, remat=remat)
+    return target_scores(model.logits, hidden, micro["target_at"], micro["targets"])
+
+
 def _accumulated(
-    sums: Callable[[Parameters, Batch], LossSums],
+    share: Callable[[Parameters, Batch], Share],
     params: Parameters,
     batch: Batch,
     accumulate: int,
-    total: jax.Array,
-) -> tuple[Parameters, jax.Array, jax.Array]:
-    """Gradient (float32), loss and number of correct targets over all micro-batches."""
+) -> tuple[Parameters, Share]:
+    """Gradient (float32) and the sum of the shares of all micro-batches."""
 
-    def mean(params: Parameters, micro: Batch) -> tuple[jax.Array, LossSums]:
-        out = sums(params, micro)
-        return out.loss / total, out
+    def loss_of(params: Parameters, micro: Batch) -> tuple[jax.Array, Share]:
+        out = share(params, micro)
+        return out.loss, out
 
-    def gradient(micro: Batch) -> tuple[Parameters, LossSums]:
-        (_, out), grads = jax.value_and_grad(mean, has_aux=True)(params, micro)
+    def gradient(micro: Batch) -> tuple[Parameters, Share]:
+        (_, out), grads = jax.value_and_grad(loss_of, has_aux=True)(params, micro)
         return jax.tree.map(lambda grad: grad.astype(jnp.float32), grads), out
 
     if accumulate == 1:
-        grads, out = gradient({name: value[0] for name, value in batch.items()})
-    else:
-        zeros = jax.tree.map(lambda value: jnp.zeros(value.shape, jnp.float32), params)
-        zero = LossSums(jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32))
-        (grads, out), _ = jax.lax.scan(
-            lambda carry, micro: (jax.tree.map(jnp.add, carry, gradient(micro)), None),
-            (zeros, zero),
-            batch,
-        )
-    return grads, out.loss / total, out.correct
+        return gradient({name: value[0] for name, value in batch.items()})
+    like = jax.eval_shape(gradient, {name: value[0] for name, value in batch.items()})
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)
+    summed: tuple[Parameters, Share]
+    summed, _ = jax.lax.scan(
+        lambda carry, micro: (jax.tree.map(jnp.add, carry, gradient(micro)), None), zeros, batch
+    )
+    return summed

@@ -63,20 +63,14 @@ class Splash:
         """See `Kernel`."""
         from jax.experimental.pallas.ops.tpu.splash_attention import (
             BlockSizes,
-            CausalMask,
             FullMask,
-            LocalMask,
             MultiHeadMask,
             make_splash_mha_single_device,
         )
 
         _, heads, time, _ = q.shape
         keys = k.shape[-2]
-        mask: Any = FullMask((time, keys))
-        if causal and seen.window is not None and seen.window < time:
-            mask = LocalMask((time, keys), (seen.window - 1, 0), 0)
-        elif causal:
-            mask = CausalMask((time, keys))
+        mask = _earlier(time, seen) if causal else FullMask((time, keys))
         run = make_splash_mha_single_device(
             MultiHeadMask([mask] * heads),
             block_sizes=BlockSizes(block_q=_block(time), block_kv=_block(keys)),
@@ -84,10 +78,46 @@ class Splash:
             attn_logits_soft_cap=seen.softcap,
             interpret=self.interpret,
         )
-        # The kernel multiplies by no scale of its own.
-        scaled = (q.astype(jnp.float32) * seen.scale).astype(q.dtype)
-        out, (logsumexp,) = jax.vmap(run)(scaled, k, v)
+        out, (logsumexp,) = jax.vmap(run)(_scaled(q, seen), k, v)
         return out, logsumexp
+
+    def packed(
+        self, q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, seen: Seen
+    ) -> jax.Array:
+        """Attention of packed rows `q` [B,H,T,d] to themselves, `k` and `v` [B,K,T,d]: a query sees
+        the keys of its segment (`segment_ids` [B,T]) up to its own place, within the window.
+        Returns [B,H,T,d]; it can be differentiated.
+        """
+        from jax.experimental.pallas.ops.tpu.splash_attention import (
+            BlockSizes,
+            MultiHeadMask,
+            SegmentIds,
+            make_splash_mha_single_device,
+        )
+
+        _, heads, time, _ = q.shape
+        block = _block(time)
+        run = make_splash_mha_single_device(
+            MultiHeadMask([_earlier(time, seen)] * heads),
+            block_sizes=BlockSizes(
+                block_q=block,
+                block_kv=block,
+                block_kv_compute=block,
+                block_q_dkv=block,
+                block_kv_dkv=block,
+                block_kv_dkv_compute=block,
+                block_q_dq=block,
+                block_kv_dq=block,
+            ),
+            attn_logits_soft_cap=seen.softcap,
+            interpret=self.interpret,
+        )
+
+        def of_row(q: jax.Array, k: jax.Array, v: jax.Array, ids: jax.Array) -> jax.Array:
+            out: jax.Array = run(q, k, v, segment_ids=SegmentIds(q=ids, kv=ids))
+            return out
+
+        return jax.vmap(of_row)(_scaled(q, seen), k, v, segment_ids)
 
 
 @dataclass(frozen=True)
@@ -164,17 +194,19 @@ class Kernels(NamedTuple):
     """What runs as a kernel, and as which; None: as plain products."""
 
     own: Kernel | None = None
-    """A piece of a prompt or a completion, or a row in training, attends to itself."""
+    """A piece of a prompt or a completion attends to itself."""
     prefix: Kernel | None = None
     """It attends to the tokens before it."""
     decode: Mqa | None = None
     """In a decoding step, the rows of a prompt attend to it, and each row to its own tokens."""
+    packed: Splash | None = None
+    """In training, a packed row attends to itself."""
 
 
 PLAIN = Kernels()
 
 KERNELS: dict[str, Kernels] = {
-    "tpu": Kernels(own=Splash(), prefix=Splash()),
+    "tpu": Kernels(own=Splash(), prefix=Splash(), packed=Splash()),
     "gpu": Kernels(own=Cudnn(), prefix=Cudnn(), decode=Mqa()),
     "cpu": PLAIN,
 }
@@ -189,6 +221,20 @@ def kernels_of(device: jax.Device) -> Kernels:
         if not generation.isdecimal() or int(generation) < 8:
             return PLAIN
     return KERNELS.get(device.platform, PLAIN)
+
+
+def _earlier(time: int, seen: Seen) -> Any:
+    """Splash's mask of the keys up to a query's own place, within the window."""
+    from jax.experimental.pallas.ops.tpu.splash_attention import CausalMask, LocalMask
+
+    if seen.window is not None and seen.window < time:
+        return LocalMask((time, time), (seen.window - 1, 0), 0)
+    return CausalMask((time, time))
+
+
+def _scaled(q: jax.Array, seen: Seen) -> jax.Array:
+    """Splash multiplies by no scale of its own."""
+    return (q.astype(jnp.float32) * seen.scale).astype(q.dtype)
 
 
 def _block(length: int) -> int:

@@ -252,7 +252,7 @@ def make_seed(out: Path, work: Path, phases: Sequence[Phase], tasks: int) -> Non
         local = on_mesh(model, here, DECODING.dtype)
         return measure_skills(LocalGenerator(local, tokenizer, DECODING, here), "dev", count)
 
-    def validate(model: Decoder, step: int) -> dict[str, Any]:
+    def validate(model: Decoder, step: int, *release: object) -> dict[str, Any]:
         found = measured(model, min(300, tasks))
         _show(step, found)
         return {"accuracy": None, **found}
@@ -293,7 +293,7 @@ def nearness(
     that was near scores higher than any that was not; one that lacks verdicts scores 0.
     """
 
-    def validate(model: Decoder, step: int) -> dict[str, Any]:
+    def validate(model: Decoder, step: int, *release: object) -> dict[str, Any]:
         if step < FIRST_JUDGED:
             return {"accuracy": 0.0}
         found = measure(model, min(LOOK, count))

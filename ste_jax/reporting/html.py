@@ -30,7 +30,14 @@ from ste_jax.reporting.funnel import (
 )
 from ste_jax.reporting.page import Child, Safe, line, note, page, section, table, tag, words
 from ste_jax.reporting.plots import agreement_plot, loss_plot, share_of
-from ste_jax.reporting.tables import cells, iteration_table, number, stage_table
+from ste_jax.reporting.tables import (
+    cells,
+    finetuning_stages,
+    finetuning_table,
+    iteration_table,
+    number,
+    stage_table,
+)
 from ste_jax.rundir import IterationDir, RunDir
 
 _NOT_YET = "Not yet: the run has not come this far."
@@ -385,6 +392,11 @@ def _tables(run: RunDir, counts: dict[str, Any]) -> Safe:
     parts: list[Child] = []
     if iterations:
         parts.append(_across(iterations))
+    trained = finetuning_table(run)
+    if trained:
+        parts += [tag("h3", "By stage of fine-tuning"), _across(trained)]
+        parts.append(note("Of DPO, examples are pairs of a correct judgment and a failed one: its "
+                          "verdict was incorrect, or none could be parsed."))  # fmt: skip
     if stages:
         parts += [tag("h3", "By stage"), table(*cells(stages))]
         parts.append(note("Work whose results were written, also where a changed knob threw "
@@ -395,10 +407,9 @@ def _tables(run: RunDir, counts: dict[str, Any]) -> Safe:
 
 def _loss(run: RunDir) -> Safe:
     parts: list[Child] = []
-    for iteration in run.iterations():
-        if not iteration.loss_curve.exists():
-            continue
-        curve = files.read_json(iteration.loss_curve)
+    stages = finetuning_stages(run)
+    for iteration, stage, out in stages:
+        curve = files.read_json(out.loss_curve)
         steps = [(each["step"], each["loss"]) for each in curve["steps"]]
         checks = [
             (each["step"], each["accuracy"])
@@ -406,7 +417,9 @@ def _loss(run: RunDir) -> Safe:
             if each["accuracy"] is not None
         ]
         if steps or checks:
-            parts.append(tag("h3", _judge_name(iteration.index)))
+            name = _judge_name(iteration.index)
+            several = len([each for each, *_ in stages if each.index == iteration.index]) > 1
+            parts.append(tag("h3", f"{name}: {stage}" if several or stage != "sft" else name))
             parts.append(loss_plot(steps, checks, curve.get("best_step")))
     return section("Fine-tuning", *(parts or [note(_NOT_YET)]))
 

@@ -14,7 +14,14 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ste_jax import files
-from ste_jax.reporting.funnel import check_sums, funnel, iteration_steps, pool_steps, reasons
+from ste_jax.reporting.funnel import (
+    check_sums,
+    funnel,
+    iteration_steps,
+    pool_steps,
+    read_config,
+    reasons,
+)
 from ste_jax.rundir import IterationDir, RunDir, read_metrics
 
 Event = dict[str, Any]
@@ -116,7 +123,7 @@ def stage_table(run: RunDir) -> list[dict[str, Any]]:
     events = read_metrics(run)
     groups: dict[tuple[str, Any], list[Event]] = {}
     for event in [*_work(events), *_steps(events)]:
-        stage = "train" if event["event"] == "train_step" else str(event.get("stage"))
+        stage = _stage_of(event)
         groups.setdefault((stage, event.get("iteration")), []).append(event)
     first = sorted(groups, key=lambda key: min(e.get("time", 0) for e in groups[key]))
     rows = [_stage_row(stage, index, _sum(groups[stage, index])) for stage, index in first]
@@ -124,6 +131,61 @@ def stage_table(run: RunDir) -> list[dict[str, Any]]:
         everything = _sum([event for group in groups.values() for event in group])
         rows.append(_stage_row("whole run", None, everything))
     return rows
+
+
+def _stage_of(event: Event) -> str:
+    """What a table calls the stage of an event."""
+    if event["event"] != "train_step":
+        return str(event.get("stage"))
+    return "train" if event.get("stage") in (None, "sft") else f"train {event['stage']}"
+
+
+def finetuning_stages(run: RunDir) -> list[tuple[IterationDir, str, IterationDir]]:
+    """The stages of fine-tuning whose loss curve is there: the iteration, the stage's name, and
+    where its judge lies."""
+    stages = read_config(run).get("finetune", {}).get("stages", ["sft"])
+    found = []
+    for iteration in run.iterations():
+        for place, name in enumerate(stages, start=1):
+            out = iteration if place == len(stages) else iteration.stage(name)
+            if iteration.index and out.loss_curve.exists():
+                found.append((iteration, name, out))
+    return found
+
+
+def finetuning_table(run: RunDir) -> list[dict[str, Any]]:
+    """One row per stage of fine-tuning; none where a run has no more than SFT.
+
+    `examples` were given to it (for DPO: pairs of judgments, of which the worse one had the wrong
+    verdict or none); the rest is of its judge.
+    """
+    stages = finetuning_stages(run)
+    if {name for _, name, _ in stages} <= {"sft"}:
+        return []
+    return [_finetuning_row(iteration, out, name) for iteration, name, out in stages]
+
+
+def _finetuning_row(iteration: IterationDir, out: IterationDir, name: str) -> dict[str, Any]:
+    curve, evaluation = files.read_json(out.loss_curve), _evaluation(out)
+    negatives: dict[str, Any] = {}
+    if name == "dpo" and iteration.preferring.exists():
+        negatives = files.read_json(iteration.preferring)["negatives"]
+    last = curve["steps"][-1]
+    return {
+        "iteration": iteration.index,
+        "stage": name,
+        "examples": curve.get("examples"),
+        "incorrect": negatives.get("incorrect"),
+        "unparsed": negatives.get("unparsed"),
+        "steps": len(curve["steps"]),
+        "last_loss": last["loss"],
+        "last_preference_accuracy": last.get("preference_accuracy"),
+        "validation_accuracy": _validation(out),
+        "agreement_with_constructed_labels": evaluation.get("accuracy"),
+        "agreement_with_constructed_labels_ci95": evaluation.get("accuracy_ci95"),
+        "consistent_agreement": evaluation.get("consistent_accuracy"),
+        "consistent_agreement_ci95": evaluation.get("consistent_accuracy_ci95"),
+    }
 
 
 def _stage_row(stage: str, iteration: Any, total: dict[str, Any]) -> dict[str, Any]:
@@ -149,7 +211,7 @@ def _work(events: Iterable[Event]) -> list[Event]:
 def _steps(events: Iterable[Event]) -> list[Event]:
     """The training steps. One that was done again after a kill counts once: its last time."""
     last = {
-        (event.get("iteration"), event.get("step")): event
+        (event.get("iteration"), event.get("stage"), event.get("step")): event
         for event in events
         if event.get("event") == "train_step"
     }
@@ -238,6 +300,7 @@ def summary(run: RunDir) -> str:
         f"Rows that passed each step, and why others did not\n{funnel_rows or '(nothing yet)'}",
         *(f"Does not add up: {wrong}" for wrong in check_sums(counts)),
         f"By iteration\n{render(iteration_table(run, counts))}",
+        *(f"By stage of fine-tuning\n{render(rows)}" for rows in [finetuning_table(run)] if rows),
         f"By stage\n{render(stage_table(run))}",
     ]
     return "\n\n".join(parts)

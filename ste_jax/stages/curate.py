@@ -2,18 +2,23 @@
 
 One correct judgment per prompt, that of the lowest sample index; optionally only where enough of
 the samples agree; equal numbers of A and B; optionally no more than so many. As a control they can
-be kept whatever their verdict. Global, in memory bounded by ids."""
+be kept whatever their verdict.
+
+For DPO, pairs of a correct and a failed judgment of one prompt: of all that there are some by hash,
+with equal numbers of A and B. Global, in memory bounded by ids."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
-from ste_jax.config import CurateKnobs
+from ste_jax.config import CurateKnobs, DpoKnobs
 from ste_jax.records import Judgment, Prompt, TrainingExample, content_id, hash_order
 
 VERSION = 2
+PREFER_VERSION = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +77,7 @@ def curate(
     )
 
 
-def _cut(kept: dict[str, dict[str, str]], most: dict[str, int], purpose: str) -> int:
+def _cut(kept: dict[str, dict[str, Any]], most: dict[str, int], purpose: str) -> int:
     """Leave at most so many of each letter, by hash; how many went."""
     gone = 0
     for letter, of_letter in kept.items():
@@ -101,3 +106,110 @@ def training_examples(
         for judgment in judgments
         if is_kept(judgment)
     ]
+
+
+class Preferred(NamedTuple):
+    """A correct judgment and a failed one of the same prompt, by id."""
+
+    chosen: str
+    rejected: str
+    negative: str
+    """`incorrect` or `unparsed`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preferences:
+    """What was chosen (prompt id -> pairs), with how many pairs by the letter that is right and by
+    how the other judgment failed; and why the rest of the prompts have none, and how many pairs
+    fell to the cap and to the balance."""
+
+    kept: dict[str, list[Preferred]]
+    kept_letters: dict[str, int]
+    negatives: dict[str, int]
+    prompts_dropped: dict[str, int]
+    pairs_dropped: dict[str, int]
+
+
+@dataclass
+class _Found:
+    label: str
+    correct: list[str] = field(default_factory=list)
+    failed: list[tuple[str, str]] = field(default_factory=list)
+    """Ids and kinds of failure."""
+
+
+def prefer(
+    prompts: Iterable[Prompt], judgments: Iterable[Judgment], knobs: DpoKnobs, *, balance: bool
+) -> Preferences:
+    """Choose pairs for DPO. `prompts` and `judgments` are streams; only ids are kept.
+
+    A prompt that could not be asked has no judgments: what its rows say is an error's text.
+    """
+    found = {prompt.id: _Found(prompt.label) for prompt in prompts}
+    for judgment in judgments:
+        of_prompt = found[judgment.prompt_id]
+        if judgment.verdict == of_prompt.label:
+            of_prompt.correct.append(judgment.id)
+        elif judgment.failure != "error":
+            kind = "unparsed" if judgment.verdict is None else "incorrect"
+            if kind in knobs.negatives:
+                of_prompt.failed.append((judgment.id, kind))
+    pairs: dict[str, dict[str, tuple[str, Preferred]]] = {"A": {}, "B": {}}
+    lost: Counter[str] = Counter()
+    dropped: Counter[str] = Counter()
+    for id, of_prompt in sorted(found.items()):
+        every = [
+            Preferred(chosen, rejected, kind)
+            for chosen in of_prompt.correct
+            for rejected, kind in of_prompt.failed
+        ]
+        if not every:
+            lost["no_correct" if not of_prompt.correct else "no_failed"] += 1
+        every.sort(key=lambda pair: hash_order(f"{pair.chosen}/{pair.rejected}", "preference"))
+        dropped["pairs_per_prompt"] += len(every[knobs.pairs_per_prompt :])
+        for pair in every[: knobs.pairs_per_prompt]:
+            pairs[of_prompt.label][f"{pair.chosen}/{pair.rejected}"] = (id, pair)
+    if balance:
+        fewest = min(map(len, pairs.values()))
+        dropped["balance"] = _cut(pairs, dict.fromkeys(pairs, fewest), "balance")
+    kept: dict[str, list[Preferred]] = {}
+    negatives: Counter[str] = Counter(dict.fromkeys(("incorrect", "unparsed"), 0))
+    for of_letter in pairs.values():
+        for prompt_id, pair in of_letter.values():
+            kept.setdefault(prompt_id, []).append(pair)
+            negatives[pair.negative] += 1
+    return Preferences(
+        kept=kept,
+        kept_letters={letter: len(of_letter) for letter, of_letter in pairs.items()},
+        negatives=dict(negatives),
+        prompts_dropped={reason: count for reason, count in sorted(lost.items()) if count},
+        pairs_dropped={reason: count for reason, count in sorted(dropped.items()) if count},
+    )
+
+
+def preference_examples(
+    prompts: Iterable[Prompt], judgments: Iterable[Judgment], kept: Mapping[str, list[Preferred]]
+) -> list[TrainingExample]:
+    """The preference rows of one shard."""
+    by_id = {judgment.id: judgment for judgment in judgments}
+    made = []
+    for prompt in prompts:
+        for pair in kept.get(prompt.id, ()):
+            chosen, rejected = by_id[pair.chosen], by_id[pair.rejected]
+            made.append(
+                TrainingExample(
+                    id=content_id("preference", prompt.id, chosen.id, rejected.id),
+                    prompt_id=prompt.id,
+                    judgment_id=chosen.id,
+                    label=prompt.label,
+                    messages=prompt.messages,
+                    completion=chosen.text,
+                    completion_ids=chosen.token_ids,
+                    forced=chosen.forced,
+                    rejected=rejected.text,
+                    rejected_ids=rejected.token_ids,
+                    rejected_judgment_id=rejected.id,
+                    negative=pair.negative,
+                )
+            )
+    return made

@@ -1,4 +1,4 @@
-"""How is an iteration's training set chosen?"""
+"""How is what an iteration trains on chosen?"""
 
 from __future__ import annotations
 
@@ -13,8 +13,12 @@ from ste_jax.strict import to_dict
 
 
 def curate(context: Context, iteration: int) -> None:
-    """Choose the judgments to train on. Process 0 alone; the others wait."""
-    context.processes.from_first("curate", lambda: _curate(context, iteration))
+    """Choose the judgments that the stages of fine-tuning train on. Process 0 alone; the others
+    wait."""
+    if "sft" in context.config.finetune.stages:
+        context.processes.from_first("curate", lambda: _curate(context, iteration))
+    if "dpo" in context.config.finetune.stages:
+        context.processes.from_first("prefer", lambda: _prefer(context, iteration))
 
 
 def _curate(context: Context, iteration: int) -> None:
@@ -54,3 +58,42 @@ def _nothing_to_train_on(here: IterationDir, chosen: curation.Curation) -> str:
         f"B {judgments['B']}, none {judgments['none']}; see roles.judge, judge.force_verdict and "
         f"annotate.samples"
     )
+
+
+def _prefer(context: Context, iteration: int) -> None:
+    here, config = context.run.iteration(iteration), context.config
+    knobs = config.finetune.dpo
+    read = {"pairs_per_prompt": knobs.pairs_per_prompt, "negatives": list(knobs.negatives)}
+    inputs = rundir.row_ids([here.prompts, here.judgments])
+    told = {**read, "balance": config.curate.balance}
+    print_ = fingerprint("prefer", curation.PREFER_VERSION, told, inputs=inputs)
+    mark = here.prefer_mark
+    if rundir.marked(mark) == print_ and here.preferences.complete() and here.preferring.exists():
+        return
+    files.remove(mark)
+    chosen = curation.prefer(
+        here.prompts.rows(), here.judgments.rows(), knobs, balance=config.curate.balance
+    )
+    for shard in range(here.preferences.shards):
+        rows = curation.preference_examples(
+            here.prompts.read(shard), here.judgments.read(shard), chosen.kept
+        )
+        here.preferences.write(shard, rows)
+    counts = {
+        "kept": chosen.kept_letters,
+        "negatives": chosen.negatives,
+        "prompts": len(chosen.kept),
+        "prompts_dropped": chosen.prompts_dropped,
+        "pairs_dropped": chosen.pairs_dropped,
+    }
+    files.write_json(here.preferring, counts)
+    if min(chosen.kept_letters.values()) == 0:
+        raise WorkError(
+            f"prefer: iteration {here.index} has no pairs of judgments for DPO: kept "
+            f"{chosen.kept_letters}, prompts without a pair {chosen.prompts_dropped}, dropped "
+            f"{chosen.pairs_dropped}; draw more samples (annotate.samples) or at a higher "
+            "temperature (roles.judge.sampling), see finetune.dpo.negatives, or leave dpo out of "
+            "finetune.stages"
+        )
+    rundir.mark(mark, print_)
+    context.log("preferred", iteration=iteration, **counts)

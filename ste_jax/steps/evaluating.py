@@ -52,14 +52,21 @@ def _check_traces(context: Context) -> None:
 
 def evaluate(context: Context, iteration: int) -> None:
     """The iteration's judge on the held-out pairs and on the labelled sets, in both orders, with
-    votes.
+    votes; and the judges of its stages of fine-tuning before the last.
 
     Raises:
       WorkError: there is nothing to measure on.
     """
     here = context.run.iteration(iteration)
+    if iteration:
+        for stage in context.config.finetune.stages[:-1]:
+            _evaluate(context, here.stage(stage))
+    _evaluate(context, here)
+
+
+def _evaluate(context: Context, here: IterationDir) -> None:
     judging = make_judge(context, here, "evaluate", 0)
-    judging = dataclasses.replace(judging, iteration=iteration)
+    judging = dataclasses.replace(judging, iteration=here.index)
     if context.config.evaluate.greedy:
         judging = judging.greedy()
     _judge_pairs(context, here, here.heldout, pairs_of_split(context, "heldout"), judging)

@@ -1,27 +1,35 @@
-"""How does an iteration's training set become its judge?
+"""How does what an iteration has chosen become its judge?
 
-From the seed (or the previous judge) on the kept judgments; every few steps the judge is measured
-on the validation pairs, through the decoding engine, and the best of these is the iteration's
-result."""
+By the stages of `finetune.stages`, one after another: the first from the seed (or the previous
+judge), each other from what the one before it gave. Every few steps the judge is measured on the
+validation pairs, through the decoding engine, and the best of these is the stage's result. The last
+stage's is the iteration's; the others' lie below `stages/`."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+from tqdm import tqdm
 
 from ste_jax import checkpoints, files, judge_card, preemption, rundir
 from ste_jax.context import Context
+from ste_jax.decoding.memory import largest_footprint
 from ste_jax.errors import WorkError
 from ste_jax.finetuning import packing
 from ste_jax.finetuning.loop import finetune
-from ste_jax.finetuning.packing import Example
+from ste_jax.finetuning.meters import measured
+from ste_jax.finetuning.objectives import Preference
+from ste_jax.finetuning.packing import Example, Unit
+from ste_jax.finetuning.reference import reference_scores
+from ste_jax.finetuning.stage import objective_of, stage_knobs, told
 from ste_jax.finetuning.step_bar import StepBar
 from ste_jax.generators.local import LocalGenerator
 from ste_jax.models.decoder import Decoder
-from ste_jax.opening import Opened, hand_over_model, open_model
-from ste_jax.records import Prompt, TrainingExample
+from ste_jax.opening import Opened, hand_over_model, open_generator, open_model
+from ste_jax.records import Prompt, ReferenceScore, TrainingExample
 from ste_jax.rundir import IterationDir, fingerprint
 from ste_jax.sharding import make_mesh
 from ste_jax.stages import judge
@@ -29,39 +37,73 @@ from ste_jax.steps.judging import judge_fingerprint, make_judge, validation_prom
 from ste_jax.steps.pool import answers_of, is_there, model_of
 from ste_jax.strict import to_dict
 from ste_jax.tokenizers import Tokenizer
+from ste_jax.tracking import Tracker
 
 VERSION = 1
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A stage of an iteration's fine-tuning."""
+
+    name: str
+    """`sft` or `dpo`."""
+    chosen: IterationDir
+    """Where what the iteration has chosen lies."""
+    out: IterationDir
+    """Where its judge comes to lie: `chosen` itself, if it is the last."""
+    parent: IterationDir
+    """The judge that it begins with."""
+
+
+def stages_of(context: Context, iteration: int) -> list[Stage]:
+    """The stages of an iteration, in order."""
+    knobs, here = context.config.finetune, context.run.iteration(iteration)
+    parent = context.run.iteration(0 if knobs.start_from == "seed" else iteration - 1)
+    stages = []
+    for place, name in enumerate(knobs.stages, start=1):
+        out = here if place == len(knobs.stages) else here.stage(name)
+        stages.append(Stage(name=name, chosen=here, out=out, parent=parent))
+        parent = out
+    return stages
+
+
 def finetune_iteration(context: Context, iteration: int) -> None:
-    """Train iteration K's judge; done where its loss curve lies beside its checkpoint."""
-    config, here = context.config, context.run.iteration(iteration)
-    parent = context.run.iteration(0 if config.finetune.start_from == "seed" else iteration - 1)
-    judging = make_judge(context, parent, "validate", iteration)
+    """Train iteration K's judge; a stage is done where its loss curve lies beside its
+    checkpoint."""
+    for stage in stages_of(context, iteration):
+        _finetune(context, stage)
+
+
+def _finetune(context: Context, stage: Stage) -> None:
+    config, out, parent = context.config, stage.out, stage.parent
+    judging = make_judge(context, parent, "validate", out.index)
     prompts = validation_prompts(context, judging)
-    data = rundir.row_ids([here.training])
-    knobs = to_dict(config.finetune)
-    del knobs["mesh"], knobs["save_every"]  # where it ran and what it kept is not what it is
+    table = stage.chosen.preferences if stage.name == "dpo" else stage.chosen.training
+    data = rundir.row_ids([table])
+    knobs = told(config.finetune, stage.name)
     print_ = fingerprint(
-        "finetune",
+        "finetune" if stage.name == "sft" else f"finetune {stage.name}",
         VERSION,
         [knobs, judge_fingerprint(judging), [prompt.id for prompt in prompts]],
         model=answers_of(context, parent),
         inputs=data,
     )
-    mark = here.root / "finetune.mark.json"
+    mark = out.root / "finetune.mark.json"
 
     def stale() -> bool:
         begun = rundir.marked(mark) == print_
-        lost = here.loss_curve.exists() and not is_there(here)
+        lost = out.loss_curve.exists() and not is_there(out)
         if not begun or lost:
             # the state first: what it ended with must not outlive the checkpoint
-            for path in (here.train_state, here.loss_curve, here.checkpoint, here.evaluation):
+            reference = out.reference.directory
+            for path in (out.train_state, reference, out.loss_curve, out.checkpoint):
                 files.remove(path)
+            files.remove(out.evaluation)
             rundir.mark(mark, print_)
-        return not here.loss_curve.exists()
+        return not out.loss_curve.exists()
 
-    if not context.processes.from_first("begin finetune", stale):
+    if not context.processes.from_first(f"begin {stage.name}", stale):
         return
     context.forget_model()
     opened = open_model(
@@ -70,79 +112,116 @@ def finetune_iteration(context: Context, iteration: int) -> None:
         dtype=config.finetune.dtype,
         param_dtype=config.finetune.param_dtype,
     )
-    _train(context, here, parent, opened, judging, prompts, print_, data)
+    rows = list(table.rows())
+    units: Sequence[Unit]
+    if stage.name == "dpo":
+        units = _with_reference(context, stage, make_preferences(rows, opened.tokenizer), opened)
+    else:
+        units = make_examples(rows, opened.tokenizer)
+    _check_letters(context, stage, rows, units)
+    validate = _Validator(context, opened, judging, prompts)
+    _train(context, stage, opened, units, validate, print_, data)
+
+
+def _check_letters(
+    context: Context, stage: Stage, rows: list[TrainingExample], units: Sequence[Unit]
+) -> None:
+    """Refuses to train where all that fits has one verdict.
+
+    Raises:
+      WorkError: names the knob.
+    """
+    knobs = stage_knobs(context.config.finetune, stage.name)
+    letters = {row.id: row.label for row in rows}
+    fitting, _ = packing.cut_to_fit(units, knobs)
+    plan = packing.plan(fitting, knobs, context.config.seed)
+    left = {letter for id, letter in letters.items() if id not in plan.too_long}
+    if len(left) == 1:
+        raise WorkError(
+            f"{stage.name}: {len(plan.too_long)} of iteration {stage.out.index}'s {len(units)} "
+            f"rows are longer than finetune.sequence_length={knobs.sequence_length}, and all the "
+            f"others have the verdict {left.pop()}; raise it"
+        )
 
 
 def _train(
     context: Context,
-    here: IterationDir,
-    parent: IterationDir,
+    stage: Stage,
     opened: Opened,
-    judging: judge.Judge,
-    prompts: list[Prompt],
+    units: Sequence[Unit],
+    validate: _Validator,
     print_: str,
     data: str,
 ) -> None:
-    knobs = context.config.finetune
-    rows = list(here.training.rows())
-    letters = {row.id: row.label for row in rows}
-    examples = make_examples(rows, opened.tokenizer)
-    plan = packing.plan(examples, knobs, context.config.seed)
-    left = {letter for id, letter in letters.items() if id not in plan.too_long}
-    if len(left) == 1:
-        raise WorkError(
-            f"finetune: {len(plan.too_long)} of iteration {here.index}'s {len(examples)} rows are "
-            f"longer than finetune.sequence_length={knobs.sequence_length}, and all the others "
-            f"have the verdict {left.pop()}; raise it"
-        )
+    config, out = context.config, stage.out
+    knobs = stage_knobs(config.finetune, stage.name)
+    name = f"{out.index}-{stage.name}"
+    tracker = Tracker(config.track, context.run.root, config.name, name, to_dict(config))
 
     def save_model(model: Decoder, step: int, metrics: dict[str, Any]) -> None:
         checkpoints.save_checkpoint(
-            here.checkpoint,
+            out.checkpoint,
             model,
             tokenizer=opened.tokenizer,
             provenance={
-                "run": context.config.name,
-                "iteration": here.index,
-                "parent": model_of(parent),
-                "source": context.config.model,
+                "run": config.name,
+                "iteration": out.index,
+                "stage": stage.name,
+                "parent": model_of(stage.parent),
+                "source": config.model,
                 "fingerprint": print_,
-                "judge": judge_card.to_dict(judge_card.of_config(context.config)),
+                "judge": judge_card.to_dict(judge_card.of_config(config)),
                 "training_rows": data,
-                "examples": len(examples),
+                "examples": len(units),
                 "step": step,
                 "validation": metrics,
             },
             barrier=context.processes.barrier,
         )
 
-    bar = StepBar(f"finetune {here.index}", len(plan.steps))
+    fitting, _ = packing.cut_to_fit(units, knobs)
+    steps = len(packing.plan(fitting, knobs, config.seed).steps)
+    devices = list(opened.mesh.devices.flat)
+    with StepBar(f"{stage.name} {out.index}", steps) as bar, tracker:
 
-    def log(event: dict[str, Any]) -> None:
-        context.log("train_step", iteration=here.index, **event)
-        bar.show(event)
+        def log(event: dict[str, Any]) -> None:
+            found = {**event, **measured(event, event["seconds"], devices)}
+            context.log("train_step", iteration=out.index, stage=stage.name, **found)
+            if context.processes.first:
+                tracker.step(found)
+            bar.show(event)
 
-    with bar:
+        def validated(model: Decoder, step: int, release: Callable[[], None]) -> dict[str, Any]:
+            found = validate(model, step, release)
+            if context.processes.first:
+                tracker.validation(step, found)
+            return found
+
         result = finetune(
             model=opened.model,
-            examples=examples,
+            examples=units,
             knobs=knobs,
-            seed=context.config.seed,
+            seed=config.seed,
             mesh=opened.mesh,
-            state_dir=here.train_state,
-            validate=_validator(context, opened.tokenizer, judging, prompts),
+            state_dir=out.train_state,
+            validate=validated,
             save_model=save_model,
             log=log,
             stop_requested=preemption.requested,
+            objective=objective_of(config.finetune, stage.name),
         )
     curve = {
+        "stage": stage.name,
+        "examples": len(units),
         "steps": result.steps,
         "validations": result.validations,
         "best_step": result.best_step,
         "best_accuracy": result.best_accuracy,
         "too_long": list(result.dropped),
+        "truncated": list(result.truncated),
+        "without_target": list(result.unweighted),
     }
-    context.processes.from_first("loss curve", lambda: files.write_json(here.loss_curve, curve))
+    context.processes.from_first("loss curve", lambda: files.write_json(out.loss_curve, curve))
 
 
 def make_examples(rows: Sequence[TrainingExample], tokenizer: Tokenizer) -> list[Example]:
@@ -152,28 +231,97 @@ def make_examples(rows: Sequence[TrainingExample], tokenizer: Tokenizer) -> list
     token that the model did not come to print, so that the next judge learns to stop there. One
     from an endpoint has no ids: its text is encoded.
     """
-    examples = []
     prompts = tokenizer.prompt_ids_batch(row.messages for row in rows)
-    for row, prompt_ids in zip(rows, prompts, strict=True):
-        completion = tuple(row.completion_ids)
-        if not completion:
-            completion = tuple(tokenizer.encode(row.completion, continues=True))
-        if not completion or completion[-1] not in tokenizer.eos_ids:
-            completion += tokenizer.eos_ids[:1]
-        examples.append(Example(id=row.id, prompt_ids=prompt_ids, completion_ids=completion))
-    return examples
+    return [
+        Example(
+            id=row.id,
+            prompt_ids=prompt_ids,
+            completion_ids=_ended(_ids(row.completion, row.completion_ids, tokenizer), tokenizer),
+        )
+        for row, prompt_ids in zip(rows, prompts, strict=True)
+    ]
 
 
-def _validator(
-    context: Context, tokenizer: Tokenizer, judging: judge.Judge, prompts: list[Prompt]
-) -> Callable[[Decoder, int], dict[str, Any]]:
+def make_preferences(rows: Sequence[TrainingExample], tokenizer: Tokenizer) -> list[Preference]:
+    """Likewise of a correct and a failed judgment. The failed one stays as it was sampled: where it
+    was cut off, nothing is learnt of how it would have ended."""
+    prompts = tokenizer.prompt_ids_batch(row.messages for row in rows)
+    return [
+        Preference(
+            id=row.id,
+            prompt_ids=prompt_ids,
+            chosen_ids=_ended(_ids(row.completion, row.completion_ids, tokenizer), tokenizer),
+            rejected_ids=_ids(row.rejected or "", row.rejected_ids or (), tokenizer),
+        )
+        for row, prompt_ids in zip(rows, prompts, strict=True)
+    ]
+
+
+def _ids(text: str, ids: Sequence[int], tokenizer: Tokenizer) -> tuple[int, ...]:
+    return tuple(ids) or tuple(tokenizer.encode(text, continues=True))
+
+
+def _ended(ids: tuple[int, ...], tokenizer: Tokenizer) -> tuple[int, ...]:
+    return ids if ids and ids[-1] in tokenizer.eos_ids else ids + tokenizer.eos_ids[:1]
+
+
+def _with_reference(
+    context: Context, stage: Stage, preferences: list[Preference], opened: Opened
+) -> list[Preference]:
+    """The preferences with what the stage's first model says of them: asked once and kept, shard by
+    shard. Those that no row holds stay without.
+
+    Raises:
+      Preempted: asked to stop; finished shards are kept.
+    """
+    table, knobs = stage.out.reference, stage_knobs(context.config.finetune, stage.name)
+    by_id = {each.id: each for each in preferences}
+    shards = {
+        shard: [by_id[row.id] for row in stage.chosen.preferences.read(shard)]
+        for shard in range(table.shards)
+    }
+
+    def missing() -> list[int]:
+        return [shard for shard in shards if not table.done(shard)]
+
+    todo = context.processes.from_first("reference", missing)
+    title, total = f"reference {stage.out.index}", sum(len(shards[shard]) for shard in todo)
+    with tqdm(total=total, desc=title, unit="pair", disable=None if total else True) as bar:
+        for shard, scores in reference_scores(
+            opened.model,
+            shards,
+            todo,
+            knobs,
+            opened.mesh,
+            preemption.requested,
+            bar.update,
+        ):
+            if context.processes.first:
+                rows = (
+                    ReferenceScore(id=id, chosen_logprob=chosen, rejected_logprob=rejected)
+                    for id, (chosen, rejected) in scores.items()
+                )
+                table.write(shard, rows)
+    context.processes.barrier(title)
+    kept = {row.id: (row.chosen_logprob, row.rejected_logprob) for row in table.rows()}
+    return [dataclasses.replace(each, reference=kept.get(each.id)) for each in preferences]
+
+
+class _Validator:
     """Measures a judge in training on the validation pairs: greedy, both orders, forced if the run
     forces. Each process judges its share of the prompts with its own copy of the weights."""
-    processes = context.processes
-    mine = prompts[processes.index :: processes.count]
 
-    def validate(model: Decoder, step: int) -> dict[str, Any]:
-        generator = _local_generator(model, tokenizer, context)
+    def __init__(
+        self, context: Context, opened: Opened, judging: judge.Judge, prompts: list[Prompt]
+    ) -> None:
+        self._context, self._opened = context, opened
+        self._judging, self._prompts = judging, prompts
+
+    def __call__(self, model: Decoder, step: int, release: Callable[[], None]) -> dict[str, Any]:
+        context, judging = self._context, self._judging
+        processes = context.processes
+        mine = self._prompts[processes.index :: processes.count]
+        generator = self._generator(model, release)
         counts = [0, 0, 0]
         note = context.meter("validate", judging.iteration, generator)
         for prompt, (judgment,) in judge.judge_all(
@@ -189,13 +337,40 @@ def _validator(
             return {"n_prompts": 0, "accuracy": None}
         return {"n_prompts": total, "accuracy": right / total, "parsed": parsed / total}
 
-    return validate
+    def _generator(self, model: Decoder, release: Callable[[], None]) -> LocalGenerator:
+        """The weights in training, on this process's own devices in the decoding type."""
+        context, tokenizer = self._context, self._opened.tokenizer
+        knobs = context.config.decoding
+        mesh = make_mesh(knobs.mesh, jax.local_devices())
+        if self._in_memory(model):
+            local, received = hand_over_model(model, mesh, knobs.dtype)
+            context.log("handed_over", bytes_received=received)
+            return LocalGenerator(local, tokenizer, knobs, mesh)
+        place = context.run.root / "validated"
+        checkpoints.save_checkpoint(
+            place, model, tokenizer=tokenizer, provenance={}, barrier=context.processes.barrier
+        )
+        release()
+        generator = open_generator(str(place), knobs)
+        context.processes.barrier("validated: read")
+        context.processes.from_first("validated: removed", lambda: files.remove(place))
+        context.log("handed_over", bytes_received=None)
+        return generator
+
+    def _in_memory(self, model: Decoder) -> bool:
+        """Whether the weights are handed over beside the training state. All processes agree."""
+        config = self._context.config
+        if config.finetune.handover != "auto":
+            return config.finetune.handover == "memory"
+        devices = jax.local_devices()
+        needed = largest_footprint(model.config, config.decoding).total / len(devices)
+        fits = all(needed <= free for free in map(_free_bytes, devices) if free is not None)
+        return all(self._context.processes.gather("handover", fits))
 
 
-def _local_generator(model: Decoder, tokenizer: Tokenizer, context: Context) -> LocalGenerator:
-    """The weights in training, on this process's own devices in the decoding type."""
-    knobs = context.config.decoding
-    mesh = make_mesh(knobs.mesh, jax.local_devices())
-    local, received = hand_over_model(model, mesh, knobs.dtype)
-    context.log("handed_over", bytes_received=received)
-    return LocalGenerator(local, tokenizer, knobs, mesh)
+def _free_bytes(device: jax.Device) -> int | None:
+    """What a device has left; None where it does not tell."""
+    told = device.memory_stats() or {}
+    if "bytes_limit" not in told or "bytes_in_use" not in told:
+        return None
+    return int(told["bytes_limit"]) - int(told["bytes_in_use"])

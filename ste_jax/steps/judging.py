@@ -61,7 +61,14 @@ def annotate(context: Context, iteration: int) -> None:
         inputs=here.prompts.read,
         outputs=(here.judgments,),
         input_of=lambda table, row: row.prompt_id,
-        derived=(here.curate_mark, here.curation, here.training.directory),
+        derived=(
+            here.curate_mark,
+            here.curation,
+            here.training.directory,
+            here.prefer_mark,
+            here.preferring,
+            here.preferences.directory,
+        ),
     )
 
     def work(rows: Iterator[Prompt], generator: Generator, in_flight: int) -> Iterator[Any]:

@@ -133,7 +133,8 @@ def device(platform: str, capability: str = "") -> Any:
 
 
 def test_the_table() -> None:
-    assert kernels_of(device("tpu")) == Kernels(own=Splash(), prefix=Splash())
+    splash = Splash()
+    assert kernels_of(device("tpu")) == Kernels(own=splash, prefix=splash, packed=splash)
     assert kernels_of(device("gpu", "9.0")) == Kernels(own=Cudnn(), prefix=Cudnn(), decode=Mqa())
     for older in (device("gpu", "7.5"), device("gpu", "gfx942"), device("gpu")):
         assert kernels_of(older) == PLAIN

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -14,7 +14,8 @@ from flax import nnx
 
 from ste_jax.config import FinetuneKnobs, MeshKnobs
 from ste_jax.finetuning.loop import FinetuneResult, finetune
-from ste_jax.finetuning.packing import Example
+from ste_jax.finetuning.objectives import Objective
+from ste_jax.finetuning.packing import Example, Unit
 from ste_jax.models.config import ModelConfig
 from ste_jax.models.decoder import Decoder, abstract_decoder
 from ste_jax.parameters import parameters_of
@@ -90,9 +91,16 @@ class Trained:
         self.logged: list[dict[str, Any]] = []
         self.accuracy: Callable[[int], float | None] = lambda step: step / 100
         self.stop: Callable[[], bool] = lambda: False
-        self.examples = EXAMPLES
+        self.examples: Sequence[Unit] = EXAMPLES
+        self.objective: Objective | None = None
+        self.let_go = False
+        self.mesh = ONE
+        self.model: Decoder | None = None
+        self.log: Callable[[dict[str, Any]], None] = self.logged.append
 
-    def validate(self, model: Decoder, step: int) -> dict[str, Any]:
+    def validate(self, model: Decoder, step: int, release: Callable[[], None]) -> dict[str, Any]:
+        if self.let_go:
+            release()
         self.measured.append(step)
         return {"accuracy": self.accuracy(step)}
 
@@ -102,14 +110,15 @@ class Trained:
     def run(self) -> FinetuneResult:
         """Begins, or goes on after whatever stopped it."""
         return finetune(
-            model=small_model(),
+            model=self.model or small_model(),
             examples=self.examples,
             knobs=self.knobs,
             seed=3,
-            mesh=ONE,
+            mesh=self.mesh,
             state_dir=self.root / "state",
             validate=self.validate,
             save_model=self.save_model,
-            log=self.logged.append,
+            log=self.log,
             stop_requested=lambda: self.stop(),
+            objective=self.objective,
         )

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ste_jax.config import MeshKnobs
 from ste_jax.finetuning import attention
 from ste_jax.finetuning.attention import packed_causal
 from ste_jax.models.attention import Seen, causal
+from ste_jax.models.kernels import PLAIN, Kernels, Splash
+from ste_jax.sharding import make_mesh
 
 T = 22
 SEGMENTS = np.array([[1] * 9 + [2] * 4 + [3] * 6 + [0] * 3, [1] * T], np.int32)
@@ -47,3 +54,39 @@ def test_it_is_the_models_causal_attention(
     for got, want in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(got, want, atol=2e-5)
         assert np.isfinite(got).all()
+
+
+@pytest.mark.parametrize(
+    "seen",
+    [Seen(64**-0.5), Seen(64**-0.5, window=100), Seen(0.3, softcap=2.0)],
+    ids=["plain", "window", "capped"],
+)
+def test_the_kernel_gives_the_same_and_the_same_gradients(seen: Seen) -> None:
+    draw = np.random.default_rng(0)
+    time, heads, kv_heads = 256, 4, 2
+    q, k, v, weight = (
+        jnp.asarray(draw.normal(size=(2, time, n, 64)), jnp.float32)
+        for n in (heads, kv_heads, kv_heads, heads)
+    )
+    lengths = [[100, 90, 66], [256]]
+    ids = jnp.asarray([np.repeat(np.arange(len(row)) + 1, row) for row in lengths])
+    places = jnp.asarray([np.concatenate([np.arange(n) for n in row]) for row in lengths])
+
+    def loss(kernels: Kernels, *arrays: jax.Array) -> tuple[jax.Array, jax.Array]:
+        out = packed_causal(ids, places, kernels)(*arrays, None, seen)
+        return jnp.sum(out * weight), out
+
+    def of(kernels: Kernels) -> Any:
+        run = jax.value_and_grad(partial(loss, kernels), argnums=(0, 1, 2), has_aux=True)
+        return jax.jit(run)(q, k, v)
+
+    (_, want), wanted = of(PLAIN)
+    kernels = Kernels(packed=Splash(interpret=True))
+    mesh = make_mesh(MeshKnobs(data=2, fsdp=1, tensor=2), jax.devices()[:4])
+    with jax.set_mesh(mesh):
+        (_, spread), _ = of(kernels)
+    (_, found), gradients = of(kernels)
+    np.testing.assert_allclose(found, want, atol=2e-5)
+    np.testing.assert_allclose(spread, want, atol=2e-5)
+    for got, expected in zip(gradients, wanted, strict=True):
+        np.testing.assert_allclose(got, expected, atol=1e-4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -21,8 +22,9 @@ from ste_jax.errors import Preempted, WorkError
 from ste_jax.finetuning import loop, packing
 from ste_jax.finetuning.loop import FinetuneResult
 from ste_jax.finetuning.packing import Example
-from ste_jax.finetuning.state import Ledger, StateStore
+from ste_jax.finetuning.state import InHand, Ledger, StateStore
 from ste_jax.finetuning.train_step import abstract_state, initial_state
+from ste_jax.models.decoder import Decoder
 from ste_jax.parameters import parameters_of
 from tests.finetuning.small import CONFIG, EXAMPLES, KNOBS, ONE, Trained, example, small_model
 from tests.full_disk import files_no_larger_than
@@ -297,6 +299,19 @@ def test_other_training_does_not_take_the_state(trained: Trained, check: Check) 
     assert len(list((trained.root / "state").iterdir())) == 1
 
 
+class Held(InHand):
+    """A step's model, as far as a validation needs one."""
+
+    def __init__(self, step: int) -> None:
+        self.curve = [{}] * step
+
+    def model(self) -> Decoder:
+        return small_model()
+
+    def take_back(self) -> bool:
+        return True
+
+
 @pytest.mark.parametrize(
     ("accuracies", "kept"),
     [
@@ -314,11 +329,10 @@ def test_the_best_model_is_kept_and_of_equals_the_latest(
     ledger = Ledger(epath.Path(tmp_path / "ledger.json"))
     saved: list[int] = []
     for step, accuracy in zip((4, 8, 10), accuracies, strict=True):
-        loop.validate_step(
+        assert loop.validate_step(
             ledger,
-            small_model(),
-            step,
-            lambda model, step, a=accuracy: {"accuracy": a},
+            Held(step),  # type: ignore[arg-type]
+            lambda model, step, release, a=accuracy: {"accuracy": a},  # type: ignore[misc]
             lambda model, step, metrics: saved.append(step),
         )
     assert saved == kept
@@ -444,3 +458,61 @@ def test_knobs_of_the_small_fine_tuning() -> None:
     assert len(plan.steps) == STEPS
     assert len(plan.steps[-1]) < KNOBS.batch_rows  # the last batch is not full
     assert example(3).weights is not None
+
+
+def test_with_the_state_on_disk_meanwhile_a_validation_gives_the_same(
+    trained: Trained, check: Check
+) -> None:
+    trained.let_go = True
+    check(trained.run(), trained)
+    assert trained.measured == [4, 8, 10]
+
+
+def test_an_older_state_read_back_takes_its_steps_again(trained: Trained, check: Check) -> None:
+    trained.let_go = True
+    measure = trained.accuracy
+
+    def damage(step: int) -> float | None:
+        if step == 8:
+            home = next((trained.root / "state").iterdir())
+            flip_a_bit(home / "8")
+        return measure(step)
+
+    trained.accuracy = damage
+    with pytest.warns(UserWarning, match="training state .*8 is damaged"):
+        result = trained.run()
+    check(result, trained)
+    taken = [event["step"] for event in trained.logged]
+    assert taken == [1, 2, 3, 4, 5, 6, 7, 8, 7, 8, 9, 10]
+
+
+def test_as_many_states_are_kept_as_the_knob_says(trained: Trained, check: Check) -> None:
+    trained.knobs = dataclasses.replace(trained.knobs, keep_states=3)
+    polls = iter([False] * 8 + [True])
+    trained.stop = lambda: next(polls)
+    with pytest.raises(Preempted):
+        trained.run()
+    home = next((trained.root / "state").iterdir())
+    assert sorted(path.name for path in home.iterdir()) == ["6", "8", "9", "ledger.json"]
+    trained.stop = lambda: False
+    check(trained.run(), trained)
+
+
+def test_the_last_model_is_the_result_if_it_is_asked_for(trained: Trained) -> None:
+    trained.knobs = dataclasses.replace(trained.knobs, select="last")
+    trained.accuracy = lambda step: 1 - step / 100
+    result = trained.run()
+    assert (result.best_step, result.best_accuracy) == (10, 0.9)
+    assert trained.kept is not None
+    assert trained.kept[0] == 10
+
+
+def test_what_is_too_long_is_cut_off_if_it_is_asked_for(trained: Trained) -> None:
+    prompt = dataclasses.replace(EXAMPLES[0], id="prompt", prompt_ids=(1,) * 40)
+    long = dataclasses.replace(EXAMPLES[1], id="long", completion_ids=(1,) * 40, weights=None)
+    trained.knobs = dataclasses.replace(trained.knobs, too_long="truncate", max_steps=2)
+    trained.examples = [*EXAMPLES[:4], prompt, long]
+    result = trained.run()
+    assert (result.dropped, result.truncated) == (["prompt"], ["long"])
+    cut = long.cut(32)
+    assert (cut.length, cut.prompt_ids) == (32, long.prompt_ids)

@@ -87,7 +87,7 @@ def trained(mesh: Mesh) -> Parameters:
         targets_per_row=plan.targets_per_row,
     )
     step = make_train_step(CONFIG, knobs, 1, mesh, **kinds)
-    state, metrics = step(state, put_batch(rows, 1, mesh, stop=False), {})
+    state, metrics = step(state, put_batch(rows, 1, mesh), {})
     assert metrics.finite
     return state.params
 

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ste_jax.config import CurateKnobs
+from ste_jax.config import CurateKnobs, DpoKnobs
 from ste_jax.records import Judgment, Prompt
-from ste_jax.stages.curate import curate, training_examples
+from ste_jax.stages.curate import (
+    curate,
+    prefer,
+    preference_examples,
+    training_examples,
+)
 
 letters = st.sampled_from(["A", "B", "tie", None])
 
@@ -98,3 +104,75 @@ def test_training_rows_hold_the_ids_that_were_sampled():
     prompts, judgments = [prompt(0, "A")], [judgment(0, 0, "A"), judgment(0, 1, "A")]
     (row,) = training_examples(prompts, judgments, lambda each: each.sample == 1)
     assert (row.judgment_id, row.completion_ids, row.label) == ("j0-1", (1, 2), "A")
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from("AB"), st.lists(letters, min_size=1, max_size=6)), max_size=12
+    ),
+    st.integers(1, 4),
+    st.booleans(),
+)
+def test_preferences_are_a_correct_and_a_failed_judgment_of_one_prompt(drawn, most, balance):
+    prompts, judgments = rows(drawn)
+    knobs = DpoKnobs(pairs_per_prompt=most)
+    found = prefer(prompts, judgments, knobs, balance=balance)
+    by_id = {each.id: each for each in judgments}
+    labels = {each.id: each.label for each in prompts}
+    letters_kept, negatives, seen = Counter(A=0, B=0), Counter(incorrect=0, unparsed=0), set()
+    for prompt_id, pairs in found.kept.items():
+        assert 1 <= len(pairs) <= most
+        for chosen, rejected, negative in pairs:
+            assert (chosen, rejected) not in seen
+            seen.add((chosen, rejected))
+            assert by_id[chosen].prompt_id == by_id[rejected].prompt_id == prompt_id
+            assert by_id[chosen].verdict == labels[prompt_id] != by_id[rejected].verdict
+            assert (negative == "unparsed") == (by_id[rejected].verdict is None)
+            letters_kept[labels[prompt_id]] += 1
+            negatives[negative] += 1
+    assert letters_kept == found.kept_letters
+    assert negatives == found.negatives
+    if balance:
+        assert letters_kept["A"] == letters_kept["B"]
+    # every prompt and every possible pair is accounted for
+    possible = {
+        prompt.id: (
+            sum(j.verdict == prompt.label for j in judgments if j.prompt_id == prompt.id),
+            sum(j.verdict != prompt.label for j in judgments if j.prompt_id == prompt.id),
+        )
+        for prompt in prompts
+    }
+    total = sum(right * wrong for right, wrong in possible.values())
+    assert total == sum(letters_kept.values()) + sum(found.pairs_dropped.values())
+    without = Counter(
+        "no_correct" if not right else "no_failed"
+        for right, wrong in possible.values()
+        if not right * wrong
+    )
+    assert found.prompts_dropped == without
+    # and the table of each shard is just what was chosen
+    made = preference_examples(prompts, judgments, found.kept)
+    assert {(row.judgment_id, row.rejected_judgment_id) for row in made} == seen
+    assert len({row.id for row in made}) == len(made)
+
+
+def test_kinds_of_failure_can_be_left_out_and_errors_are_none():
+    prompts = [prompt(0, "A")]
+    judgments = [judgment(0, n, verdict) for n, verdict in enumerate(["A", "B", None, None])]
+    judgments[3] = dataclasses.replace(judgments[3], failure="error")
+    found = prefer(prompts, judgments, DpoKnobs(), balance=False)
+    assert found.negatives == {"incorrect": 1, "unparsed": 1}
+    only = prefer(prompts, judgments, DpoKnobs(negatives=("unparsed",)), balance=False)
+    assert [pair.rejected for pair in only.kept["p0"]] == ["j0-2"]
+
+
+def test_the_choice_does_not_depend_on_the_order_of_the_rows():
+    prompts = [prompt(n, "AB"[n % 2]) for n in range(6)]
+    verdicts = ["A", "B", "A", "B", None]
+    judgments = [judgment(n, s, v) for n in range(6) for s, v in enumerate(verdicts)]
+    one = prefer(prompts, judgments, DpoKnobs(), balance=True)
+    other = prefer(prompts[::-1], judgments[::-1], DpoKnobs(), balance=True)
+    assert one.kept_letters == other.kept_letters == {"A": 12, "B": 12}
+    assert {id: set(pairs) for id, pairs in one.kept.items()} == {
+        id: set(pairs) for id, pairs in other.kept.items()
+    }

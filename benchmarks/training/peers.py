@@ -1,0 +1,88 @@
+"""How fast does torch with transformers train the same?"""
+
+from __future__ import annotations
+
+import resource
+import time
+from typing import Any
+
+import numpy as np
+
+from benchmarks.training.work import Training
+
+
+def peak_bytes(device: Any) -> int:
+    """As `ours.peak_bytes`."""
+    import torch
+
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated())
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def run(work: Training, way: str) -> dict[str, Any]:
+    """Tokens per second of the steps after the first, eager, with AdamW fused.
+
+    `own`: the loss that `transformers` computes of masked labels; `tail`: logits of the second half
+    of a row alone, which is all that the loss needs.
+    """
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = work.config
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=config.vocab_size,
+            hidden_size=config.hidden_size,
+            intermediate_size=config.intermediate_size,
+            num_hidden_layers=config.num_layers,
+            num_attention_heads=config.num_heads,
+            num_key_value_heads=config.num_kv_heads,
+            head_dim=config.head_dim,
+            max_position_embeddings=max(config.max_position, work.length),
+            tie_word_embeddings=config.tie_embeddings,
+            use_cache=False,
+        )
+    ).to(device, getattr(torch, work.dtype))
+    model.train()
+    if work.remat == "layer":
+        model.gradient_checkpointing_enable()
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=1e-5, betas=(0.9, 0.95), weight_decay=0.1, fused=True
+    )
+    examples, half = work.examples(), work.length // 2
+    seconds, losses = [], []
+    for step in range(work.steps):
+        batch = examples[step * work.rows : (step + 1) * work.rows]
+        ids = np.array([[*one.prompt_ids, *one.completion_ids] for one in batch])
+        began = time.perf_counter()
+        total = 0.0
+        for part in np.split(ids, work.accumulate):
+            tokens = torch.tensor(part, device=device)
+            if way == "own":
+                labels = tokens.clone()
+                labels[:, :half] = -100
+                loss = model(input_ids=tokens, labels=labels).loss
+            else:
+                logits = model(input_ids=tokens, logits_to_keep=half + 1).logits[:, :-1]
+                loss = torch.nn.functional.cross_entropy(
+                    logits.reshape(-1, config.vocab_size).float(), tokens[:, half:].reshape(-1)
+                )
+            (loss / work.accumulate).backward()
+            total += float(loss.detach()) / work.accumulate
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - began)
+        losses.append(total)
+    timed = seconds[1:]
+    return {
+        "name": f"torch and transformers, {way}",
+        "tokens/s": work.tokens * len(timed) / sum(timed),
+        "seconds of the steps": timed,
+        "losses": losses,
+        "peak bytes": peak_bytes(device),
+    }
