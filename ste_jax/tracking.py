@@ -7,6 +7,7 @@ each stage of each iteration; and in Weights & Biases, if the config names a pro
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 from collections.abc import Mapping
@@ -75,9 +76,8 @@ class Tracker:
 
     def _opened_wandb(self) -> Any:
         if self._wandb is None:
-            import wandb  # type: ignore[import-not-found]  # one's own affair
-
-            self._wandb = wandb.init(
+            # By name: it is no dependency of ours.
+            self._wandb = importlib.import_module("wandb").init(
                 project=self._knobs.wandb,
                 name=f"{self._run}/{self._name}",
                 id=f"{self._run}-{self._name}",

@@ -11,7 +11,7 @@ from benchmarks.products import Form, best
 from benchmarks.training.work import Training
 from ste_jax.finetuning.attention import BLOCK, MOST_BLOCKS
 
-COUNT, TIMES = 6, 4
+COUNT, TIMES = 5, 3
 """Different operands of a product, and how often all are run."""
 
 

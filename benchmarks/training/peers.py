@@ -20,11 +20,11 @@ def peak_bytes(device: Any) -> int:
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def run(work: Training, way: str) -> dict[str, Any]:
+def run(work: Training, way: str, accumulate: int) -> dict[str, Any]:
     """Tokens per second of the steps after the first, eager, with AdamW fused.
 
-    `own`: the loss that `transformers` computes of masked labels; `tail`: logits of the second half
-    of a row alone, which is all that the loss needs.
+    A step is taken in `accumulate` micro-batches. `own`: the loss that `transformers` computes of
+    masked labels; `tail`: logits of the second half of a row alone, all that the loss needs.
     """
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -59,7 +59,7 @@ def run(work: Training, way: str) -> dict[str, Any]:
         ids = np.array([[*one.prompt_ids, *one.completion_ids] for one in batch])
         began = time.perf_counter()
         total = 0.0
-        for part in np.split(ids, work.accumulate):
+        for part in np.split(ids, accumulate):
             tokens = torch.tensor(part, device=device)
             if way == "own":
                 labels = tokens.clone()
@@ -70,8 +70,8 @@ def run(work: Training, way: str) -> dict[str, Any]:
                 loss = torch.nn.functional.cross_entropy(
                     logits.reshape(-1, config.vocab_size).float(), tokens[:, half:].reshape(-1)
                 )
-            (loss / work.accumulate).backward()
-            total += float(loss.detach()) / work.accumulate
+            (loss / accumulate).backward()
+            total += float(loss.detach()) / accumulate
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if device.type == "cuda":
@@ -81,6 +81,7 @@ def run(work: Training, way: str) -> dict[str, Any]:
     timed = seconds[1:]
     return {
         "name": f"torch and transformers, {way}",
+        "micro-batches": accumulate,
         "tokens/s": work.tokens * len(timed) / sum(timed),
         "seconds of the steps": timed,
         "losses": losses,

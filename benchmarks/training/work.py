@@ -22,6 +22,8 @@ class Training:
     steps: int
     dtype: str = "float32"
     accumulate: int = 1
+    """Micro-batches of a step. By measurement: on CPU products of fewer rows, whose results lie in
+    a cache when they are wanted next, take a fifth less, here and in torch."""
     remat: str = "none"
     """By measurement: on CPU, where memory is large and products are slow, nothing is computed
     again."""
@@ -62,7 +64,7 @@ class Training:
         return self.rows * self.length
 
 
-CPU = Training(config=published("SmolLM2-135M"), rows=8, length=512, steps=4)
+CPU = Training(config=published("SmolLM2-135M"), rows=8, length=512, steps=4, accumulate=4)
 GPU_1B = Training(
     config=published("Llama-3.2-1B"), rows=8, length=4096, steps=6, dtype="bfloat16", remat="layer"
 )
