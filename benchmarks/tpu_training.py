@@ -116,6 +116,8 @@ def training_failures(found: dict[str, Any]) -> list[str]:
     told = f"{found['model']} on {found['topology']}"
     if found["bytes_needed"] > found["hbm_bytes"]:
         return [f"{told}: a training step needs more memory than a chip has"]
+    if found["flops"] < found["model_flops"]:
+        return [f"{told}: fewer FLOPs than the model's own were counted: the count is wrong"]
     return []
 
 

@@ -10,6 +10,9 @@ products, each timed alone, and what saving the training state costs.
   1b   Llama 3.2 1B's shape in bfloat16, 8 rows x 4,096 tokens, layers rematerialized: for a GPU
   3b   that of 3B, 4 rows
 
+On a GPU only MFU is claimed: there parameters are in bfloat16 on both sides, but torch's moments
+too, and ours in float32, with parameters rounded stochastically.
+
 The peer computes its loss as `transformers` does, of logits of all tokens; its best form, logits of
 the second half alone, is told beside it. Either takes the batch at once or in micro-batches,
 whichever is faster. The exit status is 1 where a claim does not hold.

@@ -260,7 +260,9 @@ class DpoKnobs:
     """What a failed judgment is: one with the wrong verdict, one without any."""
     epochs: float = 1.0
     max_steps: int = 0
-    batch_rows: int = 4
+    sequence_length: int = 0
+    """0: that of SFT. A row must hold the prompt twice and both judgments."""
+    batch_rows: int = 8
     accumulate: int = 1
     learning_rate: float = 5.5e-8
     final_learning_rate_fraction: float = 0.1
@@ -282,8 +284,7 @@ class FinetuneKnobs:
     max_steps: int = 0
     """0: no bound."""
     sequence_length: int = 4096
-    """Examples are packed into rows of so many tokens. In `dpo` a row must hold the prompt twice
-    and both judgments."""
+    """Examples are packed into rows of so many tokens."""
     too_long: Literal["drop", "truncate"] = "drop"
     """What becomes of an example that no row holds: it is left out, or its end is cut off (in `dpo`
     it is always left out). Either is counted."""
@@ -292,7 +293,9 @@ class FinetuneKnobs:
     accumulate: int = 1
     """Micro-batches per step; divides `batch_rows`."""
     optimizer: Literal["adamw", "adafactor"] = "adamw"
-    """`adafactor` keeps for a matrix only the sums of its squared gradients' rows and columns."""
+    """`adafactor` keeps of a matrix's squared gradients the means of rows and columns alone, where
+    both are 128 or more (of attention's matrices the sizes are those of heads); of AdamW's knobs it
+    reads the rate and the weight decay."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """How the rate falls after the warm-up."""
     learning_rate: float = 1e-6
@@ -322,7 +325,8 @@ class FinetuneKnobs:
     handover: Literal["auto", "memory", "restore"] = "auto"
     """How the weights in training come to the engine that validates them: in memory, beside the
     training state; or by a checkpoint, while the training state waits on disk. `auto`: in memory,
-    unless the devices tell that both do not fit."""
+    unless the devices tell that both do not fit. With LoRA always in memory: there is little
+    state to put aside."""
     lora: LoraKnobs = LoraKnobs()
     dpo: DpoKnobs = DpoKnobs()
     mesh: MeshKnobs = MeshKnobs()

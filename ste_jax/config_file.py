@@ -183,6 +183,16 @@ def _check_finetune(config: Config) -> None:
             raise RequestError(f"{name}.accumulate must divide {name}.batch_rows")
         if each.epochs <= 0 or each.max_steps < 0:
             raise RequestError(f"{name}.epochs must be above 0 and {name}.max_steps at least 0")
+    if knobs.moments_dtype == "bfloat16" and knobs.beta2 > 0.99:
+        raise RequestError(
+            f"finetune.beta2={knobs.beta2} changes the second moment by less than bfloat16 can "
+            "tell; lower it to 0.99 or less, or set finetune.moments_dtype=float32"
+        )
+    if knobs.lora.rank and knobs.handover == "restore":
+        raise RequestError(
+            "finetune.handover=restore puts the training state aside, of which there is little "
+            "with finetune.lora; set it to auto"
+        )
     if "dpo" not in knobs.stages:
         return
     if knobs.dpo.beta <= 0 or knobs.dpo.nll_scale < 0:

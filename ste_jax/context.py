@@ -137,7 +137,8 @@ def _check_early(config: Config) -> None:
     check_knobs(config.decoding)
     mesh = make_mesh(config.finetune.mesh)
     for stage in config.finetune.stages:
-        check_batch(stage_knobs(config.finetune, stage), mesh)
+        where = "finetune" if stage == "sft" else f"finetune.{stage}"
+        check_batch(stage_knobs(config.finetune, stage), mesh, where)
     check_lora(config.finetune.lora)
     check_tracking(config.track)
 

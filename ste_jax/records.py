@@ -161,6 +161,7 @@ class TrainingExample:
     rejected: str | None = None
     rejected_ids: tuple[int, ...] | None = None
     rejected_judgment_id: str | None = None
+    rejected_cut_off: bool | None = None
     negative: str | None = None
 
 

@@ -121,7 +121,29 @@ class IterationDir:
     def stage(self, name: str) -> IterationDir:
         """Where a stage of fine-tuning leaves its judge that is not the last: with a checkpoint,
         a loss curve and an evaluation of its own."""
-        return IterationDir(self.root / "stages" / name, self.index, self.shards)
+        return IterationDir(self.stages / name, self.index, self.shards)
+
+    @property
+    def stages(self) -> epath.Path:
+        """The stages of fine-tuning before the last."""
+        return self.root / "stages"
+
+    @property
+    def finetuned(self) -> list[epath.Path]:
+        """All that a stage of fine-tuning makes, and what is measured of it; its mark at the
+        end."""
+        places = (self.train_state, self.checkpoint, self.loss_curve, self.evaluation)
+        return [*places, self.heldout.root, self.finetune_mark]
+
+    @property
+    def finetune_mark(self) -> epath.Path:
+        """What the judge was made of."""
+        return self.root / "finetune.mark.json"
+
+    @property
+    def reference_mark(self) -> epath.Path:
+        """What the reference was made of."""
+        return self.root / "reference.json"
 
     @property
     def heldout(self) -> JudgedDir:

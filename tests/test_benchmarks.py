@@ -27,8 +27,13 @@ from benchmarks.cells import (
     taught,
 )
 from benchmarks.decoding import cpu, gpu, limit, peers, recipe, work
+from benchmarks.training import limit as limit_training
+from benchmarks.training import ours as ours_training
+from benchmarks.training import peers as peers_training
+from benchmarks.training import work as training
 from ste_jax import files
 from ste_jax.errors import WorkError
+from ste_jax.models.config import ModelConfig
 from ste_jax.records import Judgment, Pair, Prompt
 from ste_jax.rundir import RunDir
 from ste_jax.tokenizers import Tokenizer, load_tokenizer
@@ -355,3 +360,36 @@ def test_a_step_must_read_its_weights_and_what_its_rows_share_once():
     token = 2 * 30 * 3 * 64
     read = 2 * (config.parameter_count() + 100 * token + 2 * 10 / 2 * token)
     assert gpu.step_bytes(config, one) == read
+
+
+TRAINING = training.Training(
+    config=ModelConfig(
+        vocab_size=256,
+        hidden_size=32,
+        intermediate_size=48,
+        num_layers=2,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=8,
+        max_position=64,
+        tie_embeddings=True,
+    ),
+    rows=4,
+    length=32,
+    steps=3,
+    accumulate=2,
+)
+
+
+def test_ours_and_the_peer_train_the_same_work() -> None:
+    ours = ours_training.run(TRAINING)
+    found = [ours, *(peers_training.run(TRAINING, way, 2) for way in ("own", "tail"))]
+    for one in found:
+        assert len(one["seconds of the steps"]) == 2
+        assert one["peak bytes"] > 0
+        # random weights know nothing of the next token
+        assert one["losses"] == pytest.approx([np.log(256)] * 3, rel=0.05)
+    # the two ways of the peer are one loss
+    assert found[1]["losses"] == pytest.approx(found[2]["losses"], rel=1e-5)
+    assert ours_training.run_saves(TRAINING, 2)["steps"] == 3
+    assert all(value > 0 for value in limit_training.seconds(TRAINING).values())

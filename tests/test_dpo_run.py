@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from ste_jax.checkpoints import read_card
 from ste_jax.reporting.tables import finetuning_table, summary
 from ste_jax.rundir import RunDir, read_metrics
 from tests import running
-from tests.comparing import assert_identical
+from tests.comparing import assert_identical, assert_same_files
+from tests.multihost.test_two_processes import run_two, start_two
 
 SMALL: dict[str, Any] = {
     "iterations": 1,
@@ -104,17 +106,68 @@ def test_killed_in_the_reference_and_in_a_step_of_dpo_it_comes_to_the_same(
     assert_identical(expected, run)
 
 
-def test_another_beta_trains_the_last_stage_alone(
+def test_what_was_made_stays_when_a_later_stage_changes_or_goes(
     undisturbed: tuple[Path, Path], tmp_path: Path
 ) -> None:
     config, expected = undisturbed
     run = tmp_path / "run"
     shutil.copytree(expected, run)
-    kept = run / "iterations/1/stages/sft/checkpoint/ste_checkpoint.json"
-    written = kept.stat().st_mtime_ns
-    words = ["run", str(config), "finetune.dpo.beta=0.5", "--dir", str(run)]
+    here, sft = run / "iterations/1", run / "iterations/1/stages/sft"
+    scored = {path: path.stat().st_mtime_ns for path in here.glob("reference/*.parquet")}
+    words = ["run", str(config), "--dir", str(run)]
+
+    def steps() -> Counter[str]:
+        events = read_metrics(RunDir(epath.Path(run)))
+        return Counter(e["stage"] for e in events if e["event"] == "train_step")
+
+    before = steps()
+    assert running.run([*words, "finetune.dpo.beta=0.5"]) == 0
+    changed, first = (
+        json.loads((p / "finetune.json").read_text()) for p in (here, expected / "iterations/1")
+    )
+    assert changed["steps"][-1]["margin"] != first["steps"][-1]["margin"]
+    assert steps()["sft"] == before["sft"]
+    assert scored == {path: path.stat().st_mtime_ns for path in scored}  # not scored again
+
+    # Without DPO, what SFT has made is the iteration's; with it, it is a stage's again.
+    card = (sft / "checkpoint/ste_checkpoint.json").read_bytes()
+    assert running.run([*words, "finetune.stages=[sft]"]) == 0
+    assert (here / "checkpoint/ste_checkpoint.json").read_bytes() == card
+    assert not sft.exists()
     assert running.run(words) == 0
-    assert kept.stat().st_mtime_ns == written
-    changed = json.loads((run / "iterations/1/finetune.json").read_text())
-    before = json.loads((expected / "iterations/1/finetune.json").read_text())
-    assert changed["steps"][-1]["margin"] != before["steps"][-1]["margin"]
+    assert steps()["sft"] == before["sft"]
+    assert_identical(expected, run)
+
+
+def test_weights_that_are_handed_over_on_disk_are_measured_alike(
+    undisturbed: tuple[Path, Path], tmp_path: Path
+) -> None:
+    config, expected = undisturbed
+    run = tmp_path / "run"
+    shutil.copytree(expected, run)
+    shutil.rmtree(run / "iterations/1/stages")
+    words = ["run", str(config), "--dir", str(run), "finetune.handover=restore"]
+    assert running.run(words) == 0
+    assert_identical(expected, run)
+    assert not list(run.glob("*partial*"))
+
+
+@pytest.mark.slow
+def test_two_processes_come_to_the_same_also_after_a_stop(
+    undisturbed: tuple[Path, Path], tmp_path: Path
+) -> None:
+    config, one = undisturbed
+    run = tmp_path / "run"
+    both = start_two(config, run)
+    while not (run / "iterations/1/reference.json").exists():
+        assert both[1].poll() is None
+        time.sleep(0.01)
+    both[1].send_signal(signal.SIGTERM)
+    outputs = [process.communicate(timeout=600)[0] for process in both]
+    assert [process.returncode for process in both] == [75, 75], outputs
+    assert run_two(config, run) == [0, 0]
+    for name in ("preferences", "judgments", "training"):
+        assert_same_files(one, run, f"iterations/1/{name}/*.parquet")
+    curves = [json.loads((p / "iterations/1/finetune.json").read_text()) for p in (one, run)]
+    for step, want in zip(curves[1]["steps"], curves[0]["steps"], strict=True):
+        assert step["loss"] == pytest.approx(want["loss"], rel=1e-3)

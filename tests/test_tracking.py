@@ -17,7 +17,9 @@ from ste_jax.tracking import Tracker, check_tracking
 
 
 def tracker(root: Path, **knobs: Any) -> Tracker:
-    return Tracker(TrackKnobs(**knobs), epath.Path(root), "run", "1-sft", {"seed": 0})
+    return Tracker(
+        TrackKnobs(**knobs), epath.Path(root), "1-sft", run="run", attempt="a1", config={"seed": 0}
+    )
 
 
 def event(step: int, loss: float) -> dict[str, Any]:
@@ -45,6 +47,25 @@ def test_tensorboard_shows_steps_and_validations_once(tmp_path: Path) -> None:
     assert scalars(tmp_path, "validation/accuracy") == [(3, 0.75)]
 
 
+def test_a_validation_that_is_taken_again_voids_no_step(tmp_path: Path) -> None:
+    with tracker(tmp_path) as first:
+        first.step(event(3, 0.5))
+    with tracker(tmp_path) as second:
+        second.validation(3, {"accuracy": 0.75})
+    assert scalars(tmp_path, "train/loss") == [(3, 0.5)]
+    assert scalars(tmp_path, "validation/accuracy") == [(3, 0.75)]
+
+
+def test_what_cannot_be_written_ends_no_training(tmp_path: Path) -> None:
+    (tmp_path / "tensorboard").write_text("a file in the way")
+    with (
+        pytest.warns(UserWarning, match=r"goes on without TensorBoard's files .*metrics\.jsonl"),
+        tracker(tmp_path) as one,
+    ):
+        one.step(event(1, 1.0))
+        one.step(event(2, 1.0))
+
+
 def test_nothing_is_written_where_nothing_is_asked_for(tmp_path: Path) -> None:
     with tracker(tmp_path, tensorboard=False) as one:
         one.step(event(1, 1.0))
@@ -68,7 +89,7 @@ def test_weights_and_biases_gets_the_same(tmp_path: Path, monkeypatch: pytest.Mo
     with tracker(tmp_path, tensorboard=False, wandb="judges") as one:
         one.step(event(1, 2.0))
         one.validation(1, {"accuracy": 0.5})
-    assert (begun["project"], begun["id"], begun["resume"]) == ("judges", "run-1-sft", "allow")
+    assert (begun["project"], begun["id"], begun["resume"]) == ("judges", "run-1-sft-a1", "allow")
     assert logged == [
         (1, {"loss": 2.0, "tokens": 100.0}),
         (1, {"validation/accuracy": 0.5}),
@@ -91,10 +112,10 @@ def test_a_step_is_told_by_what_its_devices_tell() -> None:
         SimpleNamespace(
             device_kind="TPU v5 lite",
             process_index=process,
-            memory_stats=lambda used=used: {"peak_bytes_in_use": used},
+            memory_stats=lambda used=used: {"bytes_in_use": used, "peak_bytes_in_use": 3 * used},
         )
         for process, used in ((0, 5), (0, 7), (1, 9))
     ]
     found = measured(step, 2.0, chips)  # type: ignore[arg-type]
-    assert found["hbm_bytes"] == 7
+    assert (found["hbm_bytes"], found["hbm_peak_bytes"]) == (7, 21)
     assert found["mfu"] == pytest.approx(2e12 / (2 * 3 * PEAK_FLOPS["TPU v5 lite"]))

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
 
 from ste_jax.config import DecodingKnobs
 from ste_jax.decoding.attend import places
@@ -22,6 +24,7 @@ from ste_jax.errors import WorkError
 from ste_jax.models.config import ModelConfig
 from ste_jax.models.decoder import Decoder
 from ste_jax.models.int8 import with_int8
+from ste_jax.sharding import parameter_sharding, partition
 
 GB = 1e9
 
@@ -64,9 +67,19 @@ def footprint(config: ModelConfig, knobs: DecodingKnobs, lane: Lane) -> Footprin
     )
 
 
-def largest_footprint(config: ModelConfig, knobs: DecodingKnobs) -> Footprint:
-    """What the largest lane keeps."""
-    return footprint(config, knobs, _largest(knobs))
+def bytes_per_device(config: ModelConfig, knobs: DecodingKnobs, mesh: Mesh) -> float:
+    """What the fullest device of a mesh keeps, with the largest lane; caches are divided with their
+    kv heads at most."""
+    found = footprint(config, knobs, _largest(knobs))
+    parameters = config.parameters().values()
+    divided = sum(
+        math.prod(parameter_sharding(one.shape, one.axes, mesh).shard_shape(one.shape))
+        for one in parameters
+    )
+    share = divided / sum(math.prod(one.shape) for one in parameters)
+    (heads,) = partition((config.num_kv_heads,), ("kv_heads",), mesh)
+    ways = math.prod(mesh.shape[axis] for axis in heads or ())
+    return float(found.weights * share + (found.total - found.weights) / ways)
 
 
 def _largest(knobs: DecodingKnobs) -> Lane:

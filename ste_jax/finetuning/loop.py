@@ -34,6 +34,7 @@ from ste_jax.finetuning import packing
 from ste_jax.finetuning.lora import is_trained, merged, with_small_matrices
 from ste_jax.finetuning.objectives import Objective, Sft, units_of
 from ste_jax.finetuning.packing import Plan, Rows, Unit
+from ste_jax.finetuning.stage import told
 from ste_jax.finetuning.state import Event, InHand, Ledger, StateStore
 from ste_jax.finetuning.train_step import (
     Batch,
@@ -61,13 +62,10 @@ class Validate(Protocol):
         """A mapping with `accuracy` (or None), JSON-able, the same on every process.
 
         It may call `release`: the training state, and with it the model, then leaves the devices,
-        and is read back from disk afterwards. It may raise `Preempted`. The model is gone after the
+        and is read back from disk afterwards (but for large matrices that stay as they are beside
+        LoRA's small ones). It may raise `Preempted`. The model is gone after the
         next step.
         """
-
-
-TIMELESS = ("mesh", "save_every", "keep_states", "handover")
-"""Knobs of where training runs and what it keeps meanwhile: its result is the same."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -275,13 +273,10 @@ def _fingerprint(
     digest = hashlib.blake2b(digest_size=16)
     for row in units_of(units):
         digest.update(json.dumps(row).encode())
-    told = dataclasses.asdict(knobs)
-    for name in TIMELESS:
-        del told[name]
     start = checkpoints.describe(parameters_of(model))
     aim = [objective.name, dataclasses.asdict(objective)]  # type: ignore[call-overload]
     model_told = [model.config.to_dict(), str(model.dtype)]
-    digest.update(json.dumps([*model_told, told, aim, seed, start]).encode())
+    digest.update(json.dumps([*model_told, told(knobs), aim, seed, start]).encode())
     return digest.hexdigest()
 
 
@@ -306,7 +301,7 @@ def _not_finite(event: Event, ids: Sequence[str], newest: epath.Path | None) -> 
     return (
         f"the loss or its gradient is not finite at step {event['step']} (loss {event['loss']}, "
         f"gradient norm {event['grad_norm']}), whose batch holds the examples {', '.join(ids)}; "
-        f"the last good training state is {newest or 'the start'}; lower finetune.learning_rate or "
+        f"the last good training state is {newest or 'the start'}; lower the learning rate or "
         "leave out the example that is wrong"
     )
 

@@ -20,15 +20,6 @@ PIECE = 512
 """Targets of each row whose logits are held at once."""
 
 
-class LossSums(NamedTuple):
-    """Sums over targets, to be divided by the sums of a whole step."""
-
-    loss: jax.Array
-    """Weighted negative log-likelihood in nats, float32."""
-    correct: jax.Array
-    """Targets that have the highest logit, float32; a tie counts."""
-
-
 class TargetScores(NamedTuple):
     """Of each target."""
 
@@ -36,25 +27,6 @@ class TargetScores(NamedTuple):
     """[B,C] float32, nats."""
     right: jax.Array
     """[B,C] bool: it has the highest logit; a tie counts."""
-
-
-def completion_loss(
-    logits_of: Callable[[jax.Array], jax.Array],
-    hidden: jax.Array,
-    target_at: jax.Array,
-    targets: jax.Array,
-    weights: jax.Array,
-) -> LossSums:
-    """Sums the cross entropy over the targets of packed rows; see `target_scores`.
-
-    `weights` [B,C]: places of weight 0 are not counted.
-    """
-    logprob, right = target_scores(logits_of, hidden, target_at, targets)
-    counted = weights > 0
-    return LossSums(
-        loss=-jnp.sum(jnp.where(counted, weights * logprob, 0.0)),
-        correct=jnp.sum(counted & right, dtype=jnp.float32),
-    )
 
 
 def target_scores(

@@ -29,15 +29,17 @@ def measured(
     """What a step's event and its `seconds` say, as far as it is known.
 
     `seconds`, `tokens_per_second`; `mfu`: the model's FLOPs, of what `devices` (all of the mesh)
-    can do in bfloat16; `hbm_bytes`: the most that a device of this process has held so far.
+    can do in bfloat16; `hbm_bytes` and `hbm_peak_bytes`: what the fullest device of this process
+    holds now, and the most that one has held since the process began (decoding included).
     """
     found = {"seconds": seconds, "tokens_per_second": event["tokens"] / seconds}
     peak = PEAK_FLOPS.get(devices[0].device_kind)
     if peak is not None:
         found["mfu"] = event["flops"] / (seconds * peak * len(devices))
     mine = [device for device in devices if device.process_index == jax.process_index()]
-    held = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in mine]
-    known = [value for value in held if value is not None]
-    if known:
-        found["hbm_bytes"] = max(known)
+    stats = [device.memory_stats() or {} for device in mine]
+    for name, key in (("hbm_bytes", "bytes_in_use"), ("hbm_peak_bytes", "peak_bytes_in_use")):
+        known = [each[key] for each in stats if key in each]
+        if known:
+            found[name] = max(known)
     return found

@@ -6,15 +6,18 @@ import dataclasses
 from typing import Any
 
 from ste_jax.config import FinetuneKnobs
-from ste_jax.finetuning.loop import TIMELESS
 from ste_jax.finetuning.objectives import Dpo, Objective, Sft
 from ste_jax.strict import to_dict
 
+_ELSEWHERE = ("mesh", "save_every", "keep_states", "handover", "stages", "dpo")
+"""Knobs of where training runs, of what is kept meanwhile, and of other stages: a stage's result is
+the same."""
 _LATER = {
     "too_long": "drop",
     "optimizer": "adamw",
     "schedule": "cosine",
     "moments_dtype": "float32",
+    "rounding": "nearest",
     "select": "best",
 }
 """Knobs that earlier versions did not have, with what these did: so told, what they made is still
@@ -27,9 +30,10 @@ def stage_knobs(knobs: FinetuneKnobs, stage: str) -> FinetuneKnobs:
         return knobs
     own = {field.name: getattr(knobs.dpo, field.name) for field in dataclasses.fields(knobs.dpo)}
     shared = {field.name for field in dataclasses.fields(knobs)}
-    return dataclasses.replace(
-        knobs, **{name: value for name, value in own.items() if name in shared}
-    )
+    changes = {name: value for name, value in own.items() if name in shared}
+    if not knobs.dpo.sequence_length:
+        del changes["sequence_length"]
+    return dataclasses.replace(knobs, **changes)
 
 
 def objective_of(knobs: FinetuneKnobs, stage: str) -> Objective:
@@ -39,17 +43,14 @@ def objective_of(knobs: FinetuneKnobs, stage: str) -> Objective:
     return Sft()
 
 
-def told(knobs: FinetuneKnobs, stage: str) -> dict[str, Any]:
-    """The knobs that a stage's result depends on: where it runs, what is kept meanwhile, and what
-    other stages do are none."""
-    found = to_dict(stage_knobs(knobs, stage))
-    for name in (*TIMELESS, "stages", "dpo"):
+def told(knobs: FinetuneKnobs) -> dict[str, Any]:
+    """What a stage's result depends on of its knobs."""
+    found = to_dict(knobs)
+    for name in _ELSEWHERE:
         del found[name]
     for name, before in _LATER.items():
         if found[name] == before:
             del found[name]
     if knobs.param_dtype == "float32":
-        del found["rounding"]  # nothing is rounded
-    if stage == "dpo":
-        found["dpo"] = [knobs.dpo.beta, knobs.dpo.nll_scale]
+        found.pop("rounding", None)  # nothing is rounded
     return found

@@ -116,13 +116,14 @@ def initial_state(
     return TrainState(step, jax.device_put(params, shardings.params), moments)
 
 
-def check_batch(knobs: FinetuneKnobs, mesh: Mesh) -> None:
-    """Raises `RequestError` where a micro-batch's rows cannot be divided over the mesh."""
+def check_batch(knobs: FinetuneKnobs, mesh: Mesh, where: str = "finetune") -> None:
+    """Raises `RequestError` where a micro-batch's rows cannot be divided over the mesh; `where` the
+    knobs stand is told."""
     rows = knobs.batch_rows // knobs.accumulate
     ways = math.prod(mesh.shape[axis] for axis in RULES["batch"])
     if rows % ways:
         raise RequestError(
-            f"finetune.batch_rows / finetune.accumulate = {rows} rows cannot be divided over "
+            f"{where}.batch_rows / {where}.accumulate = {rows} rows cannot be divided over "
             f"finetune.mesh {' x '.join(RULES['batch'])} = {ways}; make it a multiple"
         )
 

@@ -40,13 +40,16 @@ def funnel(run: RunDir) -> dict[str, Any]:
     """
     splits, selection = _selection(run)
     begun, waves = run.iterations(), _waves(run)
+    sft = {one.index: out for one, name, out in finetuning_stages(run) if name == "sft"}
     return {
         "intake": files.read_json(run.manifest).get("intake"),
         "pool": {"rows": count(run.pool), "complete": run.pool.complete()},
         "labels": _labels(run),
         "selection": selection,
         "pairs": _pairs(run, splits),
-        "iterations": [_iteration(each, waves) for each in begun if each.index > 0],
+        "iterations": [
+            _iteration(each, waves, sft.get(each.index)) for each in begun if each.index > 0
+        ],
         "evaluations": [_evaluation(each) for each in begun],
     }
 
@@ -107,7 +110,22 @@ def _pairs(run: RunDir, splits: dict[str, str]) -> dict[str, Any]:
     }
 
 
-def _iteration(iteration: IterationDir, waves: tuple[int, ...]) -> dict[str, Any]:
+def finetuning_stages(run: RunDir) -> list[tuple[IterationDir, str, IterationDir]]:
+    """The stages of fine-tuning whose loss curve is there: the iteration, the stage's name, and
+    where its judge lies."""
+    stages = read_config(run).get("finetune", {}).get("stages", ["sft"])
+    found = []
+    for iteration in run.iterations():
+        for place, name in enumerate(stages, start=1):
+            out = iteration if place == len(stages) else iteration.stage(name)
+            if iteration.index and out.loss_curve.exists():
+                found.append((iteration, name, out))
+    return found
+
+
+def _iteration(
+    iteration: IterationDir, waves: tuple[int, ...], sft: IterationDir | None
+) -> dict[str, Any]:
     """One iteration's counts:
 
     prompts, with_correct: all of them, and those with at least one correct judgment;
@@ -116,7 +134,8 @@ def _iteration(iteration: IterationDir, waves: tuple[int, ...]) -> dict[str, Any
     samples, waves: {samples drawn (waves begun): prompts};
     kept: {letter: n} of training, as the table has it; curation: what the curation itself wrote,
       {kept: {letter: n}, dropped: {reason: n}}, null before;
-    too_long: training rows that did not fit the sequence length, null before fine-tuning;
+    too_long: training rows that did not fit the sequence length, null before SFT (which left its
+      loss curve in `sft`);
     annotated, complete: whether the judgments, and the training table, are all there.
     """
     labels = dict(read_columns(iteration.prompts, "id", "label"))
@@ -137,8 +156,8 @@ def _iteration(iteration: IterationDir, waves: tuple[int, ...]) -> dict[str, Any
             with_correct.add(prompt_id)
     letters = Counter({"A": 0, "B": 0})
     letters.update(letter for (letter,) in read_columns(iteration.training, "label"))
-    curation, loss_curve = iteration.curation, iteration.loss_curve
-    curve = files.read_json(loss_curve) if loss_curve.exists() else None
+    curation = iteration.curation
+    curve = files.read_json(sft.loss_curve) if sft is not None else None
     return {
         "iteration": iteration.index,
         "prompts": len(labels),

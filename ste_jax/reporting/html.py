@@ -22,6 +22,7 @@ from ste_jax.reporting.funnel import (
     Counts,
     Step,
     check_sums,
+    finetuning_stages,
     funnel,
     iteration_steps,
     pool_steps,
@@ -32,7 +33,6 @@ from ste_jax.reporting.page import Child, Safe, line, note, page, section, table
 from ste_jax.reporting.plots import agreement_plot, loss_plot, share_of
 from ste_jax.reporting.tables import (
     cells,
-    finetuning_stages,
     finetuning_table,
     iteration_table,
     number,

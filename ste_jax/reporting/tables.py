@@ -16,10 +16,10 @@ from typing import Any
 from ste_jax import files
 from ste_jax.reporting.funnel import (
     check_sums,
+    finetuning_stages,
     funnel,
     iteration_steps,
     pool_steps,
-    read_config,
     reasons,
 )
 from ste_jax.rundir import IterationDir, RunDir, read_metrics
@@ -140,29 +140,18 @@ def _stage_of(event: Event) -> str:
     return "train" if event.get("stage") in (None, "sft") else f"train {event['stage']}"
 
 
-def finetuning_stages(run: RunDir) -> list[tuple[IterationDir, str, IterationDir]]:
-    """The stages of fine-tuning whose loss curve is there: the iteration, the stage's name, and
-    where its judge lies."""
-    stages = read_config(run).get("finetune", {}).get("stages", ["sft"])
-    found = []
-    for iteration in run.iterations():
-        for place, name in enumerate(stages, start=1):
-            out = iteration if place == len(stages) else iteration.stage(name)
-            if iteration.index and out.loss_curve.exists():
-                found.append((iteration, name, out))
-    return found
-
-
 def finetuning_table(run: RunDir) -> list[dict[str, Any]]:
-    """One row per stage of fine-tuning; none where a run has no more than SFT.
+    """One row per stage of fine-tuning; none where a run has no more than SFT, in which nothing was
+    cut off.
 
     `examples` were given to it (for DPO: pairs of judgments, of which the worse one had the wrong
-    verdict or none); the rest is of its judge.
+    verdict or none), of which some were too long for a row and left out, cut off, or without a
+    token to learn; the rest is of its judge.
     """
     stages = finetuning_stages(run)
-    if {name for _, name, _ in stages} <= {"sft"}:
-        return []
-    return [_finetuning_row(iteration, out, name) for iteration, name, out in stages]
+    rows = [_finetuning_row(iteration, out, name) for iteration, name, out in stages]
+    plain = all(row["stage"] == "sft" and not row["truncated"] for row in rows)
+    return [] if plain else rows
 
 
 def _finetuning_row(iteration: IterationDir, out: IterationDir, name: str) -> dict[str, Any]:
@@ -177,6 +166,9 @@ def _finetuning_row(iteration: IterationDir, out: IterationDir, name: str) -> di
         "examples": curve.get("examples"),
         "incorrect": negatives.get("incorrect"),
         "unparsed": negatives.get("unparsed"),
+        "too_long": len(curve.get("too_long", ())),
+        "truncated": len(curve.get("truncated", ())),
+        "without_target": len(curve.get("without_target", ())),
         "steps": len(curve["steps"]),
         "last_loss": last["loss"],
         "last_preference_accuracy": last.get("preference_accuracy"),
@@ -211,7 +203,7 @@ def _work(events: Iterable[Event]) -> list[Event]:
 def _steps(events: Iterable[Event]) -> list[Event]:
     """The training steps. One that was done again after a kill counts once: its last time."""
     last = {
-        (event.get("iteration"), event.get("stage"), event.get("step")): event
+        (event.get("iteration"), event.get("stage") or "sft", event.get("step")): event
         for event in events
         if event.get("event") == "train_step"
     }

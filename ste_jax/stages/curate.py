@@ -169,6 +169,7 @@ def prefer(
         dropped["pairs_per_prompt"] += len(every[knobs.pairs_per_prompt :])
         for pair in every[: knobs.pairs_per_prompt]:
             pairs[of_prompt.label][f"{pair.chosen}/{pair.rejected}"] = (id, pair)
+    paired = len({id for of_letter in pairs.values() for id, _ in of_letter.values()})
     if balance:
         fewest = min(map(len, pairs.values()))
         dropped["balance"] = _cut(pairs, dict.fromkeys(pairs, fewest), "balance")
@@ -178,6 +179,7 @@ def prefer(
         for prompt_id, pair in of_letter.values():
             kept.setdefault(prompt_id, []).append(pair)
             negatives[pair.negative] += 1
+    lost["balance"] = paired - len(kept)
     return Preferences(
         kept=kept,
         kept_letters={letter: len(of_letter) for letter, of_letter in pairs.items()},
@@ -209,6 +211,7 @@ def preference_examples(
                     rejected=rejected.text,
                     rejected_ids=rejected.token_ids,
                     rejected_judgment_id=rejected.id,
+                    rejected_cut_off=rejected.finish_reason == "length",
                     negative=pair.negative,
                 )
             )

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from ste_jax import checkpoints, files, judge_card, preemption, rundir
 from ste_jax.context import Context
-from ste_jax.decoding.memory import largest_footprint
+from ste_jax.decoding.memory import bytes_per_device
 from ste_jax.errors import WorkError
 from ste_jax.finetuning import packing
 from ste_jax.finetuning.loop import finetune
@@ -40,6 +40,8 @@ from ste_jax.tokenizers import Tokenizer
 from ste_jax.tracking import Tracker
 
 VERSION = 1
+ROOM = 1.2
+"""Times what decoding keeps in memory must be free for it, since its programs need some, too."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,8 +73,19 @@ def stages_of(context: Context, iteration: int) -> list[Stage]:
 def finetune_iteration(context: Context, iteration: int) -> None:
     """Train iteration K's judge; a stage is done where its loss curve lies beside its
     checkpoint."""
-    for stage in stages_of(context, iteration):
+    stages = stages_of(context, iteration)
+    for stage in stages:
         _finetune(context, stage)
+    kept = {stage.out.root.name for stage in stages[:-1]}
+    context.processes.from_first("old stages", lambda: _forget_others(stages[-1].chosen, kept))
+
+
+def _forget_others(here: IterationDir, kept: set[str]) -> None:
+    """Remove the judges of stages that the iteration no longer has."""
+    if here.stages.exists():
+        for place in here.stages.iterdir():
+            if place.name not in kept:
+                files.remove(place)
 
 
 def _finetune(context: Context, stage: Stage) -> None:
@@ -81,25 +94,27 @@ def _finetune(context: Context, stage: Stage) -> None:
     prompts = validation_prompts(context, judging)
     table = stage.chosen.preferences if stage.name == "dpo" else stage.chosen.training
     data = rundir.row_ids([table])
-    knobs = told(config.finetune, stage.name)
+    stage_told: list[Any] = [told(stage_knobs(config.finetune, stage.name))]
+    if stage.name == "dpo":
+        stage_told += [config.finetune.dpo.beta, config.finetune.dpo.nll_scale]
     print_ = fingerprint(
         "finetune" if stage.name == "sft" else f"finetune {stage.name}",
         VERSION,
-        [knobs, judge_fingerprint(judging), [prompt.id for prompt in prompts]],
+        [*stage_told, judge_fingerprint(judging), [prompt.id for prompt in prompts]],
         model=answers_of(context, parent),
         inputs=data,
     )
-    mark = out.root / "finetune.mark.json"
+    mark = out.finetune_mark
 
     def stale() -> bool:
+        if rundir.marked(mark) != print_:
+            _take_over(stage, print_)
         begun = rundir.marked(mark) == print_
         lost = out.loss_curve.exists() and not is_there(out)
         if not begun or lost:
             # the state first: what it ended with must not outlive the checkpoint
-            reference = out.reference.directory
-            for path in (out.train_state, reference, out.loss_curve, out.checkpoint):
+            for path in (out.train_state, out.loss_curve, out.checkpoint, out.evaluation):
                 files.remove(path)
-            files.remove(out.evaluation)
             rundir.mark(mark, print_)
         return not out.loss_curve.exists()
 
@@ -115,10 +130,12 @@ def _finetune(context: Context, stage: Stage) -> None:
     rows = list(table.rows())
     units: Sequence[Unit]
     if stage.name == "dpo":
-        units = _with_reference(context, stage, make_preferences(rows, opened.tokenizer), opened)
+        preferences = make_preferences(rows, opened.tokenizer)
+        _check_letters(context, stage, rows, preferences)
+        units = _with_reference(context, stage, preferences, opened, data)
     else:
         units = make_examples(rows, opened.tokenizer)
-    _check_letters(context, stage, rows, units)
+        _check_letters(context, stage, rows, units)
     validate = _Validator(context, opened, judging, prompts)
     _train(context, stage, opened, units, validate, print_, data)
 
@@ -137,9 +154,10 @@ def _check_letters(
     plan = packing.plan(fitting, knobs, context.config.seed)
     left = {letter for id, letter in letters.items() if id not in plan.too_long}
     if len(left) == 1:
+        where = "finetune.dpo." if stage.name == "dpo" else "finetune."
         raise WorkError(
             f"{stage.name}: {len(plan.too_long)} of iteration {stage.out.index}'s {len(units)} "
-            f"rows are longer than finetune.sequence_length={knobs.sequence_length}, and all the "
+            f"rows are longer than {where}sequence_length={knobs.sequence_length}, and all the "
             f"others have the verdict {left.pop()}; raise it"
         )
 
@@ -156,7 +174,14 @@ def _train(
     config, out = context.config, stage.out
     knobs = stage_knobs(config.finetune, stage.name)
     name = f"{out.index}-{stage.name}"
-    tracker = Tracker(config.track, context.run.root, config.name, name, to_dict(config))
+    tracker = Tracker(
+        config.track,
+        context.run.root,
+        name,
+        run=config.name,
+        attempt=fingerprint("attempt", 1, str(context.run.root), inputs=print_),
+        config=to_dict(config),
+    )
 
     def save_model(model: Decoder, step: int, metrics: dict[str, Any]) -> None:
         checkpoints.save_checkpoint(
@@ -243,15 +268,15 @@ def make_examples(rows: Sequence[TrainingExample], tokenizer: Tokenizer) -> list
 
 
 def make_preferences(rows: Sequence[TrainingExample], tokenizer: Tokenizer) -> list[Preference]:
-    """Likewise of a correct and a failed judgment. The failed one stays as it was sampled: where it
-    was cut off, nothing is learnt of how it would have ended."""
+    """Likewise of a correct and a failed judgment. A failed one that was cut off stays so: nothing
+    is learnt of how it would have ended."""
     prompts = tokenizer.prompt_ids_batch(row.messages for row in rows)
     return [
         Preference(
             id=row.id,
             prompt_ids=prompt_ids,
             chosen_ids=_ended(_ids(row.completion, row.completion_ids, tokenizer), tokenizer),
-            rejected_ids=_ids(row.rejected or "", row.rejected_ids or (), tokenizer),
+            rejected_ids=_rejected_ids(row, tokenizer),
         )
         for row, prompt_ids in zip(rows, prompts, strict=True)
     ]
@@ -261,12 +286,37 @@ def _ids(text: str, ids: Sequence[int], tokenizer: Tokenizer) -> tuple[int, ...]
     return tuple(ids) or tuple(tokenizer.encode(text, continues=True))
 
 
+def _rejected_ids(row: TrainingExample, tokenizer: Tokenizer) -> tuple[int, ...]:
+    ids = _ids(row.rejected or "", row.rejected_ids or (), tokenizer)
+    return ids if row.rejected_cut_off else _ended(ids, tokenizer)
+
+
 def _ended(ids: tuple[int, ...], tokenizer: Tokenizer) -> tuple[int, ...]:
     return ids if ids and ids[-1] in tokenizer.eos_ids else ids + tokenizer.eos_ids[:1]
 
 
+def _take_over(stage: Stage, print_: str) -> None:
+    """What the stage has made as the last of an iteration, when it is no longer that, or the other
+    way round, it need not make again. Nothing is moved within an object store."""
+    there = stage.chosen if stage.out != stage.chosen else stage.chosen.stage(stage.name)
+    done = there.loss_curve.exists() and is_there(there)
+    if files.is_remote(there.root) or rundir.marked(there.finetune_mark) != print_ or not done:
+        return
+    made = [place for place in there.finetuned if place.exists()]
+    for place in stage.out.finetuned:
+        files.remove(place)
+    stage.out.root.mkdir(parents=True, exist_ok=True)
+    # The mark comes last: without it, what a kill has left half moved is made again.
+    for place in made:
+        place.rename(stage.out.root / place.name)
+
+
 def _with_reference(
-    context: Context, stage: Stage, preferences: list[Preference], opened: Opened
+    context: Context,
+    stage: Stage,
+    preferences: list[Preference],
+    opened: Opened,
+    data: str,
 ) -> list[Preference]:
     """The preferences with what the stage's first model says of them: asked once and kept, shard by
     shard. Those that no row holds stay without.
@@ -274,17 +324,31 @@ def _with_reference(
     Raises:
       Preempted: asked to stop; finished shards are kept.
     """
-    table, knobs = stage.out.reference, stage_knobs(context.config.finetune, stage.name)
+    table, knobs = stage.chosen.reference, stage_knobs(context.config.finetune, stage.name)
+    mark = stage.chosen.reference_mark
+    shape = [knobs.sequence_length, knobs.batch_rows, knobs.accumulate, knobs.dtype]
+    print_ = fingerprint(
+        "reference", 1, [*shape, knobs.param_dtype], model=model_of(stage.parent), inputs=data
+    )
+
+    def missing() -> list[int]:
+        if rundir.marked(mark) != print_:
+            table.remove()
+            rundir.mark(mark, print_)
+        return [shard for shard in range(table.shards) if not table.done(shard)]
+
     by_id = {each.id: each for each in preferences}
     shards = {
         shard: [by_id[row.id] for row in stage.chosen.preferences.read(shard)]
         for shard in range(table.shards)
     }
-
-    def missing() -> list[int]:
-        return [shard for shard in shards if not table.done(shard)]
-
     todo = context.processes.from_first("reference", missing)
+    known = {
+        row.id: (row.chosen_logprob, row.rejected_logprob)
+        for shard in shards
+        if shard not in todo
+        for row in table.read(shard)
+    }
     title, total = f"reference {stage.out.index}", sum(len(shards[shard]) for shard in todo)
     with tqdm(total=total, desc=title, unit="pair", disable=None if total else True) as bar:
         for shard, scores in reference_scores(
@@ -296,6 +360,8 @@ def _with_reference(
             preemption.requested,
             bar.update,
         ):
+            # Every process has them all: none need read what another has just written.
+            known |= scores
             if context.processes.first:
                 rows = (
                     ReferenceScore(id=id, chosen_logprob=chosen, rejected_logprob=rejected)
@@ -303,8 +369,12 @@ def _with_reference(
                 )
                 table.write(shard, rows)
     context.processes.barrier(title)
-    kept = {row.id: (row.chosen_logprob, row.rejected_logprob) for row in table.rows()}
-    return [dataclasses.replace(each, reference=kept.get(each.id)) for each in preferences]
+    lacking = [e.id for e in preferences if e.length <= knobs.sequence_length and e.id not in known]
+    if lacking:
+        raise WorkError(
+            f"{table.directory} lacks the score of {lacking[0]}; remove it and run again"
+        )
+    return [dataclasses.replace(each, reference=known.get(each.id)) for each in preferences]
 
 
 class _Validator:
@@ -346,7 +416,8 @@ class _Validator:
             local, received = hand_over_model(model, mesh, knobs.dtype)
             context.log("handed_over", bytes_received=received)
             return LocalGenerator(local, tokenizer, knobs, mesh)
-        place = context.run.root / "validated"
+        # A name that is swept where a kill leaves it.
+        place = context.run.root / "validated.partial-weights"
         checkpoints.save_checkpoint(
             place, model, tokenizer=tokenizer, provenance={}, barrier=context.processes.barrier
         )
@@ -362,9 +433,12 @@ class _Validator:
         config = self._context.config
         if config.finetune.handover != "auto":
             return config.finetune.handover == "memory"
-        devices = jax.local_devices()
-        needed = largest_footprint(model.config, config.decoding).total / len(devices)
-        fits = all(needed <= free for free in map(_free_bytes, devices) if free is not None)
+        if config.finetune.lora.rank:
+            return True
+        mesh = make_mesh(config.decoding.mesh, jax.local_devices())
+        needed = ROOM * bytes_per_device(model.config, config.decoding, mesh)
+        left = map(_free_bytes, jax.local_devices())
+        fits = all(needed <= free for free in left if free is not None)
         return all(self._context.processes.gather("handover", fits))
 
 

@@ -18,6 +18,7 @@ import pytest
 from etils import epath
 
 from ste_jax import files
+from ste_jax.config import DpoKnobs
 from ste_jax.errors import Preempted, WorkError
 from ste_jax.finetuning import loop, packing
 from ste_jax.finetuning.loop import FinetuneResult
@@ -297,6 +298,19 @@ def test_other_training_does_not_take_the_state(trained: Trained, check: Check) 
     assert [event["step"] for event in other.logged] == list(range(1, STEPS + 1))
     assert [validation["step"] for validation in result.validations] == [5, 10]
     assert len(list((trained.root / "state").iterdir())) == 1
+
+
+def test_knobs_of_other_stages_and_places_leave_its_state_alone(
+    trained: Trained, check: Check
+) -> None:
+    stopped_after_six(trained)
+    dpo = DpoKnobs(beta=0.7, learning_rate=1.0)
+    trained.knobs = dataclasses.replace(
+        trained.knobs, dpo=dpo, stages=("sft", "dpo"), keep_states=5, rounding="nearest"
+    )
+    result = trained.run()
+    assert [event["step"] for event in trained.logged] == list(range(1, STEPS + 1))
+    check(result, trained)
 
 
 class Held(InHand):

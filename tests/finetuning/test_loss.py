@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from ste_jax.finetuning import loss
-from ste_jax.finetuning.loss import completion_loss
+from ste_jax.finetuning.loss import target_scores
+from ste_jax.finetuning.objectives import Sft
 
 B, T, C, D, V = 3, 20, 7, 6, 11
 RNG = np.random.default_rng(0)
@@ -23,8 +24,11 @@ WEIGHTS = RNG.choice([0.0, 1.0, 2.5], (B, C)).astype(np.float32)
 
 
 def ours(hidden: Any, matrix: Any) -> tuple[jax.Array, jax.Array]:
-    sums = completion_loss(lambda h: h @ matrix, hidden, AT, TARGETS, WEIGHTS)
-    return sums.loss, sums.correct
+    scores = target_scores(lambda h: h @ matrix, hidden, AT, TARGETS)
+    batch = {"weights": jnp.asarray(WEIGHTS)}
+    # Of totals of 1, a share is the sum.
+    share = Sft().share(scores, batch, {"weight": jnp.ones(()), "targets": jnp.ones(())})
+    return share.loss, share.measures["token_accuracy"]
 
 
 def reference() -> tuple[float, int, np.ndarray, np.ndarray]:
@@ -54,8 +58,8 @@ def test_it_is_the_weighted_cross_entropy(piece: int, monkeypatch: pytest.Monkey
 
 
 def test_large_logits_do_not_overflow() -> None:
-    sums = completion_loss(lambda h: 1e4 * h @ MATRIX, jnp.asarray(HIDDEN), AT, TARGETS, WEIGHTS)
-    assert np.isfinite(float(sums.loss))
+    scores = target_scores(lambda h: 1e4 * h @ MATRIX, jnp.asarray(HIDDEN), AT, TARGETS)
+    assert np.isfinite(np.asarray(scores.logprob)).all()
 
 
 def shapes(jaxpr: Any) -> set[tuple[int, ...]]:

@@ -17,7 +17,7 @@ import torch
 
 from ste_jax.config import MeshKnobs
 from ste_jax.finetuning.attention import packed_causal
-from ste_jax.finetuning.loss import completion_loss
+from ste_jax.finetuning.loss import target_scores
 from ste_jax.models.decoder import Decoder
 from ste_jax.models.families import family_of
 from ste_jax.models.layout import to_file
@@ -75,9 +75,8 @@ def logits_and_gradients(model: Decoder) -> tuple[np.ndarray, dict[str, np.ndarr
         def loss(params: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
             ours = with_parameters(model, params)
             hidden, _ = ours(jnp.asarray(TOKENS), positions, attend, remat=True)
-            weights = jnp.full(targets.shape, 1 / targets.size)
-            sums = completion_loss(ours.logits, hidden, target_at, targets, weights)
-            return sums.loss, ours.logits(hidden)
+            scores = target_scores(ours.logits, hidden, target_at, targets)
+            return -jnp.mean(scores.logprob), ours.logits(hidden)
 
         return jax.grad(loss, has_aux=True)(params)
 
