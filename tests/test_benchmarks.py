@@ -388,7 +388,7 @@ def test_ours_and_the_peer_train_the_same_work() -> None:
         assert len(one["seconds of the steps"]) == 2
         assert one["peak bytes"] > 0
         # random weights know nothing of the next token
-        assert one["losses"] == pytest.approx([np.log(256)] * 3, rel=0.05)
+        assert one["losses"] == pytest.approx([np.log(256)] * 3, rel=0.2)
     # the two ways of the peer are one loss
     assert found[1]["losses"] == pytest.approx(found[2]["losses"], rel=1e-5)
     assert ours_training.run_saves(TRAINING, 2)["steps"] == 3

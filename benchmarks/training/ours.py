@@ -55,7 +55,7 @@ def random_model(work: Training) -> Decoder:
 def run(work: Training) -> dict[str, Any]:
     """Tokens per second of the steps after the first."""
     compilation_cache.enable()
-    mesh, knobs, examples = make_mesh(MeshKnobs()), work.knobs(), work.examples()
+    mesh, knobs, examples = make_mesh(MeshKnobs(), jax.devices()[:1]), work.knobs(), work.examples()
     plan = packing.plan(examples, knobs, seed=0)
     total = len(plan.steps)
     model = random_model(work)
@@ -108,7 +108,7 @@ def run_saves(work: Training, save_every: int) -> dict[str, Any]:
             examples=work.examples(),
             knobs=knobs,
             seed=0,
-            mesh=make_mesh(MeshKnobs()),
+            mesh=make_mesh(MeshKnobs(), jax.devices()[:1]),
             state_dir=epath.Path(place),
             validate=lambda model, step, release: {"accuracy": None},
             save_model=lambda model, step, metrics: None,

@@ -24,7 +24,7 @@ from ste_jax.errors import WorkError
 from ste_jax.models.config import ModelConfig
 from ste_jax.models.decoder import Decoder
 from ste_jax.models.int8 import with_int8
-from ste_jax.sharding import parameter_sharding, partition
+from ste_jax.sharding import parameter_sharding
 
 GB = 1e9
 
@@ -77,9 +77,10 @@ def bytes_per_device(config: ModelConfig, knobs: DecodingKnobs, mesh: Mesh) -> f
         for one in parameters
     )
     share = divided / sum(math.prod(one.shape) for one in parameters)
-    (heads,) = partition((config.num_kv_heads,), ("kv_heads",), mesh)
-    ways = math.prod(mesh.shape[axis] for axis in heads or ())
-    return float(found.weights * share + (found.total - found.weights) / ways)
+    heads = (config.num_kv_heads,)
+    (mine,) = parameter_sharding(heads, ("kv_heads",), mesh).shard_shape(heads)
+    caches = found.total - found.weights
+    return float(found.weights * share + caches * mine / config.num_kv_heads)
 
 
 def _largest(knobs: DecodingKnobs) -> Lane:

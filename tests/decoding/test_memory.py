@@ -10,15 +10,16 @@ from typing import Any
 import jax
 import pytest
 
-from ste_jax.config import DecodingKnobs
+from ste_jax.config import DecodingKnobs, MeshKnobs
 from ste_jax.decoding.engine import Engine
-from ste_jax.decoding.lanes import Lane
-from ste_jax.decoding.memory import footprint, room_made
+from ste_jax.decoding.lanes import Lane, choose_lane
+from ste_jax.decoding.memory import bytes_per_device, footprint, room_made
 from ste_jax.decoding.programs import Programs
 from ste_jax.errors import WorkError
 from ste_jax.generators.local import LocalGenerator
 from ste_jax.generators.protocol import ScoreRequest
 from ste_jax.models.config import LayerKind
+from ste_jax.sharding import make_mesh
 from tests.decoding import small
 from tests.decoding.small import collect, prompt, request
 
@@ -58,6 +59,22 @@ def test_the_sizes_are_those_of_the_arrays(weights: Any) -> None:
     assert found.buffer == size(programs.buffer(32))
     assert found.store == found.buffer * knobs.cache_tokens // 32
     assert found.total == sum(dataclasses.astuple(found))
+
+
+def test_a_device_keeps_what_its_mesh_divides_and_all_of_the_rest() -> None:
+    config, knobs = small.small_model().config, small.KNOBS
+    largest = choose_lane(knobs, knobs.prompt_buckets[-1], knobs.new_buckets[-1])
+    whole = footprint(config, knobs, largest)
+
+    def on(devices: int, **mesh: int) -> float:
+        placed = make_mesh(MeshKnobs(**{"fsdp": 1, **mesh}), jax.devices()[:devices])
+        return bytes_per_device(config, knobs, placed)
+
+    assert on(1) == whole.total
+    assert on(2, data=2) == whole.total  # each has all of it
+    caches = whole.total - whole.weights
+    assert caches + whole.weights / 2 <= on(2, fsdp=2) < whole.total
+    assert on(2, tensor=2) < on(2, fsdp=2)  # caches have kv heads
 
 
 def test_a_window_makes_caches_small() -> None:
