@@ -30,13 +30,15 @@ PACE = 0.03
 
 def main() -> int:
     """Trains; the exit status."""
-    preemption.install()
     root, devices = epath.Path(sys.argv[1]), int(sys.argv[2])
     if len(sys.argv) > 3:
         jax.distributed.initialize(sys.argv[3], num_processes=2, process_id=int(sys.argv[4]))
 
     from ste_jax.parameters import parameters_of, with_parameters
     from ste_jax.sharding import make_mesh, parameter_sharding
+
+    preemption.install()  # after JAX, which else takes the signal for itself
+
     from tests.finetuning.small import CONFIG, Trained, small_model
 
     mesh = make_mesh(MeshKnobs(), jax.devices()[:devices])
