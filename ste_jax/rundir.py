@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -122,6 +122,10 @@ class IterationDir:
         """Where a stage of fine-tuning leaves its judge that is not the last: with a checkpoint,
         a loss curve and an evaluation of its own."""
         return IterationDir(self.stages / name, self.index, self.shards)
+
+    def places_of(self, stages: Sequence[str]) -> list[tuple[str, IterationDir]]:
+        """Stages of fine-tuning, in order, and where each leaves its judge: the last here."""
+        return [*((name, self.stage(name)) for name in stages[:-1]), (stages[-1], self)]
 
     @property
     def stages(self) -> epath.Path:

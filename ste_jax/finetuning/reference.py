@@ -13,7 +13,7 @@ from ste_jax.config import FinetuneKnobs
 from ste_jax.errors import Preempted
 from ste_jax.finetuning import packing
 from ste_jax.finetuning.objectives import Preference
-from ste_jax.finetuning.train_step import make_reference, put_batch, stop_flags
+from ste_jax.finetuning.train_step import make_reference, put_batch
 from ste_jax.models.decoder import Decoder
 from ste_jax.parameters import parameters_of
 
@@ -68,10 +68,8 @@ def reference_scores(
                 targets_per_row=targets,
             )
             pair = np.ones((count, pairs), np.float32)
-            batch = put_batch(
-                dataclasses.replace(filled, extra={"pair": pair}), knobs.accumulate, mesh
-            )
-            batch["stop"] = stop_flags(mesh, stop_requested())
+            filled = dataclasses.replace(filled, extra={"pair": pair})
+            batch = put_batch(filled, knobs.accumulate, mesh, stop=stop_requested())
             found, stop = jax.device_get(program(params, batch))
             if stop:
                 raise Preempted("asked to stop; run the same command again")

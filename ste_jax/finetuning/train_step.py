@@ -275,9 +275,10 @@ def make_reference(
     return run
 
 
-def put_batch(rows: Rows, accumulate: int, mesh: Mesh) -> Batch:
+def put_batch(rows: Rows, accumulate: int, mesh: Mesh, *, stop: bool = False) -> Batch:
     """Puts the rows of a step on the mesh, `accumulate` micro-batches of them, divided over the
-    axes of a batch; nobody asks to stop. Every process gives all rows and keeps its own."""
+    axes of a batch. Every process gives all rows and keeps its own; `stop` is as `stop_flags` has
+    it."""
     _, divided = _batch_shardings(mesh)
 
     def put(value: Array) -> jax.Array:
@@ -285,7 +286,7 @@ def put_batch(rows: Rows, accumulate: int, mesh: Mesh) -> Batch:
         return jax.make_array_from_callback(value.shape, divided, value.__getitem__)
 
     batch = {name: put(value) for name, value in rows.fields().items()}
-    return {**batch, "stop": stop_flags(mesh, False)}
+    return {**batch, "stop": stop_flags(mesh, stop)}
 
 
 def stop_flags(mesh: Mesh, stop: bool) -> jax.Array:

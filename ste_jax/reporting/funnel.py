@@ -114,13 +114,12 @@ def finetuning_stages(run: RunDir) -> list[tuple[IterationDir, str, IterationDir
     """The stages of fine-tuning whose loss curve is there: the iteration, the stage's name, and
     where its judge lies."""
     stages = read_config(run).get("finetune", {}).get("stages", ["sft"])
-    found = []
-    for iteration in run.iterations():
-        for place, name in enumerate(stages, start=1):
-            out = iteration if place == len(stages) else iteration.stage(name)
-            if iteration.index and out.loss_curve.exists():
-                found.append((iteration, name, out))
-    return found
+    return [
+        (iteration, name, out)
+        for iteration in run.iterations()
+        for name, out in iteration.places_of(stages)
+        if iteration.index and out.loss_curve.exists()
+    ]
 
 
 def _iteration(

@@ -63,8 +63,7 @@ def stages_of(context: Context, iteration: int) -> list[Stage]:
     knobs, here = context.config.finetune, context.run.iteration(iteration)
     parent = context.run.iteration(0 if knobs.start_from == "seed" else iteration - 1)
     stages = []
-    for place, name in enumerate(knobs.stages, start=1):
-        out = here if place == len(knobs.stages) else here.stage(name)
+    for name, out in here.places_of(knobs.stages):
         stages.append(Stage(name=name, chosen=here, out=out, parent=parent))
         parent = out
     return stages
@@ -150,13 +149,13 @@ def _check_letters(
     """
     knobs = stage_knobs(context.config.finetune, stage.name)
     letters = {row.id: row.label for row in rows}
-    fitting, _ = packing.cut_to_fit(units, knobs)
-    plan = packing.plan(fitting, knobs, context.config.seed)
-    left = {letter for id, letter in letters.items() if id not in plan.too_long}
+    cut, _ = packing.cut_to_fit(units, knobs)
+    too_long = {unit.id for unit in cut if unit.length > knobs.sequence_length}
+    left = {letter for id, letter in letters.items() if id not in too_long}
     if len(left) == 1:
         where = "finetune.dpo." if stage.name == "dpo" else "finetune."
         raise WorkError(
-            f"{stage.name}: {len(plan.too_long)} of iteration {stage.out.index}'s {len(units)} "
+            f"{stage.name}: {len(too_long)} of iteration {stage.out.index}'s {len(units)} "
             f"rows are longer than {where}sequence_length={knobs.sequence_length}, and all the "
             f"others have the verdict {left.pop()}; raise it"
         )

@@ -23,9 +23,8 @@ from ste_jax.errors import Preempted, WorkError
 from ste_jax.finetuning import loop, packing
 from ste_jax.finetuning.loop import FinetuneResult
 from ste_jax.finetuning.packing import Example
-from ste_jax.finetuning.state import InHand, Ledger, StateStore
+from ste_jax.finetuning.state import StateStore
 from ste_jax.finetuning.train_step import abstract_state, initial_state
-from ste_jax.models.decoder import Decoder
 from ste_jax.parameters import parameters_of
 from tests.finetuning.small import CONFIG, EXAMPLES, KNOBS, ONE, Trained, example, small_model
 from tests.full_disk import files_no_larger_than
@@ -311,48 +310,6 @@ def test_knobs_of_other_stages_and_places_leave_its_state_alone(
     result = trained.run()
     assert [event["step"] for event in trained.logged] == list(range(1, STEPS + 1))
     check(result, trained)
-
-
-class Held(InHand):
-    """A step's model, as far as a validation needs one."""
-
-    def __init__(self, step: int) -> None:
-        self.curve = [{}] * step
-
-    def model(self) -> Decoder:
-        return small_model()
-
-    def take_back(self) -> bool:
-        return True
-
-
-@pytest.mark.parametrize(
-    ("accuracies", "kept"),
-    [
-        ((0.6, 0.5, 0.4), [4]),
-        ((0.5, 0.5, 0.5), [4, 8, 10]),
-        ((0.5, 0.6, 0.6), [4, 8, 10]),
-        ((0.5, 0.4, 0.5), [4, 10]),
-        ((None, None, None), [4, 8, 10]),
-        ((0.0, None, None), [4]),
-    ],
-)
-def test_the_best_model_is_kept_and_of_equals_the_latest(
-    accuracies: tuple[float | None, ...], kept: list[int], tmp_path: Path
-) -> None:
-    ledger = Ledger(epath.Path(tmp_path / "ledger.json"))
-    saved: list[int] = []
-    for step, accuracy in zip((4, 8, 10), accuracies, strict=True):
-        assert loop.validate_step(
-            ledger,
-            Held(step),  # type: ignore[arg-type]
-            lambda model, step, release, a=accuracy: {"accuracy": a},  # type: ignore[misc]
-            lambda model, step, metrics: saved.append(step),
-        )
-    assert saved == kept
-    assert ledger.best(10)["step"] == kept[-1]
-    again = Ledger(epath.Path(tmp_path / "ledger.json"))
-    assert again.validations(10) == ledger.validations(10)
 
 
 def test_preempted_inside_a_validation_no_step_is_lost(trained: Trained, check: Check) -> None:
