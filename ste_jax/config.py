@@ -258,6 +258,11 @@ class DpoKnobs:
     """Of all correct x failed judgments of a prompt at most so many pairs."""
     negatives: tuple[Literal["incorrect", "unparsed"], ...] = ("incorrect", "unparsed")
     """What a failed judgment is: one with the wrong verdict, one without any."""
+    more_samples: int = 0
+    """Of a prompt with correct judgments and none of `negatives`, draw up to so many more, until
+    one is; only those are used."""
+    more_temperature: float = 1.0
+    """At which they are drawn; else as the role of the judge says (its `top_p` among it)."""
     epochs: float = 1.0
     max_steps: int = 0
     sequence_length: int = 0

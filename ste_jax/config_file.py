@@ -201,6 +201,14 @@ def _check_finetune(config: Config) -> None:
         )
     if not knobs.dpo.negatives:
         raise RequestError("finetune.dpo.negatives must name at least one kind of failed judgment")
+    if knobs.dpo.more_samples < 0:
+        raise RequestError("finetune.dpo.more_samples must be at least 0")
+    usual = config.roles.judge.sampling.temperature
+    if knobs.dpo.more_samples and knobs.dpo.more_temperature <= usual:
+        raise RequestError(
+            f"finetune.dpo.more_temperature={knobs.dpo.more_temperature} is not above the usual "
+            f"roles.judge.sampling.temperature={usual}; raise it"
+        )
     if config.annotate.policy != "all":
         raise RequestError(
             "finetune.stages has dpo, which needs correct and failed judgments of the same prompt; "

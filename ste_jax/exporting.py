@@ -103,11 +103,17 @@ def _origin(source: Source, provenance: Mapping[str, Any]) -> Iterator[str]:
             f"run `{provenance['run']}`, from the seed `{seed}`. {written}"
         )
         yield ""
+        learnt = (
+            "what came to the right verdict was learnt: {examples:,} judgments, {step:,} steps."
+            if provenance.get("stage") != "dpo"
+            else "the judge learnt to prefer what came to the right verdict to what failed on the "
+            "same pair, by DPO with a likelihood term ([arXiv 2305.18290]"
+            "(https://arxiv.org/abs/2305.18290)): {examples:,} pairs of judgments, {step:,} steps."
+        )
         yield (
             "No human preference labels were used: the seed answered instructions and similar "
             "ones, so that the better answer of a pair was known by construction; the judge of the "
-            "iteration before reasoned about the pairs, and what came to the right verdict was "
-            f"learnt: {provenance['examples']:,} judgments, {provenance['step']:,} steps."
+            f"iteration before reasoned about the pairs, and {learnt.format(**provenance)}"
         )
         if validation.get("accuracy") is not None:
             yield ""

@@ -23,7 +23,7 @@ from ste_jax.rundir import RunDir, Table
 from ste_jax.steps.curating import curate
 from ste_jax.steps.evaluating import check_labelled, evaluate
 from ste_jax.steps.finetuning import finetune_iteration
-from ste_jax.steps.judging import annotate
+from ste_jax.steps.judging import annotate, dpo_wants_more
 from ste_jax.steps.pairing import make_pairs
 from ste_jax.steps.pool import import_seed, take_in, take_in_labelled
 from ste_jax.steps.selecting import choose, label
@@ -114,6 +114,8 @@ def _stage(context: Context, stage: str, iteration: int) -> None:
         curate(context, iteration)
     else:
         _need(here.judgments, f"annotate --iteration {iteration}")
+        if dpo_wants_more(context.config):
+            _need(here.more_judgments, f"annotate --iteration {iteration}")
         curate(context, iteration)
         finetune_iteration(context, iteration)
 

@@ -105,6 +105,11 @@ class IterationDir:
         return self._table(records.Judgment, "judgments")
 
     @property
+    def more_judgments(self) -> Table[records.Judgment]:
+        """What was drawn besides for DPO, where no judgment of a prompt had failed."""
+        return self._table(records.Judgment, "more_judgments")
+
+    @property
     def training(self) -> Table[records.TrainingExample]:
         return self._table(records.TrainingExample, "training")
 

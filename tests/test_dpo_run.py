@@ -139,6 +139,43 @@ def test_what_was_made_stays_when_a_later_stage_changes_or_goes(
     assert_identical(expected, run)
 
 
+def test_more_is_drawn_where_no_judgment_had_failed(
+    undisturbed: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, expected = undisturbed
+    runs = [tmp_path / name for name in ("killed", "whole")]
+    for run in runs:
+        shutil.copytree(expected, run)
+    words = [["run", str(config), "--dir", str(run)] for run in runs]
+    more = ["finetune.dpo.more_samples=12", "finetune.dpo.more_temperature=2"]
+    more += ["finetune.dpo.negatives=[incorrect]"]
+    killed = running.run([*words[0], *more], place="write:1/more_judgments/:2")
+    assert killed == -signal.SIGKILL
+    assert running.run(["finetune", str(runs[0]), "--iteration", "1"]) == 2
+    assert "more_judgments is not there yet" in capsys.readouterr().out
+    assert [running.run([*each, *more]) for each in words] == [0, 0]
+    assert_identical(*runs)
+
+    here = RunDir(epath.Path(runs[0])).iteration(1)
+    labels = {prompt.id: prompt.label for prompt in here.prompts.rows()}
+    failed, right = set(), set()
+    for row in here.judgments.rows():
+        if row.verdict is not None:
+            (right if row.verdict == labels[row.prompt_id] else failed).add(row.prompt_id)
+    drawn = list(here.more_judgments.rows())
+    assert {row.prompt_id for row in drawn} == right - failed
+    first = {row.sample for row in here.judgments.rows()}
+    assert min(row.sample for row in drawn) == max(first) + 1
+    pairs = list(here.preferences.rows())
+    hotter = {row.id for row in drawn if row.verdict not in (None, labels[row.prompt_id])}
+    count = sum(pair.rejected_judgment_id in hotter for pair in pairs)
+    assert count > 0
+    assert finetuning_table(RunDir(epath.Path(runs[0])))[1]["drawn_hotter"] == count
+
+    assert running.run(words[0]) == 0  # without it, all is as it was
+    assert_identical(expected, runs[0])
+
+
 def test_weights_that_are_handed_over_on_disk_are_measured_alike(
     undisturbed: tuple[Path, Path], tmp_path: Path
 ) -> None:

@@ -267,12 +267,14 @@ def run_llamacpp(file: Path, work: Workload) -> Timed:
         return way
 
     many = max(1, 64 // work.samples)
+    # Greedy tokens are compared with ours, which are of float32 throughout.
+    halves = (False, True) if work.temperature else (False,)
     ways = {
         f"{at_once} prompts at once, cells {'shared' if unified else 'copied'}, "
         f"cache in {'float16' if half else 'float32'}": in_batches(at_once, unified, half)
         for at_once in sorted({1, many})
         for unified in (True, False)
-        for half in (False, True)
+        for half in halves
     }
     return fastest("llama.cpp", ways, work)
 

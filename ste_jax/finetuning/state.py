@@ -6,8 +6,9 @@ The directory of one fine-tuning holds
     ledger.json  what each validation measured, and which step's model was handed out as the best
     result.json  the end: written once there is nothing left to do, and then the states are removed
 
-A state is complete by its name (Orbax renames) and good by its checksums. One that is neither is
-passed over with a warning and removed, and the one before it is taken.
+A state is complete by its name (Orbax renames) and good by its checksums. One that cannot be read
+or has others is passed over with a warning, and the one before it is taken; it is removed when
+training comes to its step again.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ class StateStore:
     def __init__(self, directory: epath.Path, *, keep: int = 2) -> None:
         """`keep`: how many of the newest states stay."""
         self._directory = files.absolute(directory)
+        self._bad: set[int] = set()
         try:
             self._manager = ocp.CheckpointManager(
                 self._directory,
@@ -55,8 +57,8 @@ class StateStore:
 
     def newest(self) -> epath.Path | None:
         """Where the last complete state lies."""
-        step = self._manager.latest_step()
-        return None if step is None else self._directory / str(step)
+        good = set(self._manager.all_steps()) - self._bad
+        return self._directory / str(max(good)) if good else None
 
     def save(self, step: int, state: TrainState, curve: list[Event]) -> None:
         """Begins to save; the arrays are copied before it returns, the writing goes on behind.
@@ -68,6 +70,9 @@ class StateStore:
         # A copy: it is written while training goes on and the curve grows.
         content = {"curve": list(curve), "arrays": checkpoints.describe(arrays)}
         try:
+            if step in self._bad:
+                self._manager.delete(step)
+                self._bad.discard(step)
             begun = self._manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -93,7 +98,7 @@ class StateStore:
 
     def restore(self, like: TrainState) -> tuple[TrainState, list[Event]] | None:
         """The newest good state and its loss curve; `like` holds shapes and shardings."""
-        for step in sorted(self._manager.all_steps(), reverse=True):
+        for step in sorted(set(self._manager.all_steps()) - self._bad, reverse=True):
             try:
                 found, reason = self._read(step, like), ""
             except Exception as error:  # whatever is wrong with it, it is not good
@@ -109,7 +114,8 @@ class StateStore:
                 f"{reason}",
                 stacklevel=2,
             )
-            self._manager.delete(step)
+            # Not removed yet: it may be the store that fails, and not the state.
+            self._bad.add(step)
         return None
 
     def __enter__(self) -> StateStore:

@@ -39,7 +39,7 @@ def funnel(run: RunDir) -> dict[str, Any]:
       RequestError: not a run. WorkError: a damaged table.
     """
     splits, selection = _selection(run)
-    begun, waves = run.iterations(), _waves(run)
+    begun, asked = run.iterations(), read_config(run).get("annotate", {})
     sft = {one.index: out for one, name, out in finetuning_stages(run) if name == "sft"}
     return {
         "intake": files.read_json(run.manifest).get("intake"),
@@ -48,7 +48,7 @@ def funnel(run: RunDir) -> dict[str, Any]:
         "selection": selection,
         "pairs": _pairs(run, splits),
         "iterations": [
-            _iteration(each, waves, sft.get(each.index)) for each in begun if each.index > 0
+            _iteration(each, asked, sft.get(each.index)) for each in begun if each.index > 0
         ],
         "evaluations": [_evaluation(each) for each in begun],
     }
@@ -123,13 +123,15 @@ def finetuning_stages(run: RunDir) -> list[tuple[IterationDir, str, IterationDir
 
 
 def _iteration(
-    iteration: IterationDir, waves: tuple[int, ...], sft: IterationDir | None
+    iteration: IterationDir, asked: dict[str, Any], sft: IterationDir | None
 ) -> dict[str, Any]:
-    """One iteration's counts:
+    """One iteration's counts, of which `asked` are the knobs of `annotate`:
 
     prompts, with_correct: all of them, and those with at least one correct judgment;
+    orders: how many prompts a pair gives;
     judgments = parsed (by the judge itself) + forced + unparsed (not even so); failures by kind,
       why the judge gave no verdict by itself; correct: verdict equal to the label;
+    more_judgments: drawn besides for DPO, in none of the other counts;
     samples, waves: {samples drawn (waves begun): prompts};
     kept: {letter: n} of training, as the table has it; curation: what the curation itself wrote,
       {kept: {letter: n}, dropped: {reason: n}}, null before;
@@ -153,6 +155,7 @@ def _iteration(
         if verdict is not None and verdict == labels.get(prompt_id):
             correct += 1
             with_correct.add(prompt_id)
+    waves = tuple(asked.get("waves", AnnotateKnobs().waves))
     letters = Counter({"A": 0, "B": 0})
     letters.update(letter for (letter,) in read_columns(iteration.training, "label"))
     curation = iteration.curation
@@ -160,7 +163,9 @@ def _iteration(
     return {
         "iteration": iteration.index,
         "prompts": len(labels),
+        "orders": 1 if asked.get("orders") == "one" else 2,
         "judgments": samples.total(),
+        "more_judgments": count(iteration.more_judgments),
         "strays": sum(id not in labels for id in samples),
         "parsed": parsed,
         "forced": forced,
@@ -181,11 +186,6 @@ def _iteration(
 def _tally(per_prompt: Counter[str]) -> Counts:
     of = Counter(per_prompt.values())
     return {str(number): of[number] for number in sorted(of)}
-
-
-def _waves(run: RunDir) -> tuple[int, ...]:
-    """The sizes of the waves; the knob's default where the run has no config yet."""
-    return tuple(read_config(run).get("annotate", {}).get("waves", AnnotateKnobs().waves))
 
 
 def _waves_of(samples: int, waves: tuple[int, ...]) -> int:
@@ -312,8 +312,8 @@ def _of_iteration(each: dict[str, Any], pairs: dict[str, Any]) -> Iterator[Equat
         yield "prompts without a judgment = 0", each["samples"].get("0", 0), 0
         yield "judgments of no prompt = 0", each["strays"], 0
     if each["annotated"] and pairs["complete"]:
-        train_pairs = pairs["by_split"].get("train", 0)
-        yield "prompts = 2 x training pairs", each["prompts"], 2 * train_pairs
+        train_pairs, orders = pairs["by_split"].get("train", 0), each["orders"]
+        yield f"prompts = {orders} x training pairs", each["prompts"], orders * train_pairs
     if each["complete"]:
         kept = each["curation"]["kept"]
         for letter in ("A", "B"):

@@ -99,7 +99,9 @@ def _row(
         "iteration": iteration.index,
         "instructions": sum(split.values()) if annotated else None,
         "pairs": counts["pairs"]["by_split"].get("train", 0) if annotated else None,
-        "samples_drawn": annotated["judgments"] if annotated else None,
+        "samples_drawn": (
+            annotated["judgments"] + annotated["more_judgments"] if annotated else None
+        ),
         "kept_A": annotated["kept"]["A"] if annotated else None,
         "kept_B": annotated["kept"]["B"] if annotated else None,
         "tokens_drawn": drawn.get("new_tokens"),
@@ -145,8 +147,8 @@ def finetuning_table(run: RunDir) -> list[dict[str, Any]]:
     cut off.
 
     `examples` were given to it (for DPO: pairs of judgments, of which the worse one had the wrong
-    verdict or none), of which some were too long for a row and left out, cut off, or without a
-    token to learn; the rest is of its judge.
+    verdict or none; `drawn_hotter` of the worse ones were drawn for this alone), of which some were
+    too long for a row and left out, cut off, or without a token to learn; the rest is of its judge.
     """
     stages = finetuning_stages(run)
     rows = [_finetuning_row(iteration, out, name) for iteration, name, out in stages]
@@ -156,9 +158,10 @@ def finetuning_table(run: RunDir) -> list[dict[str, Any]]:
 
 def _finetuning_row(iteration: IterationDir, out: IterationDir, name: str) -> dict[str, Any]:
     curve, evaluation = files.read_json(out.loss_curve), _evaluation(out)
-    negatives: dict[str, Any] = {}
+    chosen: dict[str, Any] = {}
     if name == "dpo" and iteration.preferring.exists():
-        negatives = files.read_json(iteration.preferring)["negatives"]
+        chosen = files.read_json(iteration.preferring)
+    negatives = chosen.get("negatives", {})
     last = curve["steps"][-1]
     return {
         "iteration": iteration.index,
@@ -166,6 +169,7 @@ def _finetuning_row(iteration: IterationDir, out: IterationDir, name: str) -> di
         "examples": curve.get("examples"),
         "incorrect": negatives.get("incorrect"),
         "unparsed": negatives.get("unparsed"),
+        "drawn_hotter": chosen.get("drawn_hotter"),
         "too_long": len(curve.get("too_long", ())),
         "truncated": len(curve.get("truncated", ())),
         "without_target": len(curve.get("without_target", ())),

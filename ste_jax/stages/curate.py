@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from ste_jax.config import CurateKnobs, DpoKnobs
 from ste_jax.records import Judgment, Prompt, TrainingExample, content_id, hash_order
@@ -108,6 +108,19 @@ def training_examples(
     ]
 
 
+Failure = Literal["incorrect", "unparsed", "error"]
+
+
+def failed_as(label: str, judgment: Judgment) -> Failure | None:
+    """`incorrect`, `unparsed` or, where the prompt could not be asked, `error`; None if its verdict
+    is the prompt's `label`."""
+    if judgment.verdict == label:
+        return None
+    if judgment.failure == "error":
+        return "error"
+    return "unparsed" if judgment.verdict is None else "incorrect"
+
+
 class Preferred(NamedTuple):
     """A correct judgment and a failed one of the same prompt, by id."""
 
@@ -139,21 +152,23 @@ class _Found:
 
 
 def prefer(
-    prompts: Iterable[Prompt], judgments: Iterable[Judgment], knobs: DpoKnobs, *, balance: bool
+    prompts: Iterable[Prompt],
+    judgments: Iterable[Judgment],
+    knobs: DpoKnobs,
+    *,
+    balance: bool,
+    more: Iterable[Judgment] = (),
 ) -> Preferences:
-    """Choose pairs for DPO. `prompts` and `judgments` are streams; only ids are kept.
+    """Choose pairs for DPO. `prompts`, `judgments` and `more` are streams; only ids are kept.
 
-    A prompt that could not be asked has no judgments: what its rows say is an error's text.
+    Of `more`, drawn at a higher temperature, only those that failed are used. A prompt that could
+    not be asked has no judgments: what its rows say is an error's text.
     """
     found = {prompt.id: _Found(prompt.label) for prompt in prompts}
     for judgment in judgments:
-        of_prompt = found[judgment.prompt_id]
-        if judgment.verdict == of_prompt.label:
-            of_prompt.correct.append(judgment.id)
-        elif judgment.failure != "error":
-            kind = "unparsed" if judgment.verdict is None else "incorrect"
-            if kind in knobs.negatives:
-                of_prompt.failed.append((judgment.id, kind))
+        _take(found[judgment.prompt_id], judgment, knobs, may_be_chosen=True)
+    for judgment in more:
+        _take(found[judgment.prompt_id], judgment, knobs, may_be_chosen=False)
     pairs: dict[str, dict[str, tuple[str, Preferred]]] = {"A": {}, "B": {}}
     lost: Counter[str] = Counter()
     dropped: Counter[str] = Counter()
@@ -187,6 +202,15 @@ def prefer(
         prompts_dropped={reason: count for reason, count in sorted(lost.items()) if count},
         pairs_dropped={reason: count for reason, count in sorted(dropped.items()) if count},
     )
+
+
+def _take(found: _Found, judgment: Judgment, knobs: DpoKnobs, *, may_be_chosen: bool) -> None:
+    """Puts a judgment where it can be paired."""
+    kind = failed_as(found.label, judgment)
+    if kind in knobs.negatives:
+        found.failed.append((judgment.id, kind))
+    elif kind is None and may_be_chosen:
+        found.correct.append(judgment.id)
 
 
 def preference_examples(

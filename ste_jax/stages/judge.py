@@ -34,7 +34,11 @@ class Judge:
 
     def greedy(self) -> Judge:
         """The same, asked at temperature 0."""
-        sampling = dataclasses.replace(self.role.sampling, temperature=0.0)
+        return self.at(0.0)
+
+    def at(self, temperature: float) -> Judge:
+        """The same, asked at another temperature."""
+        sampling = dataclasses.replace(self.role.sampling, temperature=temperature)
         return dataclasses.replace(self, role=dataclasses.replace(self.role, sampling=sampling))
 
 

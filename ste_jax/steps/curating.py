@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 from ste_jax import files, rundir
 from ste_jax.context import Context
 from ste_jax.errors import WorkError
-from ste_jax.rundir import IterationDir, fingerprint
+from ste_jax.rundir import IterationDir, Table, fingerprint
 from ste_jax.stages import curate as curation
+from ste_jax.steps.judging import dpo_wants_more
 from ste_jax.strict import to_dict
 
 
@@ -64,7 +66,9 @@ def _prefer(context: Context, iteration: int) -> None:
     here, config = context.run.iteration(iteration), context.config
     knobs = config.finetune.dpo
     read = {"pairs_per_prompt": knobs.pairs_per_prompt, "negatives": list(knobs.negatives)}
-    inputs = rundir.row_ids([here.prompts, here.judgments])
+    more = dpo_wants_more(config)
+    tables: list[Table[Any]] = [here.prompts, here.judgments]
+    inputs = rundir.row_ids(tables + [here.more_judgments] if more else tables)
     told = {**read, "balance": config.curate.balance}
     print_ = fingerprint("prefer", curation.PREFER_VERSION, told, inputs=inputs)
     mark = here.prefer_mark
@@ -72,28 +76,36 @@ def _prefer(context: Context, iteration: int) -> None:
         return
     files.remove(mark)
     chosen = curation.prefer(
-        here.prompts.rows(), here.judgments.rows(), knobs, balance=config.curate.balance
+        here.prompts.rows(),
+        here.judgments.rows(),
+        knobs,
+        balance=config.curate.balance,
+        more=here.more_judgments.rows() if more else (),
     )
+    drawn_hotter = 0
     for shard in range(here.preferences.shards):
-        rows = curation.preference_examples(
-            here.prompts.read(shard), here.judgments.read(shard), chosen.kept
-        )
+        hotter = here.more_judgments.read(shard) if more else []
+        judgments = here.judgments.read(shard) + hotter
+        rows = curation.preference_examples(here.prompts.read(shard), judgments, chosen.kept)
         here.preferences.write(shard, rows)
+        ids = {judgment.id for judgment in hotter}
+        drawn_hotter += sum(row.rejected_judgment_id in ids for row in rows)
     counts = {
         "kept": chosen.kept_letters,
         "negatives": chosen.negatives,
         "prompts": len(chosen.kept),
         "prompts_dropped": chosen.prompts_dropped,
         "pairs_dropped": chosen.pairs_dropped,
+        **({"drawn_hotter": drawn_hotter} if more else {}),
     }
     files.write_json(here.preferring, counts)
     if min(chosen.kept_letters.values()) == 0:
         raise WorkError(
             f"prefer: iteration {here.index} has no pairs of judgments for DPO: kept "
             f"{chosen.kept_letters}, prompts without a pair {chosen.prompts_dropped}, dropped "
-            f"{chosen.pairs_dropped}; draw more samples (annotate.samples) or at a higher "
-            "temperature (roles.judge.sampling), see finetune.dpo.negatives, or leave dpo out of "
-            "finetune.stages"
+            f"{chosen.pairs_dropped}; draw more samples (annotate.samples, or "
+            "finetune.dpo.more_samples where none failed), see finetune.dpo.negatives, or leave "
+            "dpo out of finetune.stages"
         )
     rundir.mark(mark, print_)
     context.log("preferred", iteration=iteration, **counts)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from etils import epath
 
-from ste_jax import preemption
+from ste_jax import files, preemption
+from ste_jax.config import Config
 from ste_jax.context import Context
 from ste_jax.generators.protocol import Generator
-from ste_jax.records import Pair, Prompt
+from ste_jax.records import Judgment, Pair, Prompt
 from ste_jax.rundir import IterationDir, Table, fingerprint
 from ste_jax.stages import annotate as annotation
 from ste_jax.stages import judge
@@ -39,45 +41,110 @@ def judge_fingerprint(judging: judge.Judge) -> list[Any]:
 
 
 def annotate(context: Context, iteration: int) -> None:
-    """The last iteration's judge judges every training pair."""
-    here, asked = context.run.iteration(iteration), context.run.iteration(iteration - 1)
-    elsewhere = context.config.annotate.generator.get(str(iteration), "")
-    judging = make_judge(context, asked, "annotate", iteration, elsewhere)
-    pairs_of = pairs_of_split(context, "train")
+    """The last iteration's judge judges every training pair. For DPO it judges those again that
+    have a correct judgment and none that failed."""
+    _annotate(context, iteration)
+    if dpo_wants_more(context.config):
+        _annotate_more(context, iteration)
+    else:
+        here = context.run.iteration(iteration)
+        context.processes.from_first("annotate_more", lambda: _forget_more(here))
+
+
+def dpo_wants_more(config: Config) -> bool:
+    """Whether judgments are drawn for DPO alone."""
+    return "dpo" in config.finetune.stages and config.finetune.dpo.more_samples > 0
+
+
+def _annotate(context: Context, iteration: int) -> None:
+    here, judging = context.run.iteration(iteration), _annotating(context, iteration)
     knobs = context.config.annotate
-    asked_knobs = to_dict(knobs)
-    del asked_knobs["generator"]  # whose answers they are is told apart
-    del asked_knobs["orders"]  # it decides which prompts there are, not what is made of each
+    told = to_dict(knobs)
+    del told["generator"]  # whose answers they are is told apart
+    del told["orders"]  # it decides which prompts there are, not what is made of each
+    pairs_of = pairs_of_split(context, "train")
     make_prompts(context, here.prompts, here.root, pairs_of, judging, orders=knobs.orders)
     stage = ShardedStage(
         name="annotate",
-        print_=fingerprint(
-            "annotate",
-            annotation.VERSION,
-            [asked_knobs, judge_fingerprint(judging)],
-            model=answers_of(context, asked, elsewhere),
-        ),
+        print_=_print(context, iteration, "annotate", annotation.VERSION, told, judging),
         home=here.root,
         inputs=here.prompts.read,
         outputs=(here.judgments,),
         input_of=lambda table, row: row.prompt_id,
-        derived=(
-            here.curate_mark,
-            here.curation,
-            here.training.directory,
-            here.prefer_mark,
-            here.preferring,
-            here.preferences.directory,
-        ),
+        derived=(here.curate_mark, here.curation, here.training.directory, *_preferences(here)),
     )
+    _judge(context, iteration, stage, partial(annotation.annotate, judge=judging, knobs=knobs))
 
+
+def _annotate_more(context: Context, iteration: int) -> None:
+    here, config = context.run.iteration(iteration), context.config
+    knobs, dpo = config.annotate, config.finetune.dpo
+    judging = _annotating(context, iteration).at(dpo.more_temperature)
+
+    def wanting(shard: int) -> list[Prompt]:
+        judgments: dict[str, list[Judgment]] = {}
+        for row in here.judgments.read(shard):
+            judgments.setdefault(row.prompt_id, []).append(row)
+        return [
+            prompt
+            for prompt in here.prompts.read(shard)
+            if annotation.wants_more(prompt, judgments[prompt.id], dpo.negatives)
+        ]
+
+    told = [knobs.samples, list(knobs.waves), dpo.more_samples, list(dpo.negatives)]
+    stage = ShardedStage(
+        name="annotate_more",
+        print_=_print(context, iteration, "annotate_more", annotation.MORE_VERSION, told, judging),
+        home=here.root,
+        inputs=wanting,
+        outputs=(here.more_judgments,),
+        input_of=lambda table, row: row.prompt_id,
+        derived=_preferences(here),
+    )
+    story = partial(annotation.annotate_more, judge=judging, knobs=knobs, dpo=dpo)
+    _judge(context, iteration, stage, story)
+
+
+def _forget_more(here: IterationDir) -> None:
+    """What was drawn for a DPO that is no more wanted so."""
+    files.remove(here.root / "annotate_more.json")
+    here.more_judgments.remove()
+
+
+def _preferences(here: IterationDir) -> tuple[epath.Path, ...]:
+    return here.prefer_mark, here.preferring, here.preferences.directory
+
+
+def _endpoint(context: Context, iteration: int) -> str:
+    return context.config.annotate.generator.get(str(iteration), "")
+
+
+def _annotating(context: Context, iteration: int) -> judge.Judge:
+    """The judge whose judgments an iteration learns from."""
+    asked = context.run.iteration(iteration - 1)
+    return make_judge(context, asked, "annotate", iteration, _endpoint(context, iteration))
+
+
+def _print(
+    context: Context, iteration: int, name: str, version: int, told: Any, judging: judge.Judge
+) -> str:
+    asked = context.run.iteration(iteration - 1)
+    model = answers_of(context, asked, _endpoint(context, iteration))
+    return fingerprint(name, version, [told, judge_fingerprint(judging)], model=model)
+
+
+def _judge(
+    context: Context,
+    iteration: int,
+    stage: ShardedStage,
+    story: Callable[..., Iterator[tuple[Prompt, list[Judgment]]]],
+) -> None:
     def work(rows: Iterator[Prompt], generator: Generator, in_flight: int) -> Iterator[Any]:
-        for row, found in annotation.annotate(
-            rows, generator, judging, knobs, in_flight=in_flight, poll=preemption.poll
-        ):
+        for row, found in story(rows, generator, in_flight=in_flight, poll=preemption.poll):
             yield row, (found,)
 
-    ask(context, stage, iteration, asked, work, elsewhere)
+    asked = context.run.iteration(iteration - 1)
+    ask(context, stage, iteration, asked, work, _endpoint(context, iteration))
 
 
 def pairs_of_split(context: Context, split: str) -> Callable[[int], list[Pair]]:

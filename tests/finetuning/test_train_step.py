@@ -14,7 +14,13 @@ import pytest
 import torch
 from etils import epath
 from jax.sharding import Mesh
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+)
 
 from ste_jax.config import FinetuneKnobs, MeshKnobs
 from ste_jax.errors import RequestError
@@ -199,7 +205,7 @@ def test_flops_count_what_is_computed() -> None:
     assert step_flops(lora, rows) == 3 * (forward + small) - held
 
 
-def torch_loss(model: LlamaForCausalLM, examples: list[Any]) -> torch.Tensor:
+def torch_loss(model: PreTrainedModel, examples: list[Any]) -> torch.Tensor:
     total, weight_sum = torch.zeros(()), 0.0
     for example in examples:
         ids = torch.tensor([[*example.prompt_ids, *example.completion_ids]])
@@ -221,23 +227,43 @@ def one_torch_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-@pytest.mark.usefixtures("one_torch_thread")
-def test_twenty_steps_are_those_of_torch_and_transformers(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    theirs = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=CONFIG.vocab_size,
-            hidden_size=CONFIG.hidden_size,
-            intermediate_size=CONFIG.intermediate_size,
-            num_hidden_layers=CONFIG.num_layers,
-            num_attention_heads=CONFIG.num_heads,
-            num_key_value_heads=CONFIG.num_kv_heads,
-            head_dim=CONFIG.head_dim,
-            max_position_embeddings=CONFIG.max_position,
-            initializer_range=0.3,
-            rms_norm_eps=CONFIG.norm_eps,
-        )
+def torch_llama() -> LlamaForCausalLM:
+    return LlamaForCausalLM(LlamaConfig(**SHAPE))
+
+
+def torch_gemma() -> Gemma3ForCausalLM:
+    """Layers that see six places back, then one that sees all."""
+    config = Gemma3TextConfig(
+        **SHAPE,
+        query_pre_attn_scalar=CONFIG.head_dim,
+        sliding_window=6,
+        layer_types=["sliding_attention", "full_attention"],
+        attn_implementation="eager",
+        tie_word_embeddings=True,
+        pad_token_id=None,  # its row of the embeddings would be zero and stay so
     )
+    return Gemma3ForCausalLM(config)
+
+
+SHAPE: dict[str, Any] = {
+    "vocab_size": CONFIG.vocab_size,
+    "hidden_size": CONFIG.hidden_size,
+    "intermediate_size": CONFIG.intermediate_size,
+    "num_hidden_layers": CONFIG.num_layers,
+    "num_attention_heads": CONFIG.num_heads,
+    "num_key_value_heads": CONFIG.num_kv_heads,
+    "head_dim": CONFIG.head_dim,
+    "max_position_embeddings": CONFIG.max_position,
+    "initializer_range": 0.3,
+    "rms_norm_eps": CONFIG.norm_eps,
+}
+
+
+@pytest.mark.usefixtures("one_torch_thread")
+@pytest.mark.parametrize("made", [torch_llama, torch_gemma])
+def test_twenty_steps_are_those_of_torch_and_transformers(made: Any, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    theirs = made()
 
     def as_ours(name: str) -> Decoder:
         theirs.save_pretrained(tmp_path / name)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from ste_jax.config import AnnotateKnobs, JudgeKnobs
+from ste_jax.config import AnnotateKnobs, DpoKnobs, JudgeKnobs
 from ste_jax.generators.protocol import Sampling
 from ste_jax.prompts.render import Template
 from ste_jax.records import Instruction, instruction_id, make_pair
-from ste_jax.stages.annotate import annotate, waves
+from ste_jax.stages.annotate import annotate, annotate_more, wants_more, waves
 from ste_jax.stages.asking import Role
 from ste_jax.stages.judge import Judge, build_prompts, one_prompt
 from tests.stages.scripted import Scripted
@@ -93,6 +93,50 @@ def test_a_prompt_that_cannot_be_asked_is_asked_once():
     assert [(j.failure, j.verdict, j.forced, j.text) for j in judgments] == [
         ("error", None, False, "too long")
     ] * 2
+
+
+def test_more_are_drawn_until_one_has_failed_as_is_wanted():
+    judge = make_judge().at(1.3)
+    temperatures = set()
+
+    def reply(request, sample):
+        temperatures.add(request.sampling.temperature)
+        return {5: "no verdict", 9: "[[B]]"}.get(sample, "[[A]]")
+
+    asked = [prompt for prompt in prompts(judge) if prompt.label == "A"]
+    knobs = AnnotateKnobs(samples=4, waves=(2,), policy="all")
+
+    def drawn(**dpo):
+        generator = Scripted(reply)
+        found = annotate_more(asked, generator, judge, knobs, DpoKnobs(**dpo), in_flight=4)
+        samples = {tuple(each.sample for each in judgments) for _, judgments in found}
+        assert sorted(generator.released) == sorted(prompt.id for prompt in asked)
+        return samples
+
+    assert drawn(more_samples=8) == {(4, 5)}
+    assert drawn(more_samples=8, negatives=("incorrect",)) == {(4, 5, 6, 7, 8, 9)}
+    assert drawn(more_samples=3, negatives=("incorrect",)) == {(4, 5, 6)}
+    assert temperatures == {1.3}
+
+
+@pytest.mark.parametrize(
+    ("texts", "kinds", "lacks"),
+    [
+        (("[[A]]", "[[A]]"), ("incorrect", "unparsed"), True),
+        (("[[A]]", "[[B]]"), ("incorrect", "unparsed"), False),
+        (("[[A]]", "nothing"), ("incorrect", "unparsed"), False),
+        (("[[A]]", "nothing"), ("incorrect",), True),
+        (("[[B]]", "nothing"), ("unparsed",), False),  # no correct one: more would not help
+        (("[[B]]", "[[B]]"), ("unparsed",), False),
+    ],
+)
+def test_more_are_wanted_where_there_is_a_correct_one_and_none_that_failed(texts, kinds, lacks):
+    judge = make_judge()
+    first = prompts(judge, 1)[:1]
+    generator = Scripted(lambda request, sample: texts[sample])
+    knobs = AnnotateKnobs(samples=2, waves=(2,), policy="all")
+    ((prompt, judgments),) = annotate(first, generator, judge, knobs, in_flight=1)
+    assert wants_more(prompt, judgments, kinds) is lacks
 
 
 def test_a_judgment_without_a_verdict_is_made_to_choose():

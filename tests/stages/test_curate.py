@@ -169,6 +169,16 @@ def test_kinds_of_failure_can_be_left_out_and_errors_are_none():
     assert [pair.rejected for pair in only.kept["p0"]] == ["j0-2"]
 
 
+def test_of_what_was_drawn_besides_only_the_failed_are_paired():
+    prompts, judgments = rows([("A", ["A", "A"]), ("B", ["A"])])
+    more = [judgment(0, 2, "A"), judgment(0, 3, "B"), judgment(1, 2, "B")]
+    found = prefer(prompts, judgments, DpoKnobs(), balance=False, more=more)
+    assert {id: sorted(pairs) for id, pairs in found.kept.items()} == {
+        "p0": [("j0-0", "j0-3", "incorrect"), ("j0-1", "j0-3", "incorrect")]
+    }
+    assert found.prompts_dropped == {"no_correct": 1}
+
+
 def test_the_choice_does_not_depend_on_the_order_of_the_rows():
     prompts = [prompt(n, "AB"[n % 2]) for n in range(6)]
     verdicts = ["A", "B", "A", "B", None]
