@@ -7,7 +7,8 @@ A model checkpoint is a directory of its own:
     tokenizer/            the tokenizer's files, chat template among them
 
 The card is written last and is the mark of completeness. On a local disk the whole directory
-appears by a rename as well; on `gs://`, which has none, the card is the last object put.
+appears by a rename as well; on `gs://`, which has none, the card is the last object put, and says
+in which of two directories the parameters lie, so that a new checkpoint is written beside the old.
 
 Arrays are read one at a time, straight onto the mesh that asks for them, and compared with their
 checksum: Orbax alone restores a flipped bit without complaint.
@@ -39,7 +40,7 @@ from ste_jax.parameters import Parameters, checksum, parameters_of, with_paramet
 from ste_jax.sharding import parameter_sharding
 
 CARD = "ste_checkpoint.json"
-PARAMETERS = "parameters"
+PARAMETERS, OTHER_PARAMETERS = "parameters", "parameters-other"
 TOKENIZER = "tokenizer"
 _FORMAT = 2
 
@@ -141,31 +142,37 @@ def save_checkpoint(
     remote = files.is_remote(final)
     # The name is one that `files.sweep_partials` knows, and the same on every process.
     building = final if remote else final.with_name(f"{final.name}.partial-checkpoint")
+    used = _parameters_in(final) if remote else None
+    spare = OTHER_PARAMETERS if used == PARAMETERS else PARAMETERS
+    half_written = building / spare if remote else building
     first = jax.process_index() == 0
     params = parameters_of(model)
     card = card_of(model.config, describe(params), provenance)
+    if remote:
+        card["directory"] = spare
     complete = False
     try:
         if first:
-            (building / CARD).unlink(missing_ok=True)
-            _remove_tree(building)
+            _remove_tree(half_written)
             building.mkdir(parents=True, exist_ok=True)
         barrier(f"checkpoint begun: {final}")
         with ocp.Checkpointer(
             ocp.PyTreeCheckpointHandler(multiprocessing_options=multiprocessing_options()),
             multiprocessing_options=multiprocessing_options(),
         ) as checkpointer:
-            checkpointer.save(building / PARAMETERS, args=ocp.args.PyTreeSave(params))
+            checkpointer.save(building / spare, args=ocp.args.PyTreeSave(params))
         if first:
             tokenizer.save(building / TOKENIZER)
             files.write_json(building / CARD, card)
             if not remote:
                 publish(Path(os.fspath(building)), Path(os.fspath(final)))
+            elif used is not None:
+                _remove_tree(building / used)
         complete = True
         barrier(f"checkpoint complete: {final}")
     except Exception as error:  # Orbax and TensorStore raise types of many kinds for a full disk.
         if first and not complete:
-            discard(building)
+            discard(half_written)
         if isinstance(error, SteError):
             raise
         raise WorkError(
@@ -206,6 +213,7 @@ def load_checkpoint(
         told = "has no" if name in declared else "has a foreign"
         raise RequestError(f"checkpoint {path} {told} parameter {name}")
 
+    directory = epath.Path(path) / _directory_of(card)
     shared = any(device.process_index != jax.process_index() for device in mesh.devices.flat)
     values: Parameters = {}
     for name, parameter in declared.items():
@@ -221,7 +229,7 @@ def load_checkpoint(
         )
         failure: Exception | None = None
         try:
-            read = restore_arrays(epath.Path(path) / PARAMETERS, {name: wanted})[name]
+            read = restore_arrays(directory, {name: wanted})[name]
         except Exception as error:  # TensorStore's errors share no type.
             failure = error
         # All processes sum or none does: no one waits in there for one that could not read.
@@ -237,6 +245,18 @@ def load_checkpoint(
             )
         values[name] = read.astype(param_dtype)
     return with_parameters(abstract_decoder(config, dtype=dtype, param_dtype=param_dtype), values)
+
+
+def _directory_of(card: Mapping[str, Any]) -> str:
+    return str(card.get("directory", PARAMETERS))
+
+
+def _parameters_in(path: epath.Path) -> str | None:
+    """Where in a checkpoint its parameters lie; None if there is none."""
+    try:
+        return _directory_of(read_card(path))
+    except RequestError:
+        return None
 
 
 _REMEDY = "remove it, and if it is of a run, run that again: it is made anew"

@@ -39,6 +39,8 @@ def unexpected(error: Exception) -> str:
             f"out of memory ({told}); lower decoding.groups, decoding.group_size or the buckets, "
             f"or in fine-tuning finetune.sequence_length, or raise finetune.accumulate"
         )
+    if isinstance(error, ImportError) and "gcsfs" in told:
+        return "paths that begin with gs:// need gcsfs: pip install 'ste_jax[gcs]'"
     if isinstance(error, OSError):
         where = f" {error.filename}" if error.filename else ""
         return f"the system refused:{where} {error.strerror or told}"

@@ -19,6 +19,10 @@ from etils import epath
 
 from ste_jax.errors import RequestError, WorkError
 
+# Else paths would reach object stores by TensorFlow, which takes seconds to load, a gigabyte of
+# memory, and the devices.
+os.environ.setdefault("EPATH_USE_TF", "false")
+
 _PARTIAL = ".partial"
 
 

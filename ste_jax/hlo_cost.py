@@ -438,21 +438,18 @@ def _first_group(one: Instruction) -> tuple[int, ...]:
 
 def _compact_groups(text: str) -> NDArray[np.int_]:
     """Groups [groups, members] of the two short forms, `[2,4]<=[4,2]T(1,0)` and `mesh['x'=2,'y'=4]
-    {'y'}`."""
-    iota = re.match(r"\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text)
+    {'y'}`, in which `device_ids=(0,2,1,3)` or `device_ids=([2,2]T(1,0))` may say which is where."""
+    iota = re.match(rf"\[([\d,]+)\]<={_IOTA}", text)
     if iota:
-        shape, source, order = (
-            [int(number) for number in (part or "").split(",") if number] for part in iota.groups()
-        )
-        ids = np.arange(math.prod(source)).reshape(source)
-        return (ids.transpose(order) if order else ids).reshape(shape)
-    mesh = re.match(r"mesh\[(.*?)\](?:, device_ids=\(([\d,]*)\))? *\{(.*?)\}", text)
+        return _iota(iota[2], iota[3]).reshape(_numbers(iota[1]))
+    ids = rf"(?:, device_ids=\((?:{_IOTA}|([\d,]+))\))?"
+    mesh = re.match(rf"mesh\[(.*?)\]{ids} *\{{(.*?)\}}", text)
     if mesh is None:
         raise ValueError(f"which devices are these? {text[:100]}")
     sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", mesh[1])}
     parts: dict[str, list[int]] = {name: [size] for name, size in sizes.items()}
     within: list[tuple[str, int]] = []
-    for name, before, size in re.findall(r"'(\w+)'(?::\((\d+)\)(\d+))?", mesh[3]):
+    for name, before, size in re.findall(r"'(\w+)'(?::\((\d+)\)(\d+))?", mesh[5]):
         if before:
             rest = sizes[name] // (int(before) * int(size))
             parts[name] = [int(before), int(size), rest]
@@ -462,4 +459,22 @@ def _compact_groups(text: str) -> NDArray[np.int_]:
     order = [number for number, axis in enumerate(axes) if axis not in within]
     order += [axes.index(axis) for axis in within]
     members = math.prod(parts[name][place] for name, place in within)
-    return np.arange(math.prod(shape)).reshape(shape).transpose(order).reshape(-1, members)
+    devices = np.arange(math.prod(shape))
+    if mesh[2]:
+        devices = _iota(mesh[2], mesh[3])
+    elif mesh[4]:
+        devices = np.array(_numbers(mesh[4]))
+    return devices.reshape(shape).transpose(order).reshape(-1, members)
+
+
+_IOTA = r"\[([\d,]+)\](?:T\(([\d,]+)\))?"
+"""All devices in order as an array of this shape, and how its axes are then turned."""
+
+
+def _iota(shape: str, order: str | None) -> NDArray[np.int_]:
+    ids = np.arange(math.prod(_numbers(shape))).reshape(_numbers(shape))
+    return ids.transpose(_numbers(order)) if order else ids
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",")]

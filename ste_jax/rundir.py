@@ -8,6 +8,7 @@ fingerprint; where the fingerprint differs from today's, what it made is removed
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import json
 import os
@@ -334,11 +335,20 @@ def row_ids(tables: Iterable[Table[Any]]) -> str:
 
 
 class MetricsLog:
-    """A process's log of events: one JSON line each. Process 0's is `metrics.jsonl`."""
+    """A process's log of events: one JSON line each. Process 0's is `metrics.jsonl`.
+
+    An object store takes whole files, and of one not many a second: there the events of training
+    steps are written some seconds later, together.
+    """
 
     def __init__(self, path: epath.Path) -> None:
         self._path = path
-        if not files.is_remote(path) and path.exists():
+        self._remote = files.is_remote(path)
+        self._text = path.read_text() if self._remote and path.exists() else ""
+        self._pending, self._written = False, 0.0
+        if self._remote:
+            atexit.register(self._put)
+        elif path.exists():
             self._end_torn_line()
 
     def _end_torn_line(self) -> None:
@@ -356,15 +366,25 @@ class MetricsLog:
         """
         line = json.dumps({"event": event, "time": round(time.time(), 3), **values})
         try:
-            if files.is_remote(self._path):
-                before = self._path.read_text() if self._path.exists() else ""
-                self._path.write_text(before + line + "\n")
+            if self._remote:
+                self._text += line + "\n"
+                self._pending = True
+                if event != "train_step" or time.monotonic() > self._written + _TOGETHER_S:
+                    self._put()
                 return
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with self._path.open("a") as file:
                 file.write(line + "\n")
         except OSError as error:
             raise WorkError(f"could not append to {self._path}: {error.strerror}") from error
+
+    def _put(self) -> None:
+        if self._pending:
+            self._path.write_text(self._text)
+            self._pending, self._written = False, time.monotonic()
+
+
+_TOGETHER_S = 15.0
 
 
 def read_metrics(run: RunDir) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 from flax import nnx
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ste_jax.config import MeshKnobs
@@ -57,13 +58,15 @@ def make_mesh(knobs: MeshKnobs, devices: Sequence[jax.Device] | None = None) -> 
         raise RequestError(
             f"mesh {told}: the sizes do not make up the {len(devices)} devices that there are"
         )
+    shape = tuple(sizes.values())
     # Auto: the compiler places what is not constrained, so the model's code names no mesh.
-    return jax.make_mesh(
-        tuple(sizes.values()),
-        MESH_AXES,
-        devices=devices,
-        axis_types=(AxisType.Auto,) * len(MESH_AXES),
-    )
+    types = (AxisType.Auto,) * len(MESH_AXES)
+    try:
+        return jax.make_mesh(shape, MESH_AXES, devices=devices, axis_types=types)
+    except NotImplementedError:
+        # A size that is no product of the slice's own (8 on 4x4x4).
+        placed = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+        return Mesh(placed, MESH_AXES, axis_types=types)
 
 
 def partition(

@@ -7,22 +7,27 @@ TensorStore.
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from etils import epath
+from gcp_storage_emulator import server as emulator
+from gcp_storage_emulator.exceptions import NotFound
+from gcp_storage_emulator.handlers import objects
 
+from ste_jax import files
+from ste_jax.checkpoints import load_checkpoint, read_card, save_checkpoint
+from ste_jax.errors import WorkError
+from ste_jax.parameters import parameters_of
+from ste_jax.rundir import RunDir, read_metrics
 from tests import running
 from tests.comparing import assert_identical
-
-pytest.importorskip("gcp_storage_emulator")
-pytest.importorskip("gcsfs")
+from tests.finetuning.small import ONE, small_model
 
 SMALL: dict[str, Any] = {
     "iterations": 1,
@@ -32,17 +37,13 @@ SMALL: dict[str, Any] = {
     "select__heldout": 30,
     "pair__min_answer_chars": 2,
     "finetune__batch_rows": 2,
-    "finetune__epochs": 4.0,
+    "finetune__epochs": 8.0,
 }
 
 
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[str]:
     """An empty bucket; the environment of what is started meanwhile leads there."""
-    from gcp_storage_emulator import server as emulator
-    from gcp_storage_emulator.exceptions import NotFound
-    from gcp_storage_emulator.handlers import objects
-
     plain = objects.download
 
     def download(request: Any, response: Any, storage: Any, *more: Any, **words: Any) -> None:
@@ -65,7 +66,6 @@ def bucket() -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(objects, "download", download)  # what `objects.get` calls
         patch.setattr(emulator, "HANDLERS", routes)
-        patch.setenv("EPATH_USE_TF", "false")
         patch.setenv("STORAGE_EMULATOR_HOST", place)
         patch.setenv("TENSORSTORE_GCS_HTTP_URL", place)
         patch.setenv("GCE_METADATA_ROOT", "localhost:1")  # nobody is there to ask who we are
@@ -74,17 +74,14 @@ def bucket() -> Iterator[str]:
     server.stop()
 
 
-COPY = """
-import sys
-import gcsfs
-store = gcsfs.GCSFileSystem(token="anon")
-store.get(sys.argv[1] + "/", sys.argv[2] + "/", recursive=True)
-"""
-
-
-def copied(source: str, target: Path) -> Path:
+def copied(source: epath.Path, target: Path) -> Path:
     """What lies in the bucket, on the disk."""
-    subprocess.run([sys.executable, "-c", COPY, source, os.fspath(target)], check=True)
+    target.mkdir()
+    for path in source.iterdir():
+        if path.is_dir():
+            copied(path, target / path.name)
+        else:
+            (target / path.name).write_bytes(path.read_bytes())
     return target
 
 
@@ -92,8 +89,42 @@ def test_a_run_in_a_bucket_is_the_run_on_a_disk(bucket: str, tmp_path: Path) -> 
     config = running.write_config(tmp_path, **SMALL)
     assert running.run(["run", str(config), "--dir", str(tmp_path / "disk")]) == 0
     words = ["run", str(config), "--dir", f"{bucket}/run"]
-    assert running.run(words, place="step:3") == -signal.SIGKILL
+    assert running.run(words, place="step:7") == -signal.SIGKILL
     assert running.run(words) == 0
-    there = copied(f"{bucket}/run", tmp_path / "there")
+    there = copied(epath.Path(f"{bucket}/run"), tmp_path / "there")
     assert_identical(tmp_path / "disk", there)
+    events = read_metrics(RunDir(epath.Path(there)))
+    steps = [event["step"] for event in events if event["event"] == "train_step"]
+    assert steps.count(1) == 1 and max(steps) > 7  # it went on from a state in the bucket
     assert (there / "report" / "index.html").exists()
+
+
+def test_a_save_that_fails_leaves_the_checkpoint_before_it(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = f"{bucket}/checkpoint"
+    models = [small_model(seed=seed) for seed in (0, 1, 2)]
+
+    class Tokenizer:
+        def save(self, directory: epath.Path) -> None:
+            (directory / "tokenizer.json").write_text("{}")
+
+    def save(number: int) -> None:
+        save_checkpoint(place, models[number], tokenizer=Tokenizer(), provenance={"is": number})
+
+    def is_of(number: int) -> None:
+        assert read_card(place)["provenance"] == {"is": number}
+        found, wanted = load_checkpoint(place, ONE), parameters_of(models[number])
+        for path, value in parameters_of(found).items():
+            assert np.array_equal(value, wanted[path]), path
+
+    save(0)
+    is_of(0)
+    with monkeypatch.context() as failing:
+        failing.setattr(files, "write_json", lambda path, value: (_ for _ in ()).throw(OSError(28)))
+        with pytest.raises(WorkError, match="could not write the checkpoint"):
+            save(1)
+    is_of(0)
+    for number in (1, 2):
+        save(number)
+        is_of(number)

@@ -127,7 +127,7 @@ def finetune(
     units, truncated = packing.cut_to_fit(examples, knobs)
     plan = packing.plan(units, knobs, seed)
     if not plan.steps:
-        raise WorkError(_nothing_to_train_on(units, plan, knobs))
+        raise WorkError(_nothing_to_train_on(units, plan, knobs, objective))
     total = len(plan.steps)
     place = _fingerprint(model, units, knobs, seed, objective)
     if knobs.lora.rank:
@@ -306,12 +306,15 @@ def _not_finite(event: Event, ids: Sequence[str], newest: epath.Path | None) -> 
     )
 
 
-def _nothing_to_train_on(units: Sequence[Unit], plan: Plan, knobs: FinetuneKnobs) -> str:
+def _nothing_to_train_on(
+    units: Sequence[Unit], plan: Plan, knobs: FinetuneKnobs, objective: Objective
+) -> str:
+    knob = "finetune.dpo.sequence_length" if objective.name == "dpo" else "finetune.sequence_length"
     if not units:
         return "there is nothing to fine-tune on: no example was given"
     longest = max(unit.length for unit in units)
     return (
         f"there is nothing to fine-tune on: of {len(units)} examples {len(plan.too_long)} are "
-        f"longer than finetune.sequence_length={knobs.sequence_length} (the longest has {longest} "
-        f"tokens) and {len(plan.unweighted)} have no token to learn"
+        f"longer than {knob}={knobs.sequence_length} (the longest has {longest} tokens) and "
+        f"{len(plan.unweighted)} have no token to learn"
     )

@@ -6,15 +6,15 @@ The directory of one fine-tuning holds
     ledger.json  what each validation measured, and which step's model was handed out as the best
     result.json  the end: written once there is nothing left to do, and then the states are removed
 
-A state is complete by its name (Orbax renames) and good by its checksums. One that cannot be read
-or has others is passed over with a warning, and the one before it is taken; it is removed when
-training comes to its step again.
+A state is complete by its name (Orbax renames) and good by its checksums. One that is neither is
+passed over with a warning and removed, and the one before it is taken.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import time
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -40,7 +40,6 @@ class StateStore:
     def __init__(self, directory: epath.Path, *, keep: int = 2) -> None:
         """`keep`: how many of the newest states stay."""
         self._directory = files.absolute(directory)
-        self._bad: set[int] = set()
         try:
             self._manager = ocp.CheckpointManager(
                 self._directory,
@@ -57,8 +56,8 @@ class StateStore:
 
     def newest(self) -> epath.Path | None:
         """Where the last complete state lies."""
-        good = set(self._manager.all_steps()) - self._bad
-        return self._directory / str(max(good)) if good else None
+        step = self._manager.latest_step()
+        return None if step is None else self._directory / str(step)
 
     def save(self, step: int, state: TrainState, curve: list[Event]) -> None:
         """Begins to save; the arrays are copied before it returns, the writing goes on behind.
@@ -70,9 +69,6 @@ class StateStore:
         # A copy: it is written while training goes on and the curve grows.
         content = {"curve": list(curve), "arrays": checkpoints.describe(arrays)}
         try:
-            if step in self._bad:
-                self._manager.delete(step)
-                self._bad.discard(step)
             begun = self._manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -97,12 +93,19 @@ class StateStore:
             raise self._failure(error) from error
 
     def restore(self, like: TrainState) -> tuple[TrainState, list[Event]] | None:
-        """The newest good state and its loss curve; `like` holds shapes and shardings."""
-        for step in sorted(set(self._manager.all_steps()) - self._bad, reverse=True):
-            try:
-                found, reason = self._read(step, like), ""
-            except Exception as error:  # whatever is wrong with it, it is not good
-                found, reason = None, f" ({' '.join(str(error).split())[:200]})"
+        """The newest good state and its loss curve; `like` holds shapes and shardings.
+
+        Raises:
+          WorkError: there is no memory for it: nothing is wrong with the state.
+        """
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            found, failure = self._try_to_read(step, like)
+            if not checkpoints.everywhere("RESOURCE_EXHAUSTED" not in failure):
+                raise WorkError(
+                    f"there is no memory for the training state {self._directory / str(step)} "
+                    f"({failure}); give finetune.mesh more devices or make the batch smaller"
+                )
+            reason = f" ({failure})" if failure else ""
             # All processes sum or none does: no one waits in there for one that could not read.
             if checkpoints.everywhere(found is not None) and found is not None:
                 state, content = found
@@ -114,8 +117,7 @@ class StateStore:
                 f"{reason}",
                 stacklevel=2,
             )
-            # Not removed yet: it may be the store that fails, and not the state.
-            self._bad.add(step)
+            self._manager.delete(step)
         return None
 
     def __enter__(self) -> StateStore:
@@ -126,6 +128,19 @@ class StateStore:
         # Where a write has failed, `save` or `wait` has said so, and its error is on its way.
         with contextlib.suppress(Exception):
             self._manager.close()
+
+    def _try_to_read(
+        self, step: int, like: TrainState
+    ) -> tuple[tuple[TrainState, dict[str, Any]] | None, str]:
+        """What `_read` gives, or why it does not. Over a network it is tried again."""
+        failure = ""
+        for pause in (0.0, 2.0, 10.0) if files.is_remote(self._directory) else (0.0,):
+            time.sleep(pause)
+            try:
+                return self._read(step, like), ""
+            except Exception as error:  # whatever is wrong with it, it is not good
+                failure = " ".join(str(error).split())[:200]
+        return None, failure
 
     def _read(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
         place = self._directory / str(step)

@@ -16,5 +16,5 @@ mv incoming source
 
 PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --user --quiet --upgrade uv
 python3 -m uv venv --quiet --clear --python 3.12 venv
-python3 -m uv pip install --quiet --python venv/bin/python './source[tpu]'
+python3 -m uv pip install --quiet --python venv/bin/python './source[tpu,gcs]'
 echo "$(hostname): installed $(venv/bin/ste --version)"
