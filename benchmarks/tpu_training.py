@@ -6,6 +6,7 @@ libtpu for a slice that is not here.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -35,6 +36,12 @@ class TrainingCase:
     topology: str
     knobs: FinetuneKnobs
 
+    @property
+    def mesh(self) -> str:
+        """Its axes above 1."""
+        sizes = dataclasses.asdict(self.knobs.mesh)
+        return " x ".join(f"{axis}={size}" for axis, size in sizes.items() if size > 1)
+
 
 def _knobs(rows: int, mesh: MeshKnobs) -> FinetuneKnobs:
     return FinetuneKnobs(
@@ -49,6 +56,7 @@ def _knobs(rows: int, mesh: MeshKnobs) -> FinetuneKnobs:
 
 TRAINING_CASES = (
     TrainingCase("Llama-3.1-70B", "v5p:4x4x4", _knobs(64, MeshKnobs(fsdp=64))),
+    TrainingCase("Llama-3.1-70B", "v5p:4x4x4", _knobs(64, MeshKnobs(fsdp=32, tensor=2))),
     TrainingCase("Llama-3.1-8B", "v5e:4x8", _knobs(32, MeshKnobs(fsdp=32))),
 )
 
@@ -92,6 +100,7 @@ def measure_training(case: TrainingCase) -> dict[str, Any]:
     return {
         "model": case.model,
         "topology": case.topology,
+        "mesh": case.mesh,
         "chip": chip.name,
         "hbm_bytes": chip.hbm_bytes,
         "bytes_needed": program.bytes,
@@ -113,7 +122,7 @@ def measure_training(case: TrainingCase) -> dict[str, Any]:
 
 def training_failures(found: dict[str, Any]) -> list[str]:
     """The claims that a case's figures do not bear out."""
-    told = f"{found['model']} on {found['topology']}"
+    told = f"{found['model']} on {found['topology']}, {found['mesh']}"
     if found["bytes_needed"] > found["hbm_bytes"]:
         return [f"{told}: a training step needs more memory than a chip has"]
     if found["flops"] < found["model_flops"]:
@@ -123,7 +132,7 @@ def training_failures(found: dict[str, Any]) -> list[str]:
 
 def training_rows(found: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
     """The table: a line for each figure, a column for each case."""
-    columns = {f"{one['model']}, {one['topology']}": one for one in found}
+    columns = {f"{one['model']}, {one['topology']}, {one['mesh']}": one for one in found}
 
     def line(name: str, value: Any) -> dict[str, str]:
         return {"": name, **{head: value(one) for head, one in columns.items()}}
@@ -160,8 +169,7 @@ def training_rows(found: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
 def training_caption() -> str:
     """What the table is of."""
     told = "; ".join(
-        f"{case.model}: {case.knobs.batch_rows} rows over fsdp={case.knobs.mesh.fsdp}"
-        for case in TRAINING_CASES
+        dict.fromkeys(f"{case.model}: {case.knobs.batch_rows} rows" for case in TRAINING_CASES)
     )
     return (
         f"A training step, per chip, compiled ahead of time, nothing run. Rows of {LENGTH} tokens, "

@@ -90,6 +90,7 @@ def test_what_is_wrong_is_named(tmp_path, override, told):
         ("finetune.dpo.accumulate=3", "finetune.dpo.accumulate must divide"),
         ("finetune.dpo.epochs=0", "finetune.dpo.epochs must be above 0"),
         ("annotate.samples=1", "raise annotate.samples"),
+        ("finetune.dpo.more_samples=-1", "more_samples must be at least 0"),
     ],
 )
 def test_what_is_wrong_with_dpo_is_named(tmp_path, override, told):
@@ -97,6 +98,13 @@ def test_what_is_wrong_with_dpo_is_named(tmp_path, override, told):
     assert load(tmp_path, "model: m\n", *words).finetune.stages == ("sft", "dpo")
     with pytest.raises(RequestError, match=re.escape(told)):
         load(tmp_path, "model: m\n", *words, override)
+
+
+def test_more_judgments_for_dpo_are_drawn_at_a_higher_temperature(tmp_path):
+    words = ["finetune.stages=[sft, dpo]", "annotate.policy=all", "finetune.dpo.more_samples=4"]
+    usual = load(tmp_path, "model: m\n", *words).roles.judge.sampling.temperature
+    with pytest.raises(RequestError, match=re.escape(f"temperature={usual}; raise it")):
+        load(tmp_path, "model: m\n", *words, f"finetune.dpo.more_temperature={usual}")
 
 
 @pytest.mark.parametrize("text", ["- a list\n", "a: [1\n", "name: x\n"])

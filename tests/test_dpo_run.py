@@ -14,6 +14,8 @@ import pytest
 from etils import epath
 
 from ste_jax.checkpoints import read_card
+from ste_jax.exporting import model_card
+from ste_jax.models.sources import Source
 from ste_jax.reporting.tables import finetuning_table, summary
 from ste_jax.rundir import RunDir, read_metrics
 from tests import running
@@ -73,6 +75,9 @@ def test_each_stage_has_a_judge_that_is_measured(undisturbed: tuple[Path, Path])
     cards = [read_card(place.checkpoint)["provenance"] for place in (run.iteration(0), sft, here)]
     assert [card.get("stage") for card in cards] == [None, "sft", "dpo"]
     assert [card["parent"] for card in cards[1:]] == [card["fingerprint"] for card in cards[:-1]]
+    for place, said in ((sft, "the right verdict was learnt"), (here, "by DPO")):
+        source = Source(kind="checkpoint", path=place.checkpoint, name="judge")
+        assert said in model_card("judge", source, read_card(place.checkpoint)["provenance"])
     table = finetuning_table(run)
     assert [row["stage"] for row in table] == ["sft", "dpo"]
     assert all(row["agreement_with_constructed_labels"] is not None for row in table)
