@@ -40,15 +40,20 @@ class StateStore:
     def __init__(self, directory: epath.Path, *, keep: int = 2) -> None:
         """`keep`: how many of the newest states stay."""
         self._directory = files.absolute(directory)
+        here = checkpoints.multiprocessing_options()
+        # Compression would take what the next step computes with, for a twelfth of the size.
+        arrays = ocp.PyTreeCheckpointHandler(use_compression=False, multiprocessing_options=here)
+        curve = ocp.JsonCheckpointHandler(multiprocessing_options=here)
         try:
             self._manager = ocp.CheckpointManager(
                 self._directory,
+                item_handlers={_ARRAYS: arrays, _CURVE: curve},
                 options=ocp.CheckpointManagerOptions(
                     max_to_keep=keep,
                     create=jax.process_count() == 1,
                     cleanup_tmp_directories=True,
                     async_options=ocp.AsyncOptions(timeout_secs=_TIMEOUT_S),
-                    multiprocessing_options=checkpoints.multiprocessing_options(),
+                    multiprocessing_options=here,
                 ),
             )
         except OSError as error:
