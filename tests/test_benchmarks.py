@@ -384,11 +384,12 @@ TRAINING = training.Training(
 def test_ours_and_the_peer_train_the_same_work() -> None:
     ours = ours_training.run(TRAINING)
     found = [ours, *(peers_training.run(TRAINING, way, 2) for way in ("own", "tail"))]
-    for one in found:
+    # Random weights know nothing of the next token; half of the variance of their logits is what
+    # the loss is above that of equal ones.
+    for one, variance in zip(found, (1.0, 0.02**2 * 32, 0.02**2 * 32), strict=True):
         assert len(one["seconds of the steps"]) == 2
         assert one["peak bytes"] > 0
-        # random weights know nothing of the next token
-        assert one["losses"] == pytest.approx([np.log(256)] * 3, rel=0.2)
+        assert one["losses"] == pytest.approx([np.log(256) + variance / 2] * 3, rel=0.05)
     # the two ways of the peer are one loss
     assert found[1]["losses"] == pytest.approx(found[2]["losses"], rel=1e-5)
     assert ours_training.run_saves(TRAINING, 2)["steps"] == 3
