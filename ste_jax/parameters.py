@@ -18,6 +18,8 @@ from flax import nnx
 from ste_jax.models.decoder import Decoder
 
 Parameters = dict[str, jax.Array]
+_SLICE = 1 << 20
+"""Elements that `checksum` takes at a time on a CPU. By measurement."""
 
 
 def parameters_of(model: Decoder) -> Parameters:
@@ -38,18 +40,48 @@ def with_parameters(model: Decoder, values: Mapping[str, Any]) -> Decoder:
     return out
 
 
-@jax.jit
 def checksum(array: jax.Array) -> jax.Array:
     """A sum over the bits of an array, uint32: the same on any mesh, and other if any element is.
 
     Each element's bits are multiplied by an odd number that depends on its place and summed modulo
     2^32. That arithmetic is exact in any order, so the sum does not depend on how the array lies.
     """
-    bits = array
-    if not jnp.issubdtype(array.dtype, jnp.unsignedinteger):
-        bits = jax.lax.bitcast_convert_type(array, f"uint{8 * array.dtype.itemsize}")
+    on_one_cpu = jax.default_backend() == "cpu" and len(array.sharding.device_set) == 1
+    # Beyond 2^31 elements 32 bits could not say where a slice begins.
+    by_slices = on_one_cpu and _SLICE < array.size < 2**31
+    total: jax.Array = _sum_of_slices(array) if by_slices else _sum_of_all(array)
+    return total
+
+
+@jax.jit
+def _sum_of_all(array: jax.Array) -> jax.Array:
     place = jnp.zeros(array.shape, jnp.uint32)
     for axis, size in enumerate(array.shape):
         index = jax.lax.broadcasted_iota(jnp.uint32, array.shape, axis)
         place = place * jnp.uint32(size % 2**32) + index
+    return _sum(array, place)
+
+
+@jax.jit
+def _sum_of_slices(array: jax.Array) -> jax.Array:
+    """The same sum. On a CPU XLA writes what it is about to sum into memory: here it is little
+    enough for a cache, and by measurement ten times as fast."""
+    flat = array.reshape(-1)
+    count, rest = divmod(flat.size, _SLICE)
+    places = jax.lax.iota(jnp.uint32, _SLICE)
+
+    def add(index: jax.Array, total: jax.Array) -> jax.Array:
+        first = index * _SLICE
+        part = jax.lax.dynamic_slice(flat, (first,), (_SLICE,))
+        return total + _sum(part, first.astype(jnp.uint32) + places)
+
+    total: jax.Array = jax.lax.fori_loop(0, count, add, jnp.uint32(0))
+    begin = count * _SLICE
+    return total + _sum(flat[begin:], jnp.uint32(begin) + places[:rest])
+
+
+def _sum(array: jax.Array, place: jax.Array) -> jax.Array:
+    bits = array
+    if not jnp.issubdtype(array.dtype, jnp.unsignedinteger):
+        bits = jax.lax.bitcast_convert_type(array, f"uint{8 * array.dtype.itemsize}")
     return jnp.sum(bits.astype(jnp.uint32) * (2 * place + 1), dtype=jnp.uint32)

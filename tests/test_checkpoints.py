@@ -291,3 +291,15 @@ def test_the_checksum_is_the_arrays(dtype: str) -> None:
     assert int(checksum(spread)) == wanted
     assert int(checksum(array.at[3, 5, 1].set(array[3, 5, 1] + 1))) != wanted
     assert int(checksum(array[::-1])) != wanted
+
+
+def test_the_checksum_of_a_large_array_is_summed_by_slices() -> None:
+    numbers = np.random.default_rng(0).normal(size=(8, 262_147)).astype(np.float32)
+    bits = numbers.view(np.uint32).ravel()
+    wanted = int(np.sum(bits * (2 * np.arange(bits.size, dtype=np.uint32) + 1), dtype=np.uint32))
+    array = jnp.asarray(numbers)
+    assert int(checksum(array)) == wanted
+    spread = jax.device_put(array, jax.sharding.NamedSharding(mesh(2, 4, 1), jax.P("fsdp")))
+    assert int(checksum(spread)) == wanted  # this one at once, on each device its part
+    for place in ((0, 0), (3, 262_146), (7, 262_146)):  # of slices that are full, and of the rest
+        assert int(checksum(array.at[place].add(1))) != wanted

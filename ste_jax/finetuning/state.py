@@ -17,9 +17,11 @@ import json
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
 
@@ -40,6 +42,7 @@ class StateStore:
     def __init__(self, directory: epath.Path, *, keep: int = 2) -> None:
         """`keep`: how many of the newest states stay."""
         self._directory = files.absolute(directory)
+        self._room: dict[str, jax.Array] | None = None
         here = checkpoints.multiprocessing_options()
         # Compression would take what the next step computes with, for a twelfth of the size.
         arrays = ocp.PyTreeCheckpointHandler(use_compression=False, multiprocessing_options=here)
@@ -64,6 +67,20 @@ class StateStore:
         step = self._manager.latest_step()
         return None if step is None else self._directory / str(step)
 
+    def make_room(self, state: TrainState) -> None:
+        """Takes the memory that saves will need: before the first step, not hours later.
+
+        From an accelerator Orbax copies to the host. On a CPU it writes from where the arrays lie,
+        and a step that would give its results their memory must then get more, anew for each save.
+        """
+        if jax.default_backend() == "cpu":
+            self._room = _copied(_flat(state), None)
+
+    def leave_room(self) -> None:
+        """Lets go of what `make_room` took, once what lies there is written. Raises as `save`."""
+        self.wait()
+        self._room = None
+
     def save(self, step: int, state: TrainState, curve: list[Event]) -> None:
         """Begins to save; the arrays are copied before it returns, the writing goes on behind.
 
@@ -73,6 +90,9 @@ class StateStore:
         arrays = _flat(state)
         # A copy: it is written while training goes on and the curve grows.
         content = {"curve": list(curve), "arrays": checkpoints.describe(arrays)}
+        if self._room is not None:
+            self.wait()
+            arrays = self._room = _copied(arrays, self._room)
         try:
             begun = self._manager.save(
                 step,
@@ -192,6 +212,7 @@ class InHand:
     def begin(self, state: TrainState) -> None:
         """Take the state before the first step."""
         self.state, self.curve, self._held, self._saved = state, [], True, 0
+        self._store.make_room(state)
 
     def model(self) -> Decoder:
         """The model in training; gone after the next step, or when the state is let go of."""
@@ -206,7 +227,7 @@ class InHand:
     def release(self) -> None:
         """Let the state go from the devices; what is on disk stays."""
         self.save()
-        self._store.wait()
+        self._store.leave_room()
         for leaf in jax.tree.leaves(self.state):
             leaf.delete()
         self._held = False
@@ -218,6 +239,7 @@ class InHand:
             if found is not None:
                 self.state, self.curve = found
                 self._held, self._saved = True, self.step
+                self._store.make_room(self.state)
         return self._held
 
 
@@ -285,3 +307,11 @@ def _flat(state: TrainState) -> dict[str, Any]:
     """The leaves by their path in the state, as `.params['layers.0.q']`."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(state)
     return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
+
+
+@partial(jax.jit, donate_argnums=1, keep_unused=True)
+def _copied(
+    arrays: dict[str, jax.Array], into: dict[str, jax.Array] | None
+) -> dict[str, jax.Array]:
+    """A copy, in the memory of an older one if there is one."""
+    return {name: jnp.copy(array) for name, array in arrays.items()}

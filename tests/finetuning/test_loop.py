@@ -385,7 +385,8 @@ def test_the_order_of_the_examples_does_not_matter(trained: Trained, check: Chec
     check(trained.run(), trained)
 
 
-def test_what_is_saved_is_what_was_there_at_the_call(tmp_path: Path) -> None:
+@pytest.mark.parametrize("room", [True, False])
+def test_what_is_saved_is_what_was_there_at_the_call(room: bool, tmp_path: Path) -> None:
     # The writing goes on behind, while steps donate the arrays and the curve grows.
     knobs: dict[str, Any] = {"param_dtype": np.float32}
     like = abstract_state(CONFIG, KNOBS, STEPS, ONE, **knobs)
@@ -393,9 +394,14 @@ def test_what_is_saved_is_what_was_there_at_the_call(tmp_path: Path) -> None:
     before = [np.array(leaf) for leaf in jax.tree.leaves(state)]
     overwrite = jax.jit(lambda s: jax.tree.map(lambda leaf: leaf * 0 + 7, s), donate_argnums=0)
     curve = [{"step": 1}]
+    places = {leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(state)}
     with StateStore(epath.Path(tmp_path)) as store:
+        if room:
+            store.make_room(state)
         store.save(1, state, curve)
-        overwrite(state)
+        later = jax.tree.leaves(overwrite(state))
+        # With room made, what comes after a save lies where what was saved lay: no memory is asked.
+        assert not room or {leaf.unsafe_buffer_pointer() for leaf in later} == places
         curve.append({"step": 2})
         store.wait()
         found = store.restore(like)
