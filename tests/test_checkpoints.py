@@ -293,13 +293,20 @@ def test_the_checksum_is_the_arrays(dtype: str) -> None:
     assert int(checksum(array[::-1])) != wanted
 
 
-def test_the_checksum_of_a_large_array_is_summed_by_slices() -> None:
-    numbers = np.random.default_rng(0).normal(size=(8, 262_147)).astype(np.float32)
-    bits = numbers.view(np.uint32).ravel()
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("shape", [(8, 262_147), (4096, 512)], ids=["a rest", "whole slices"])
+def test_the_checksum_of_a_large_array_is_summed_by_slices(
+    shape: tuple[int, int], dtype: str
+) -> None:
+    array = jnp.asarray(np.random.default_rng(0).normal(size=shape), dtype)
+    bits = np.asarray(array).view(f"uint{8 * array.dtype.itemsize}").ravel().astype(np.uint32)
     wanted = int(np.sum(bits * (2 * np.arange(bits.size, dtype=np.uint32) + 1), dtype=np.uint32))
-    array = jnp.asarray(numbers)
     assert int(checksum(array)) == wanted
-    spread = jax.device_put(array, jax.sharding.NamedSharding(mesh(2, 4, 1), jax.P("fsdp")))
-    assert int(checksum(spread)) == wanted  # this one at once, on each device its part
-    for place in ((0, 0), (3, 262_146), (7, 262_146)):  # of slices that are full, and of the rest
+    in_one, in_four = (
+        jax.device_put(array, jax.sharding.NamedSharding(mesh(1, count, 1), jax.P("fsdp")))
+        for count in (1, 4)
+    )
+    assert int(checksum(in_one)) == wanted
+    assert int(checksum(in_four)) == wanted  # this one at once, on each device its part
+    for place in ((0, 0), (shape[0] // 2, 5), (-1, -1)):  # the last is of the rest, if there is one
         assert int(checksum(array.at[place].add(1))) != wanted

@@ -175,6 +175,8 @@ def finetune(
             due = step == total or _every(step, knobs.validate_every)
             if due or _every(step, knobs.save_every):
                 hand.save()
+            if step == total:
+                store.drop_reserve()  # nothing is saved after it, and a validation needs memory
             if due and not validate_step(ledger, hand, validate, save_model):
                 continue  # an older state was read back: its steps are taken again
             if step == total:

@@ -17,7 +17,6 @@ import json
 import time
 import warnings
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
@@ -42,7 +41,7 @@ class StateStore:
     def __init__(self, directory: epath.Path, *, keep: int = 2) -> None:
         """`keep`: how many of the newest states stay."""
         self._directory = files.absolute(directory)
-        self._room: dict[str, jax.Array] | None = None
+        self._reserve: dict[str, jax.Array] | None = None
         here = checkpoints.multiprocessing_options()
         # Compression would take what the next step computes with, for a twelfth of the size.
         arrays = ocp.PyTreeCheckpointHandler(use_compression=False, multiprocessing_options=here)
@@ -67,19 +66,28 @@ class StateStore:
         step = self._manager.latest_step()
         return None if step is None else self._directory / str(step)
 
-    def make_room(self, state: TrainState) -> None:
+    def reserve(self, state: TrainState) -> None:
         """Takes the memory that saves will need: before the first step, not hours later.
 
         From an accelerator Orbax copies to the host. On a CPU it writes from where the arrays lie,
         and a step that would give its results their memory must then get more, anew for each save.
         """
         if jax.default_backend() == "cpu":
-            self._room = _copied(_flat(state), None)
+            arrays = _flat(state)
+            # As many copies as one: where the arrays lie is said, or XLA may not reuse `into`;
+            # unused it is, and JAX would drop it before it can be donated.
+            self._copied = jax.jit(
+                _copied,
+                out_shardings={name: array.sharding for name, array in arrays.items()},
+                donate_argnums=1,
+                keep_unused=True,
+            )
+            self._reserve = jax.block_until_ready(self._copied(arrays, None))
 
-    def leave_room(self) -> None:
-        """Lets go of what `make_room` took, once what lies there is written. Raises as `save`."""
+    def drop_reserve(self) -> None:
+        """Lets go of what `reserve` took, once what lies there is written. Raises as `save`."""
         self.wait()
-        self._room = None
+        self._reserve = None
 
     def save(self, step: int, state: TrainState, curve: list[Event]) -> None:
         """Begins to save; the arrays are copied before it returns, the writing goes on behind.
@@ -90,9 +98,9 @@ class StateStore:
         arrays = _flat(state)
         # A copy: it is written while training goes on and the curve grows.
         content = {"curve": list(curve), "arrays": checkpoints.describe(arrays)}
-        if self._room is not None:
+        if self._reserve is not None:
             self.wait()
-            arrays = self._room = _copied(arrays, self._room)
+            arrays = self._reserve = self._copied(arrays, self._reserve)
         try:
             begun = self._manager.save(
                 step,
@@ -212,7 +220,7 @@ class InHand:
     def begin(self, state: TrainState) -> None:
         """Take the state before the first step."""
         self.state, self.curve, self._held, self._saved = state, [], True, 0
-        self._store.make_room(state)
+        self._store.reserve(state)
 
     def model(self) -> Decoder:
         """The model in training; gone after the next step, or when the state is let go of."""
@@ -227,7 +235,7 @@ class InHand:
     def release(self) -> None:
         """Let the state go from the devices; what is on disk stays."""
         self.save()
-        self._store.leave_room()
+        self._store.drop_reserve()
         for leaf in jax.tree.leaves(self.state):
             leaf.delete()
         self._held = False
@@ -239,7 +247,7 @@ class InHand:
             if found is not None:
                 self.state, self.curve = found
                 self._held, self._saved = True, self.step
-                self._store.make_room(self.state)
+                self._store.reserve(self.state)
         return self._held
 
 
@@ -309,9 +317,8 @@ def _flat(state: TrainState) -> dict[str, Any]:
     return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
 
 
-@partial(jax.jit, donate_argnums=1, keep_unused=True)
 def _copied(
     arrays: dict[str, jax.Array], into: dict[str, jax.Array] | None
 ) -> dict[str, jax.Array]:
-    """A copy, in the memory of an older one if there is one."""
+    """A copy, in the memory of an older one if there is one and it is donated."""
     return {name: jnp.copy(array) for name, array in arrays.items()}

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 from etils import epath
@@ -24,9 +23,7 @@ from ste_jax.finetuning import loop, packing
 from ste_jax.finetuning.loop import FinetuneResult
 from ste_jax.finetuning.packing import Example
 from ste_jax.finetuning.state import StateStore
-from ste_jax.finetuning.train_step import abstract_state, initial_state
-from ste_jax.parameters import parameters_of
-from tests.finetuning.small import CONFIG, EXAMPLES, KNOBS, ONE, Trained, example, small_model
+from tests.finetuning.small import EXAMPLES, KNOBS, Trained, example
 from tests.full_disk import files_no_larger_than
 
 STEPS = 10
@@ -383,31 +380,6 @@ def test_dropped_examples_are_told(
 def test_the_order_of_the_examples_does_not_matter(trained: Trained, check: Check) -> None:
     trained.examples = EXAMPLES[::-1]
     check(trained.run(), trained)
-
-
-@pytest.mark.parametrize("room", [True, False])
-def test_what_is_saved_is_what_was_there_at_the_call(room: bool, tmp_path: Path) -> None:
-    # The writing goes on behind, while steps donate the arrays and the curve grows.
-    knobs: dict[str, Any] = {"param_dtype": np.float32}
-    like = abstract_state(CONFIG, KNOBS, STEPS, ONE, **knobs)
-    state = initial_state(parameters_of(small_model()), like, KNOBS, STEPS)
-    before = [np.array(leaf) for leaf in jax.tree.leaves(state)]
-    overwrite = jax.jit(lambda s: jax.tree.map(lambda leaf: leaf * 0 + 7, s), donate_argnums=0)
-    curve = [{"step": 1}]
-    places = {leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(state)}
-    with StateStore(epath.Path(tmp_path)) as store:
-        if room:
-            store.make_room(state)
-        store.save(1, state, curve)
-        later = jax.tree.leaves(overwrite(state))
-        # With room made, what comes after a save lies where what was saved lay: no memory is asked.
-        assert not room or {leaf.unsafe_buffer_pointer() for leaf in later} == places
-        curve.append({"step": 2})
-        store.wait()
-        found = store.restore(like)
-    assert found is not None
-    assert found[1] == [{"step": 1}]
-    assert all(map(np.array_equal, jax.tree.leaves(found[0]), before))
 
 
 def test_a_state_that_cannot_be_written_ends_it(trained: Trained, check: Check) -> None:
