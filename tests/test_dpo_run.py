@@ -144,6 +144,7 @@ def test_what_was_made_stays_when_a_later_stage_changes_or_goes(
     assert_identical(expected, run)
 
 
+@pytest.mark.slow
 def test_more_is_drawn_where_no_judgment_had_failed(
     undisturbed: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
