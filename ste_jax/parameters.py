@@ -65,7 +65,7 @@ def _sum_of_all(array: jax.Array) -> jax.Array:
 @jax.jit
 def _sum_of_slices(array: jax.Array) -> jax.Array:
     """The same sum. On a CPU XLA writes what it is about to sum into memory: here it is little
-    enough for a cache, and by measurement ten times as fast."""
+    enough for a cache."""
     flat = array.reshape(-1)
     count, rest = divmod(flat.size, _SLICE)
     places = jax.lax.iota(jnp.uint32, _SLICE)

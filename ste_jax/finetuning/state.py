@@ -43,7 +43,7 @@ class StateStore:
         self._directory = files.absolute(directory)
         self._reserve: dict[str, jax.Array] | None = None
         here = checkpoints.multiprocessing_options()
-        # Compression would take what the next step computes with, for a twelfth of the size.
+        # Compression would take what the next step computes with.
         arrays = ocp.PyTreeCheckpointHandler(use_compression=False, multiprocessing_options=here)
         curve = ocp.JsonCheckpointHandler(multiprocessing_options=here)
         try:
@@ -74,8 +74,8 @@ class StateStore:
         """
         if jax.default_backend() == "cpu":
             arrays = _flat(state)
-            # As many copies as one: where the arrays lie is said, or XLA may not reuse `into`;
-            # unused it is, and JAX would drop it before it can be donated.
+            # Unless told where results lie, JAX leaves it to XLA whether `into` is reused; and it
+            # would drop `into`, which nothing reads, before it can be donated.
             self._copied = jax.jit(
                 _copied,
                 out_shardings={name: array.sharding for name, array in arrays.items()},
@@ -86,8 +86,9 @@ class StateStore:
 
     def drop_reserve(self) -> None:
         """Lets go of what `reserve` took, once what lies there is written. Raises as `save`."""
-        self.wait()
-        self._reserve = None
+        if self._reserve is not None:
+            self.wait()
+            self._reserve = None
 
     def save(self, step: int, state: TrainState, curve: list[Event]) -> None:
         """Begins to save; the arrays are copied before it returns, the writing goes on behind.
@@ -235,6 +236,7 @@ class InHand:
     def release(self) -> None:
         """Let the state go from the devices; what is on disk stays."""
         self.save()
+        self._store.wait()
         self._store.drop_reserve()
         for leaf in jax.tree.leaves(self.state):
             leaf.delete()
