@@ -3,6 +3,7 @@
 # Another interpreter: `make PYTHON=python3.12 test` (an environment of another version is made anew).
 
 VENV ?= .venv
+WORKERS ?= 2
 BIN := $(VENV)/bin
 EMBEDDED_CONFIG := configs/pico.yaml
 SMALL_CONFIG := configs/smollm2-135m.yaml
@@ -46,11 +47,13 @@ demo-smollm2: $(INSTALLED)
 smollm2-large: $(INSTALLED)
 	$(BIN)/ste run $(LARGE_CONFIG)
 
+# A process compiles on one core: two at once take little more than half of the time.
 test: $(INSTALLED_DEV)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
+# With programs as users have them: what takes minutes is not their compilation.
 test-slow: $(INSTALLED_DEV)
-	$(BIN)/python -m pytest -m slow
+	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(BIN)/python -m pytest -m slow
 
 lint: $(INSTALLED_DEV)
 	$(BIN)/ruff check

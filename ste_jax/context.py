@@ -17,21 +17,26 @@ import jax
 import yaml
 from etils import epath
 
-from ste_jax import __version__, files
+from ste_jax import __version__, checkpoints, files, fitting, shipped
 from ste_jax.config import Config
 from ste_jax.decoding.lanes import check_knobs
 from ste_jax.distributed import Processes
-from ste_jax.errors import RequestError
+from ste_jax.errors import RequestError, SteError
+from ste_jax.evaluation.readers import read_pairs
 from ste_jax.finetuning.lora import check_lora
 from ste_jax.finetuning.stage import stage_knobs
 from ste_jax.finetuning.train_step import check_batch
 from ste_jax.generators.local import LocalGenerator
 from ste_jax.generators.protocol import Generator, Usage
-from ste_jax.opening import open_generator
-from ste_jax.prompts.render import load_template
-from ste_jax.rundir import MetricsLog, RunDir, fingerprint
+from ste_jax.opening import locate, look_at, open_generator
+from ste_jax.prompts.parse import RESPONSE_MARK
+from ste_jax.prompts.render import PLACES, load_template
+from ste_jax.rundir import NO_SHAPES, MetricsLog, RunDir, fingerprint
 from ste_jax.sharding import make_mesh
-from ste_jax.strict import to_dict
+from ste_jax.stages.asking import arguments_of
+from ste_jax.stages.judge import build_prompts
+from ste_jax.strict import build, to_dict
+from ste_jax.tokenizers import Tokenizer
 from ste_jax.tracking import check_tracking
 
 
@@ -96,25 +101,30 @@ def _difference(now: Usage, before: Usage) -> dict[str, Any]:
 
 
 def open_run(
-    config: Config, root: epath.Path, processes: Processes, *, new_shapes: bool = False
+    config: Config,
+    asked: Config,
+    root: epath.Path,
+    processes: Processes,
+    *,
+    new_shapes: bool = False,
 ) -> Context:
     """Begin a run, or take one up where it was left.
 
     What is fixed at the beginning (the number of shards, the shapes of the decoding programs)
-    lies in the run's manifest.
+    lies in the run's manifest. `config` is the one that was `asked` for with nothing left open (see
+    `fit_config`).
 
     Raises:
       RequestError: the directory holds something that is not a run, or a run of another number of
         shards or, without `new_shapes`, of other shapes.
     """
     run = RunDir(root)
-    _check_early(config)
-    _agree(config, processes)
 
     def begin() -> None:
         manifest = _manifest(config, run, new_shapes)
+        manifest["caps"] = {**manifest["caps"], **fitting.open_caps(asked, config)}
         files.sweep_partials(root)
-        files.write_json(run.manifest, manifest)
+        files.write_twice(run.manifest, manifest)
         text = yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
         files.write_whole(run.config, text.encode())
 
@@ -128,19 +138,79 @@ def open_run(
     )
 
 
-def _check_early(config: Config) -> None:
-    """Refuse now what a step would refuse only after hours of others.
+def check_early(config: Config, processes: Processes) -> None:
+    """Refuse, before anything is begun, what a step would refuse only after hours of others.
 
     Raises:
-      RequestError: shapes that cannot be run, or a batch that cannot be divided over the mesh.
+      RequestError: a mesh that the devices do not make up, a batch that cannot be divided over it,
+        a template that cannot be read, or processes that disagree.
     """
-    check_knobs(config.decoding)
+    make_mesh(config.decoding.mesh, jax.local_devices())
     mesh = make_mesh(config.finetune.mesh)
     for stage in config.finetune.stages:
         where = "finetune" if stage == "sft" else f"finetune.{stage}"
         check_batch(stage_knobs(config.finetune, stage), mesh, where)
     check_lora(config.finetune.lora)
     check_tracking(config.track)
+    _agree(config, processes)
+
+
+def fit_config(
+    config: Config, root: epath.Path, processes: Processes, *, new_shapes: bool = False
+) -> Config:
+    """The config with nothing left open (see `ste_jax.fitting`), the same for all processes.
+
+    Raises:
+      RequestError: the config asks for what can never fit.
+    """
+    told = processes.from_first("fit", lambda: to_dict(_fitted(config, RunDir(root), new_shapes)))
+    fitted: Config = build(Config, told, str(RunDir(root).config))
+    check_knobs(fitted.decoding)
+    return fitted
+
+
+def _fitted(config: Config, run: RunDir, new_shapes: bool) -> Config:
+    """The config with what it leaves open worked out for its model; process 0 alone."""
+    begun = run.read_manifest() if run.begun() else None
+    if begun and new_shapes:
+        begun = {**begun, "shapes": {}}
+    try:
+        found = locate(config.model)
+    except SteError:
+        if begun is None or not checkpoints.is_checkpoint(run.iteration(0).checkpoint):
+            raise
+        found = locate(str(run.iteration(0).checkpoint))
+    shape, tokenizer = look_at(found)
+    lengths = {}
+    for name in fitting.ROLES:
+        role = getattr(config.roles, name)
+        template = load_template(role.template, name)
+        empty = template.messages((), **dict.fromkeys(PLACES[name], ""))
+        lengths[name] = len(tokenizer.prompt_ids(empty, template.start, arguments_of(role)))
+    sizes = fitting.Sizes(
+        context=shape.max_position,
+        templates=lengths,
+        marks=len(tokenizer.encode(f"\n{RESPONSE_MARK}\n")),
+        force_text=len(tokenizer.encode(config.judge.force_text)),
+        labelled=0 if begun and begun["shapes"] else _longest_labelled(config, tokenizer),
+    )
+    return fitting.fit(config, sizes, begun)
+
+
+def _longest_labelled(config: Config, tokenizer: Tokenizer) -> int:
+    """The tokens of the judge's longest prompt of a labelled set, where buckets follow from it."""
+    if config.decoding.prompt_buckets:
+        return 0
+    role = config.roles.judge
+    template, arguments = load_template(role.template, "judge"), arguments_of(role)
+    prompts = (
+        prompt.messages
+        for knobs in config.evaluate.sets
+        for pair in read_pairs(knobs.benchmark, shipped.path_of(knobs.data), knobs.by)
+        for prompt in build_prompts(pair, template)[:1]
+    )
+    lengths = (len(tokenizer.prompt_ids(each, template.start, arguments)) for each in prompts)
+    return max(lengths, default=0)
 
 
 def _templates(config: Config) -> list[Any]:
@@ -165,27 +235,27 @@ def _agree(config: Config, processes: Processes) -> None:
 
 
 def _manifest(config: Config, run: RunDir, new_shapes: bool) -> dict[str, Any]:
-    shapes = to_dict(config.decoding)
-    # where it ran, and what fingerprints tell
-    del shapes["mesh"], shapes["dtype"], shapes["weights"]
+    knobs = to_dict(config.decoding)
+    shapes = {key: value for key, value in knobs.items() if key not in NO_SHAPES}
     fresh = {
         "name": config.name,
         "iterations": config.iterations,
         "shards": config.pool.shards,
         "shapes": shapes,
+        "caps": {},
         "ste_jax": __version__,
         "jax": jax.__version__,
         "device": jax.devices()[0].device_kind,
         "python": platform.python_version(),
     }
-    if not run.manifest.exists():
+    if not run.begun():
         # what a killed first write leaves under a partial name is not somebody's work
         if run.root.exists() and any(".partial-" not in each.name for each in run.root.iterdir()):
             raise RequestError(
                 f"{run.root} holds something else than a run; name another directory"
             )
         return fresh
-    old: dict[str, Any] = files.read_json(run.manifest)
+    old = run.read_manifest()
     if old["shards"] != config.pool.shards:
         raise RequestError(
             f"{run.root} was begun with pool.shards={old['shards']}, which is fixed; "

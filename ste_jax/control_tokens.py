@@ -16,15 +16,17 @@ tokenizer, so that texts without control tokens in their data give the same ids.
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import tokenizers
 
-from ste_jax.errors import WorkError
+from ste_jax.errors import RequestError, WorkError
+from ste_jax.prompts.thoughts import TOKENS
 
 _DIGITS = 24
 """Length of a secret: text that was not written with it holds it with probability 10**-24."""
@@ -39,9 +41,15 @@ def new_secret(texts: Iterable[str]) -> str:
             return secret
 
 
-def _called(secret: str, name: str) -> str:
-    """A word that holds the secret; private-use characters keep it apart from what is around."""
-    return f"\ue000{secret}{name}\ue001"
+def new_ends(texts: Iterable[str]) -> tuple[str, str]:
+    """Two private-use characters that occur in none of `texts`, to keep what is between them apart
+    from what is around it."""
+    held = frozenset().union(*texts)
+    free = (chr(code) for code in itertools.chain(range(0xE000, 0xF900), range(0xF0000, 0xFFFFE)))
+    first, second, *_ = (*itertools.islice((end for end in free if end not in held), 2), "", "")
+    if not second:
+        raise RequestError("a text holds every private-use character there is; leave some out")
+    return first, second
 
 
 # ---------------------------------------------------------------------------------------------
@@ -58,8 +66,19 @@ class Piece:
     """For a stretch: whether it comes from a content as a whole (template text is never data)."""
 
 
+def text_of(pieces: Iterable[Piece]) -> str:
+    """The text that pieces make."""
+    return "".join(piece.text for piece in pieces)
+
+
+def controls_of(pieces: Iterable[Piece]) -> list[str]:
+    """The control tokens among pieces."""
+    return [piece.text for piece in pieces if piece.control]
+
+
 class Marks:
-    """Marks for contents, and what they say about a rendered text. `secret` is in no content."""
+    """Marks for contents, and what they say about a rendered text. `secret` is in no content, nor
+    are the characters at their ends."""
 
     def __init__(self, control: Iterable[str], texts: Sequence[str] = ()) -> None:
         """Marks for a tokenizer's `control` tokens, fit for `texts`."""
@@ -69,18 +88,30 @@ class Marks:
         # square.
         self._held = re.compile(rf"(?:(?<!\s)\s*)?(?:{self._control.pattern})\s*")
         self.secret = new_secret(texts)
+        self._ends = new_ends(texts)
         self._count = 0
-        opening, closing = _called(self.secret, r"0(\d+)"), _called(self.secret, r"1\d+")
+        opening, closing = self._mark(r"0(\d+)"), self._mark(r"1\d+")
         self._pieces = re.compile(
-            rf"{opening}(?P<data>.*?){_called(self.secret, '1')[:-1]}\1\ue001"
+            rf"{opening}(?P<data>.*?){self._mark(r'1')[:-1]}\1{self._ends[1]}"
             rf"|{opening}|{closing}|(?P<control>{self._control.pattern})",
             re.DOTALL,
         )
-        self._any = re.compile(_called(self.secret, r"\d+"))
+        self._any = re.compile(self._mark(r"\d+"))
+
+    def _mark(self, name: str) -> str:
+        return f"{self._ends[0]}{self.secret}{name}{self._ends[1]}"
+
+    def fit(self, texts: Iterable[str]) -> bool:
+        """Whether none of `texts` holds a part of a mark."""
+        return not any(part in text for text in texts for part in (self.secret, *self._ends))
 
     def holds_control(self, text: str) -> bool:
         """Whether `text` spells a control token."""
         return self._control.search(text) is not None
+
+    def controls(self, text: str) -> list[str]:
+        """The control tokens that `text` spells, in their order."""
+        return self._control.findall(text)
 
     def around(self, content: str) -> str:
         """`content` between marks, and once more each control token that it spells.
@@ -97,7 +128,7 @@ class Marks:
 
     def _enclosed(self, text: str) -> str:
         self._count += 1
-        opening, closing = (_called(self.secret, f"{side}{self._count}") for side in "01")
+        opening, closing = (self._mark(f"{side}{self._count}") for side in "01")
         return f"{opening}{text}{closing}"
 
     def pieces(self, rendered: str) -> list[Piece]:
@@ -118,15 +149,12 @@ class Marks:
         pieces.append(Piece(rendered[end:]))
         return [piece for piece in pieces if piece.text]
 
-    def survived(self, pieces: Iterable[Piece], contents: Iterable[str]) -> bool:
+    def survived(self, pieces: Iterable[Piece]) -> bool:
         """Whether the marks came through the template whole, or not at all.
 
-        Else the text holds pieces of them: the secret, or an end of a mark that no content has.
+        Else the text holds pieces of them: the secret, or an end of a mark.
         """
-        left = "".join(piece.text for piece in pieces)
-        given = "".join(contents)
-        ends = [end for end in "\ue000\ue001" if end not in given]
-        return not any(part in left for part in (self.secret, *ends))
+        return self.fit(["".join(piece.text for piece in pieces)])
 
 
 # ---------------------------------------------------------------------------------------------
@@ -139,8 +167,10 @@ class Fence:
     def __init__(
         self, backend: tokenizers.Tokenizer, control: Mapping[str, int], unknown_id: int | None
     ) -> None:
-        self._backend = backend
+        self._decoder = _keeping(backend, TOKENS)
         self._secret = new_secret(())
+        # A token that ends with one of these would take it from the name that follows it.
+        self._ends = new_ends(backend.get_vocab(with_added_tokens=True))
         self._ids = dict(control)
         self._control_ids = frozenset(control.values()) - {unknown_id}
         names = {text: self._name(token_id) for text, token_id in control.items()}
@@ -151,7 +181,7 @@ class Fence:
         self._copy.add_tokens([tokenizers.AddedToken(self._anchor, normalized=False)])
 
     def _name(self, token_id: int) -> str:
-        return _called(self._secret, f"{token_id:08d}")
+        return f"{self._ends[0]}{self._secret}{token_id:08d}{self._ends[1]}"
 
     def encode(
         self, batch: Iterable[Iterable[Piece]], *, continues: bool = False
@@ -189,10 +219,23 @@ class Fence:
             )
 
     def decode(self, batch: Iterable[Sequence[int]], skip_special: bool) -> list[str]:
-        """For each list of ids its text, without special tokens if `skip_special`."""
+        """For each list of ids its text, if `skip_special` without special tokens, but for marks of
+        thoughts."""
         lists = [list(ids) for ids in batch]
-        texts: list[str] = self._backend.decode_batch(lists, skip_special_tokens=skip_special)
+        texts: list[str] = self._decoder.decode_batch(lists, skip_special_tokens=skip_special)
         return texts
+
+
+def _keeping(backend: tokenizers.Tokenizer, kept: Collection[str]) -> tokenizers.Tokenizer:
+    """A tokenizer that decodes the tokens in `kept` as text even where it leaves special ones
+    out."""
+    special = backend.get_added_tokens_decoder().values()
+    if not any(token.special and token.content in kept for token in special):
+        return backend
+    serialized = json.loads(backend.to_str())
+    for token in serialized["added_tokens"]:
+        token["special"] = token["special"] and token["content"] not in kept
+    return tokenizers.Tokenizer.from_str(json.dumps(serialized))
 
 
 def _renamed(backend: dict[str, object], names: Mapping[str, str]) -> dict[str, object]:

@@ -8,8 +8,10 @@ may take hours to do. A meeting that somebody misses ends with an error that nam
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
+import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -22,6 +24,9 @@ from ste_jax.errors import Preempted, RequestError, SteError, WorkError
 
 MEETING_TIMEOUT_S = 24 * 3600.0
 """How long a process waits for the others; a dead one is noticed by its heartbeat long before."""
+COORDINATOR_TIMEOUT_S = 300.0
+"""How long process 0 may take to come, as in JAX itself."""
+_ADDRESS, _BIND_ADDRESS = "JAX_COORDINATOR_ADDRESS", "JAX_COORDINATOR_BIND_ADDRESS"
 _POLL_MS = 2000
 _LEFT_KEY = "ste/left"
 
@@ -121,8 +126,9 @@ def initialize(
     """Join the run's processes: by address and numbers, or as the TPU environment says.
 
     Raises:
-      RequestError: only some of the three are given.
-      WorkError: the coordinator cannot be reached.
+      RequestError: only some of the three are given, or they will not do.
+      WorkError: the coordinator cannot be reached, or process 0 cannot be it.
+      Preempted: asked to stop while waiting for the coordinator.
     """
     given = [coordinator is not None, count is not None, index is not None]
     if not any(given) and not automatic:
@@ -131,14 +137,87 @@ def initialize(
         raise RequestError("--coordinator, --processes and --process-id belong together")
     if count is not None and index is not None and not 0 <= index < count:
         raise RequestError(f"--process-id {index} is not one of --processes {count} (from 0)")
+    _check_meeting(coordinator, index)
     if os.environ.get("JAX_PLATFORMS") == "cpu":
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    where = f"at {coordinator}" if coordinator else "as the environment says"
     try:
         jax.distributed.initialize(coordinator, count, index)
-    except (RuntimeError, ValueError) as error:
+    except Exception as error:  # of whatever kind: it is JAX's own
         reason = " ".join(str(error).split())[:300]
-        raise WorkError(f"the processes could not meet at {coordinator}: {reason}") from error
+        raise WorkError(f"the processes could not meet {where}: {reason}") from error
     return Processes(index=jax.process_index(), count=jax.process_count())
+
+
+def _check_meeting(coordinator: str | None, index: int | None) -> None:
+    """Look at the place where the processes meet: JAX ends the process where it will not do.
+
+    Raises:
+      RequestError, WorkError, Preempted: as `initialize`.
+    """
+    named = {
+        "--coordinator": coordinator,
+        _ADDRESS: None if coordinator else os.environ.get(_ADDRESS),
+        _BIND_ADDRESS: os.environ.get(_BIND_ADDRESS),
+    }
+    for name, address in named.items():
+        if address is not None:
+            _split(name, address)
+    if coordinator is None:
+        return
+    if index:
+        _await_coordinator(coordinator)
+        return
+    place = os.environ.get(_BIND_ADDRESS)
+    host, port = _split("--coordinator", place or coordinator)
+    _check_free(host if place else "", port, place or coordinator)
+
+
+def _split(name: str, address: str) -> tuple[str, int]:
+    """Host and port of an address."""
+    host, _, port = address.rpartition(":")
+    number = int(port) if port.isascii() and port.isdigit() and len(port) < 6 else 0
+    bracketed = host.startswith("[") and host.endswith("]")
+    if not host or not 1 <= number <= 65535 or (":" in host and not bracketed):
+        raise RequestError(
+            f"{name} is {address!r}, not HOST:PORT with a port from 1 to 65535, as "
+            "10.0.0.1:1234 or [::1]:1234"
+        )
+    return host.strip("[]"), number
+
+
+def _check_free(host: str, port: int, address: str) -> None:
+    """Raises `WorkError` where process 0 cannot listen; no host means all of this machine's."""
+    places = [(socket.AF_INET6, host or "::"), (socket.AF_INET, host or "0.0.0.0")]
+    for family, place in places:
+        try:
+            with socket.socket(family) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind((place, port))
+        except OSError as error:
+            if error.errno in (errno.EADDRINUSE, errno.EACCES):
+                raise WorkError(
+                    f"process 0 cannot listen at {address}: {error.strerror}; name another port "
+                    "to all processes, or stop what listens there"
+                ) from error
+
+
+def _await_coordinator(address: str) -> None:
+    """Returns once somebody listens there."""
+    host, port = _split("--coordinator", address)
+    deadline = time.monotonic() + COORDINATOR_TIMEOUT_S
+    while True:
+        try:
+            socket.create_connection((host, port), timeout=5.0).close()
+            return
+        except (OSError, UnicodeError) as error:
+            if time.monotonic() > deadline:
+                raise WorkError(
+                    f"process 0 is not to be found at {address} after "
+                    f"{COORDINATOR_TIMEOUT_S:g} s ({error}); start it there, or mend the address"
+                ) from error
+        preemption.poll()
+        time.sleep(0.2)
 
 
 def _look_for_leavers(client: Any) -> None:

@@ -1,11 +1,13 @@
 """How does a judge go back to where others can use it: as a Hugging Face directory?
 
-Weights, config, tokenizer with its chat template, generation config, and a model card that says
-what the judge came from and, where its run is there still, what was measured of it.
+Weights, config, tokenizer with its chat template, generation config, how it is asked
+(`ste_judge.json`), and a model card that says what the judge came from and, where its run is there
+still, what was measured of it.
 """
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,10 +15,11 @@ from typing import Any
 
 import jax.numpy as jnp
 import yaml
+from etils import epath
 from safetensors import SafetensorError
 from tqdm import tqdm
 
-from ste_jax import __version__, checkpoints, judge_card
+from ste_jax import __version__, checkpoints, files, judge_card
 from ste_jax.config import MeshKnobs
 from ste_jax.errors import RequestError, WorkError
 from ste_jax.models.config import ModelConfig
@@ -37,7 +40,8 @@ def export_model(source: str, directory: str, dtype: str | None = None) -> str:
         model that is no checkpoint of ours.
 
     Raises:
-      RequestError: the source cannot be read, has no Hugging Face form, or the place is taken.
+      RequestError: the source cannot be read, has no Hugging Face form, or the place is taken, if
+        only by another export at work.
       WorkError: it cannot be written; nothing half-written is left.
     """
     final = Path(directory)
@@ -46,29 +50,37 @@ def export_model(source: str, directory: str, dtype: str | None = None) -> str:
     found = locate(source)
     card = checkpoints.read_card(found.path) if found.kind == "checkpoint" else None
     # Before minutes of reading.
+    asked = judge_card.of_source(found)
     describe_config(ModelConfig.from_dict(card["model"]) if card else open_weights(found).config)
     if dtype is None:
         dtype = card["parameters"]["embed"]["dtype"] if card else "bfloat16"
     opened = open_model(found, MeshKnobs(), dtype=dtype, param_dtype=dtype)
     building = final.with_name(f"{final.name}.partial-export")
-    shutil.rmtree(building, ignore_errors=True)
-    try:
-        count = opened.model.config.parameter_count()
-        bar = tqdm(
-            total=count * jnp.dtype(dtype).itemsize, unit="B", unit_scale=True, desc="export"
-        )
-        with bar:
-            ids = opened.tokenizer.token_ids()
-            save_hf(opened.model, building, token_ids=ids, progress=bar.update)
-        opened.tokenizer.save(building)
-        text = model_card(final.name, found, card["provenance"] if card else {})
-        (building / "README.md").write_text(text, encoding="utf-8")
-        building.rename(final)
-    except (OSError, SafetensorError) as error:
-        told = getattr(error, "strerror", None) or str(error)
-        raise WorkError(f"could not write {directory}: {told}; make room and run again") from error
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
+    with files.held(building):
+        for left in building.iterdir():  # of an export that was killed
+            files.remove(epath.Path(left))
+        try:
+            count = opened.model.config.parameter_count()
+            bar = tqdm(
+                total=count * jnp.dtype(dtype).itemsize, unit="B", unit_scale=True, desc="export"
+            )
+            with bar:
+                ids = opened.tokenizer.token_ids()
+                save_hf(opened.model, building, token_ids=ids, progress=bar.update)
+            opened.tokenizer.save(building)
+            if asked is not None:
+                told = json.dumps(judge_card.to_dict(asked), indent=2, ensure_ascii=False)
+                (building / judge_card.FILE).write_text(told + "\n", encoding="utf-8")
+            text = model_card(final.name, found, card["provenance"] if card else {})
+            (building / "README.md").write_text(text, encoding="utf-8")
+            building.rename(final)
+        except (OSError, SafetensorError) as error:
+            told = getattr(error, "strerror", None) or str(error)
+            raise WorkError(
+                f"could not write {directory}: {told}; make room and run again"
+            ) from error
+        finally:
+            shutil.rmtree(building, ignore_errors=True)
     return f"{directory}: {count:,} parameters in {dtype}, from {found.name}"
 
 
@@ -84,7 +96,7 @@ def model_card(name: str, source: Source, provenance: Mapping[str, Any]) -> str:
         "",
         *_origin(source, provenance),
         *_of_run(source),
-        *_how_to_ask(provenance),
+        *_how_to_ask(judge_card.of_source(source)),
     ]
     return "\n".join(lines) + "\n"
 
@@ -118,9 +130,13 @@ def _origin(source: Source, provenance: Mapping[str, Any]) -> Iterator[str]:
         if validation.get("accuracy") is not None:
             yield ""
             yield (
-                f"The step was chosen by its accuracy on {validation['n_prompts']:,} constructed "
+                f"The step was chosen by its accuracy on "
+                f"{validation['n_prompts'] - validation.get('n_too_long', 0):,} constructed "
                 f"validation prompts: {validation['accuracy']:.3f}."
             )
+        if provenance["step"] == 0:
+            yield ""
+            yield "No step came to as much as what this stage began with: the weights are those."
     yield ""
     yield f"The licence of `{seed}` holds for these weights."
 
@@ -129,9 +145,10 @@ def _of_run(source: Source) -> Iterator[str]:
     """What the run says, if the checkpoint still lies in it."""
     here = source.path.parent
     root = here.parent.parent
-    if here.parent.name != "iterations" or not (root / "manifest.json").exists():
+    run = RunDir(root)
+    if here.parent.name != "iterations" or not here.name.isdigit() or not run.begun():
         return
-    run, index = RunDir(root), int(here.name)
+    index = int(here.name)
     counts = funnel(run)
     steps = pool_steps(counts)
     for each in counts["iterations"]:
@@ -167,11 +184,17 @@ def _measures(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [{"iteration": row["iteration"]} | {n: row[n] for n in kept} for row in rows if names]
 
 
-def _how_to_ask(provenance: Mapping[str, Any]) -> Iterator[str]:
-    if not provenance.get("judge"):
+def _how_to_ask(card: judge_card.JudgeCard | None) -> Iterator[str]:
+    if card is None:
         return
-    template = judge_card.from_provenance(provenance).template
+    template = card.template
     yield from ("", "## How it is asked", "", "System:", "", "```text", template.system, "```")
     yield from ("", "User:", "", "```text", template.user, "```")
+    if card.template_arguments:
+        yield ""
+        yield f"Arguments of the chat template: `{json.dumps(dict(card.template_arguments))}`."
     yield ""
-    yield "The verdict is `[[A]]` or `[[B]]`, at the end. Ask in both orders."
+    yield (
+        f"The verdict is `[[A]]` or `[[B]]`, at the end. Ask in both orders. `{judge_card.FILE}` "
+        "holds all of it; `ste judge` and `ste evaluate` read it."
+    )

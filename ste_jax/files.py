@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -44,7 +45,11 @@ def write_whole(path: epath.Path, data: bytes) -> None:
       WorkError: the place cannot be written (full disk, no permission); nothing is left behind.
     """
     if is_remote(path):
-        path.write_bytes(data)
+        try:
+            path.write_bytes(data)
+        except Exception as error:  # the clients of object stores raise types of many kinds
+            reason = " ".join(str(error).split())[:200]
+            raise WorkError(f"could not write {path}: {reason}; run again") from error
         return
     local = Path(os.fspath(path))
     partial = local.with_name(f"{local.name}{_PARTIAL}-{os.getpid()}")
@@ -88,22 +93,44 @@ def held(directory: Path) -> Iterator[None]:
 
     Raises:
       RequestError: somebody else holds it.
+      WorkError: it cannot be made.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    handle = os.open(directory, os.O_RDONLY)
     try:
-        with contextlib.suppress(OSError):  # some network file systems lock no directories
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise RequestError(
-                    f"another `ste` command is at work on {directory}; wait for it or stop it"
-                ) from error
-        if not directory.exists() or directory.stat().st_ino != os.fstat(handle).st_ino:
-            raise RequestError(f"{directory} was just given up by another command; run again")
+        directory.mkdir(parents=True, exist_ok=True)
+        handle = os.open(directory, os.O_RDONLY)
+    except OSError as error:
+        raise WorkError(
+            f"could not write {directory}: {error.strerror}; choose another place"
+        ) from error
+    try:
+        hold(handle, directory)
         yield
     finally:
         os.close(handle)
+
+
+def held_at(directory: epath.Path) -> contextlib.AbstractContextManager[None]:
+    """Likewise of a place that may lie in an object store, which knows no locks."""
+    if is_remote(directory):
+        return contextlib.nullcontext()
+    return held(Path(os.fspath(directory)))
+
+
+def hold(handle: int, place: Path) -> None:
+    """Hold the open file or directory at `place` until it is closed.
+
+    Raises:
+      RequestError: somebody else holds it, or has just removed it.
+    """
+    with contextlib.suppress(OSError):  # some network file systems lock no directories
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RequestError(
+                f"another `ste` command is at work on {place}; wait for it or stop it"
+            ) from error
+    if not place.exists() or place.stat().st_ino != os.fstat(handle).st_ino:
+        raise RequestError(f"{place} was just given up by another command; run again")
 
 
 def write_json(path: epath.Path, value: Any) -> None:
@@ -119,9 +146,75 @@ def read_json(path: epath.Path) -> Any:
       WorkError: it is not JSON (our own writes are whole, so somebody else touched it).
     """
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_bytes())
     except ValueError as error:
-        raise WorkError(f"{path} is not JSON ({error}); delete it and run again") from error
+        raise WorkError(
+            f"{path} is damaged: it is not JSON ({error}); put a copy of it back, or move this one "
+            "file away and run again: it is made anew of what lies beside it, which is kept"
+        ) from error
+
+
+def write_twice(path: epath.Path, value: dict[str, Any]) -> None:
+    """Write what finished work hangs on, an object of JSON: with its hash, and once more beside."""
+    sealed = {**value, _CHECK: _check(value)}
+    for place in (_second(path), path):  # a kill between them leaves the old one or both
+        write_json(place, sealed)
+
+
+def read_twice(path: epath.Path) -> dict[str, Any] | None:
+    """What `write_twice` wrote, of whichever of the two is as it was written; the other is mended.
+
+    None if nothing is there, or nothing that can be told.
+    """
+    second = _second(path)
+    found = _sealed(path)
+    if found is None:
+        found = _sealed(second)
+        if found is not None:
+            write_twice(path, found)
+    return found
+
+
+def forget(path: epath.Path) -> None:
+    """Remove a file, or what `write_twice` wrote, if it is there."""
+    for place in (_second(path), path):
+        remove(place)
+
+
+def _second(path: epath.Path) -> epath.Path:
+    return path.with_name(f"{path.name}.copy")
+
+
+def _sealed(path: epath.Path) -> dict[str, Any] | None:
+    try:
+        value = json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+    if not isinstance(value, dict):
+        return None
+    check = value.pop(_CHECK, None)  # earlier versions wrote none
+    return value if check in (None, _check(value)) else None
+
+
+def _check(value: dict[str, Any]) -> str:
+    text = json.dumps(value, sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+_CHECK = "check"
+
+
+def move(source: epath.Path, target: epath.Path) -> None:
+    """Move a file or a directory tree within one file system or bucket, in the place of nothing."""
+    if not is_remote(source):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        source.rename(target)
+    elif source.is_dir():
+        for inner in source.iterdir():
+            move(inner, target / inner.name)
+    else:
+        source.copy(target)
+        source.unlink()
 
 
 def read_object(path: Path, name: str = "") -> dict[str, Any]:

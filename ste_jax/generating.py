@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from ste_jax.decoding_options import DecodingOptions
 from ste_jax.errors import WorkError
+from ste_jax.fitting import check_cap
 from ste_jax.generators.batch import check_place, generate_file, read_prompts
 from ste_jax.generators.protocol import Sampling
-from ste_jax.opening import locate, open_generator, source_fingerprint
+from ste_jax.opening import locate, longest_prompt, look_at, open_generator, source_fingerprint
 from ste_jax.records import content_id
 
 
@@ -41,6 +42,8 @@ def generate(options: GenerateOptions) -> str:
     check_place(options.out)
     prompts = read_prompts(options.prompts)
     found = locate(options.model)
+    check_cap(options.max_new_tokens, look_at(found)[0].max_position)
+    longest = longest_prompt(found, [messages for _, messages in prompts])
     sampling = Sampling(
         max_new_tokens=options.max_new_tokens,
         temperature=options.temperature,
@@ -50,7 +53,7 @@ def generate(options: GenerateOptions) -> str:
         stop=tuple(options.stop),
         ignore_eos=options.ignore_eos,
     )
-    dtype, shapes, *more = options.identity()
+    dtype, shapes, *more = options.identity(longest)
     settings = {
         "model": source_fingerprint(found),
         "prompts": content_id("prompts", prompts),
@@ -61,7 +64,7 @@ def generate(options: GenerateOptions) -> str:
     }
     if not sampling.min_p:
         del settings["min_p"]  # off, as when there was none
-    generator = open_generator(str(found.path), options.knobs((options.max_new_tokens,)))
+    generator = open_generator(str(found.path), options.knobs((options.max_new_tokens,), longest))
     drawn, failed = generate_file(
         generator,
         prompts,

@@ -10,6 +10,7 @@ The pre-tokenizers are those of the models' published tokenizers; their names ar
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,23 +61,24 @@ def read_gguf_tokenizer(path: Path) -> GGUFTokenizer:
             f"{path}: holds no tokenizer (tokenizer.ggml.tokens, tokenizer.ggml.token_type); give "
             "the model as a Hugging Face directory"
         )
+    _check(values, f"{path}: tokenizer.ggml")
     kind = values.get("model")
-    if kind not in _BUILDERS:
+    if not isinstance(kind, str) or kind not in _BUILDERS:
         raise RequestError(
             f"{path}: tokenizer.ggml.model is {kind!r}; known are {', '.join(_BUILDERS)}"
         )
     backend = _BUILDERS[kind](values, path)
     _add_tokens(backend, values)
     template = fields.get("tokenizer.chat_template")
+    if not isinstance(template, str | None):
+        raise RequestError(f"{path}: tokenizer.chat_template is no text")
     return GGUFTokenizer(
         backend=backend,
         special={
-            name: values["tokens"][values[key]]
-            for name, key in _SPECIAL.items()
-            if 0 <= values.get(key, -1) < len(values["tokens"])
+            name: values["tokens"][values[key]] for name, key in _SPECIAL.items() if key in values
         },
         end_ids=tuple(values[key] for key in ("eot_token_id", "eom_token_id") if key in values),
-        chat_template=None if template is None else str(template),
+        chat_template=template,
     )
 
 
@@ -86,6 +88,43 @@ _SPECIAL = {
     "unk_token": "unknown_token_id",
     "pad_token": "padding_token_id",
 }
+
+
+_NO_TOKEN = (-1, 2**32 - 1)
+"""Ids with which a file says that there is no such token; the second is the first, unsigned."""
+
+
+def _check(values: dict[str, Any], told: str) -> None:
+    """Raises `RequestError` for a list or an id that is not what it must be. Ids of no token are
+    taken out."""
+    for key, kind in (("tokens", str), ("token_type", int), ("scores", float), ("merges", str)):
+        held = values.get(key, [])
+        if not isinstance(held, list) or any(type(each) is not kind for each in held):
+            raise RequestError(f"{told}.{key} is not a list of {_KINDS[kind]} alone")
+    tokens, count = values["tokens"], len(values["tokens"])
+    if len(values["token_type"]) != count:
+        raise RequestError(f"{told}.token_type does not have one kind per token")
+    if not set(values["token_type"]) <= set(TokenType):
+        raise RequestError(f"{told}.token_type has {max(values['token_type'])}, no kind of token")
+    if not all(map(math.isfinite, values.get("scores", ()))):
+        raise RequestError(f"{told}.scores holds a number that is not finite")
+    if len(set(tokens)) < count:
+        first: dict[str, int] = {}
+        again = next(i for i, text in enumerate(tokens) if first.setdefault(text, i) != i)
+        raise RequestError(
+            f"{told}.tokens has {tokens[again]!r} twice, as the ids {first[tokens[again]]} and "
+            f"{again}; convert the model again, or give it as a Hugging Face directory"
+        )
+    for key in [key for key in values if key.endswith("_token_id")]:
+        if values[key] in _NO_TOKEN:
+            del values[key]
+        elif type(values[key]) is not int or not 0 <= values[key] < count:
+            raise RequestError(f"{told}.{key} is {values[key]!r:.100}, of {count} tokens")
+    if type(values.get("add_space_prefix", True)) is not bool:
+        raise RequestError(f"{told}.add_space_prefix is neither true nor false")
+
+
+_KINDS = {str: "texts", int: "integers", float: "floats"}
 
 
 def _add_tokens(backend: Tokenizer, values: dict[str, Any]) -> None:
@@ -156,19 +195,19 @@ _CUTS: dict[str, _Cut] = {
 
 def _byte_level(values: dict[str, Any], path: Path) -> Tokenizer:
     name = values.get("pre", "default")
-    cut = _CUTS.get(name)
+    cut = _CUTS.get(name) if isinstance(name, str) else None
     if cut is None:
         raise RequestError(
             f"{path}: tokenizer.ggml.pre is {name!r}; known are {', '.join(_CUTS)}; give the model "
             "as a Hugging Face directory"
         )
-    backend = Tokenizer(
-        models.BPE(
-            vocab=_vocab(values["tokens"]),
-            merges=[tuple(merge.split(" ", 1)) for merge in values.get("merges", ())],
-            ignore_merges=cut.whole_words_first,
-        )
-    )
+    vocab, merges = _vocab(values["tokens"]), []
+    for merge in values.get("merges", ()):
+        left, _, right = merge.partition(" ")
+        if not {left, right, left + right} <= vocab.keys():
+            raise RequestError(f"{path}: tokenizer.ggml.merges has {merge!r}, which makes no token")
+        merges.append((left, right))
+    backend = Tokenizer(models.BPE(vocab=vocab, merges=merges, ignore_merges=cut.whole_words_first))
     if cut.composed:
         backend.normalizer = normalizers.NFC()
     backend.pre_tokenizer = pre_tokenizers.Sequence(list(cut.steps))

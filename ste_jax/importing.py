@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -11,14 +12,14 @@ import jax.numpy as jnp
 from etils import epath
 from tqdm import tqdm
 
-from ste_jax import checkpoints, files, preemption
-from ste_jax.checkpoint_parts import checkpoint_in_parts
+from ste_jax import checkpoints, files, judge_card, preemption
+from ste_jax.checkpoint_parts import building_at, checkpoint_in_parts
 from ste_jax.config import MeshKnobs
 from ste_jax.errors import RequestError
 from ste_jax.models.config import ModelConfig
 from ste_jax.models.load import load_parameter, open_weights
 from ste_jax.models.sources import Source
-from ste_jax.opening import locate, open_model, source_fingerprint
+from ste_jax.opening import check_vocabulary, locate, open_model, source_fingerprint
 from ste_jax.parameters import Parameters
 from ste_jax.sharding import make_mesh
 from ste_jax.tokenizers import load_tokenizer
@@ -38,12 +39,20 @@ def import_model(source: str, checkpoint: str, dtype: str) -> str:
     if place.exists():
         raise RequestError(f"{checkpoint} is there already; name another place")
     found = locate(source)
-    provenance = {
+    provenance: dict[str, Any] = {
         "source": source,
         "iteration": 0,
         "fingerprint": f"{source_fingerprint(found)}-{dtype}",
     }
-    config = write_checkpoint(found, place, MeshKnobs(), dtype, provenance)
+    asked = judge_card.of_source(found)
+    if asked is not None:
+        provenance["judge"] = judge_card.to_dict(asked)
+    # what writes part by part holds the place itself
+    whole = found.kind == "checkpoint" and not files.is_remote(place)
+    with building_at(place) if whole else contextlib.nullcontext():
+        if whole and place.exists():  # another command may have come between
+            raise RequestError(f"{checkpoint} is there already; name another place")
+        config = write_checkpoint(found, place, MeshKnobs(), dtype, provenance)
     return f"{checkpoint}: {config.parameter_count():,} parameters in {dtype}, from {found.name}"
 
 
@@ -76,6 +85,7 @@ def write_checkpoint(
         )
         return opened.model.config
     file, tokenizer = open_weights(source), load_tokenizer(str(source.path))
+    check_vocabulary(tokenizer, file.config, str(source.path))
     size = {
         path: math.prod(one.shape) * jnp.dtype(dtype).itemsize
         for path, one in file.config.parameters().items()

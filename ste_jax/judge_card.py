@@ -1,17 +1,25 @@
-"""What must a judge's checkpoint remember, so that it is asked as it was trained?
+"""What must a judge remember, so that it is asked as it was trained?
 
 Its prompt, how its text is drawn, and whether a verdict is forced. The whole template is kept, not
-its name: the file it came from may change or be gone."""
+its name: the file it came from may change or be gone. A checkpoint has the card in its provenance,
+a Hugging Face directory in `ste_judge.json`."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from ste_jax.config import Config, JudgeKnobs, SamplingKnobs
-from ste_jax.prompts.render import Template, load_template
+from ste_jax import checkpoints, notation, strict
+from ste_jax.config import Config, JudgeKnobs, RoleKnobs, RoleSet, SamplingKnobs
+from ste_jax.errors import RequestError
+from ste_jax.models.sources import Source
+from ste_jax.prompts.render import Template, check_template, load_template
+from ste_jax.stages.asking import arguments_of
+from ste_jax.template_arguments import check_arguments
+
+FILE = "ste_judge.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,39 +29,67 @@ class JudgeCard:
     template: Template
     sampling: SamplingKnobs
     knobs: JudgeKnobs
+    template_arguments: Mapping[str, Any] = field(default_factory=dict)
+    """What the chat template is given beside the messages."""
 
 
 def of_config(config: Config) -> JudgeCard:
     """The card of the judges that a run trains."""
-    role = config.roles.judge
-    return JudgeCard(
-        template=load_template(role.template, "judge"),
-        sampling=role.sampling,
-        knobs=config.judge,
-    )
+    return _card(config.roles.judge, config.judge)
 
 
 def default() -> JudgeCard:
-    """The card of a model that remembers nothing: the shipped judge prompt, no force."""
+    """The card of a model that remembers nothing: as a run without knobs of its own asks its seed,
+    and as many new tokens as the model allows."""
+    return _card(RoleSet().judge, JudgeKnobs())
+
+
+def _card(role: RoleKnobs, knobs: JudgeKnobs) -> JudgeCard:
     return JudgeCard(
-        template=load_template("judge", "judge"), sampling=SamplingKnobs(), knobs=JudgeKnobs()
+        template=load_template(role.template, "judge"),
+        sampling=role.sampling,
+        knobs=knobs,
+        template_arguments=arguments_of(role),
     )
+
+
+def of_source(found: Source) -> JudgeCard | None:
+    """What a model remembers; None if that is nothing.
+
+    Raises:
+      RequestError: it cannot be read, or says what this version does not know; names file and key.
+    """
+    if found.kind == "checkpoint":
+        values = checkpoints.read_card(found.path)["provenance"].get("judge")
+        return from_dict(values, str(found.path / checkpoints.CARD)) if values else None
+    if found.kind != "hf" or not (found.path / FILE).exists():
+        return None
+    try:
+        values = notation.from_json((found.path / FILE).read_bytes())
+    except ValueError as error:
+        raise RequestError(f"{found.path / FILE} cannot be read as JSON: {error}") from error
+    return from_dict(values, str(found.path / FILE))
 
 
 def to_dict(card: JudgeCard) -> dict[str, Any]:
-    """Plain values for a checkpoint's provenance."""
-    return dataclasses.asdict(card)
+    """Plain values for a checkpoint's provenance or a file; empty arguments are left out, as when
+    there were none."""
+    values = dataclasses.asdict(card)
+    if not card.template_arguments:
+        del values["template_arguments"]
+    return values
 
 
-def from_provenance(provenance: Mapping[str, Any]) -> JudgeCard:
-    """The card in a checkpoint's provenance, or the default where there is none."""
-    values = provenance.get("judge")
-    if not values:
-        return default()
-    template = {**values["template"], "examples": tuple(values["template"]["examples"])}
-    sampling = {**values["sampling"], "stop": tuple(values["sampling"]["stop"])}
-    return JudgeCard(
-        template=Template(**template),
-        sampling=SamplingKnobs(**sampling),
-        knobs=JudgeKnobs(**values["knobs"]),
-    )
+def from_dict(values: Mapping[str, Any], where: str) -> JudgeCard:
+    """The card that `to_dict` gave, and that was kept in the file `where`.
+
+    Raises:
+      RequestError: a key is unknown or missing, a value has the wrong type, or the template would
+        not ask what a judge is to be asked.
+    """
+    card: JudgeCard = strict.build(JudgeCard, values, where, "judge")
+    check_arguments(card.template_arguments, f"{where}: judge.template_arguments")
+    asked = dataclasses.asdict(card.template)
+    del asked["name"]
+    check_template(asked, f"judge.template of {where}", "judge")
+    return card

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,16 +17,18 @@ from jax.sharding import Mesh
 
 from ste_jax import checkpoints, files
 from ste_jax.config import DecodingKnobs, MeshKnobs
-from ste_jax.errors import RequestError
+from ste_jax.errors import RequestError, SteError
 from ste_jax.generators.local import LocalGenerator
+from ste_jax.generators.protocol import Message
 from ste_jax.handover import hand_over
+from ste_jax.models.config import ModelConfig
 from ste_jax.models.decoder import Decoder
-from ste_jax.models.load import load_weights
+from ste_jax.models.load import load_weights, open_weights
 from ste_jax.models.sources import Source, resolve
 from ste_jax.parameters import parameters_of, with_parameters
 from ste_jax.rundir import RunDir
 from ste_jax.sharding import make_mesh
-from ste_jax.tokenizers import Tokenizer, load_tokenizer
+from ste_jax.tokenizers import NO_ARGUMENTS, Tokenizer, load_tokenizer
 
 
 @dataclass(frozen=True)
@@ -86,8 +88,53 @@ def open_model(
     kinds: dict[str, Any] = {"dtype": jnp.dtype(dtype), "param_dtype": jnp.dtype(param_dtype)}
     if found.kind == "checkpoint":
         model = checkpoints.load_checkpoint(found.path, placed, **kinds)
-        return Opened(model, load_tokenizer(str(found.path / "tokenizer")), placed)
-    return Opened(load_weights(found, placed, **kinds), load_tokenizer(str(found.path)), placed)
+        tokenizer = load_tokenizer(str(found.path / "tokenizer"))
+    else:
+        model, tokenizer = load_weights(found, placed, **kinds), load_tokenizer(str(found.path))
+    check_vocabulary(tokenizer, model.config, str(found.path))
+    return Opened(model, tokenizer, placed)
+
+
+def check_vocabulary(tokenizer: Tokenizer, config: ModelConfig, where: str) -> None:
+    """Raises `RequestError` where the tokenizer writes ids of which the model has no embedding."""
+    text, token_id = tokenizer.widest
+    if token_id >= config.vocab_size:
+        raise RequestError(
+            f"{where}: the tokenizer or its chat template writes {text!r} as the id {token_id}, "
+            f"and the model has embeddings of {config.vocab_size} ids alone; give the tokenizer "
+            "that belongs to the model"
+        )
+
+
+def look_at(found: Source) -> tuple[ModelConfig, Tokenizer]:
+    """A model's shape and its tokenizer, without its weights.
+
+    Raises:
+      RequestError: what is there cannot be read as a model.
+    """
+    if found.kind == "checkpoint":
+        card = checkpoints.read_card(found.path)
+        shape = ModelConfig.from_dict(card["model"], f"checkpoint {found.path}")
+        return shape, load_tokenizer(str(found.path / checkpoints.TOKENIZER))
+    return open_weights(found).config, load_tokenizer(str(found.path))
+
+
+def longest_prompt(
+    found: Source,
+    chats: Iterable[Sequence[Message]],
+    start: str = "",
+    arguments: Mapping[str, Any] = NO_ARGUMENTS,
+) -> int:
+    """The tokens of the longest of some prompts, or the model's context if that is less; one that
+    cannot be asked has none. `arguments` are those of the chat template."""
+    shape, tokenizer = look_at(found)
+    longest = 0
+    for chat in chats:
+        try:
+            longest = max(longest, len(tokenizer.prompt_ids(chat, start, arguments)))
+        except SteError:  # it will be told of when it is asked
+            continue
+    return min(longest, shape.max_position)
 
 
 def open_generator(source: str, knobs: DecodingKnobs) -> LocalGenerator:

@@ -15,18 +15,19 @@ from etils import epath
 
 from ste_jax.config import Config
 from ste_jax.config_file import load_config
-from ste_jax.context import Context, open_run
+from ste_jax.context import Context, check_early, fit_config, open_run
 from ste_jax.distributed import Processes
 from ste_jax.errors import RequestError
 from ste_jax.reporting.html import write_report
 from ste_jax.rundir import RunDir, Table
 from ste_jax.steps.curating import curate
-from ste_jax.steps.evaluating import check_labelled, evaluate
+from ste_jax.steps.evaluating import check_sets, evaluate
 from ste_jax.steps.finetuning import finetune_iteration
-from ste_jax.steps.judging import annotate, dpo_wants_more
+from ste_jax.steps.judging import annotate, dpo_asks_sft, dpo_wants_more
 from ste_jax.steps.pairing import make_pairs
 from ste_jax.steps.pool import import_seed, take_in, take_in_labelled
 from ste_jax.steps.selecting import choose, label
+from ste_jax.steps.sources import check_sources
 
 
 def run(
@@ -38,22 +39,44 @@ def run(
       WorkError: a stage left nothing to go on with; names the stage and why.
       Preempted: asked to stop; finished work is kept.
     """
-    with _held(root, processes):
-        context = open_run(config, root, processes, new_shapes=new_shapes)
+    with _held(config, root, processes, new_shapes) as fitted:
+        context = open_run(fitted, config, root, processes, new_shapes=new_shapes)
         _recipe(context, config.iterations)
     return context.run
 
 
 @contextmanager
-def _held(root: epath.Path, processes: Processes) -> Iterator[None]:
-    """Work on a run: nobody else may meanwhile, and the other processes learn why this one goes."""
+def _held(
+    config: Config, root: epath.Path, processes: Processes, new_shapes: bool = False
+) -> Iterator[Config]:
+    """Work on a run, once all that it reads has opened and fits: nobody else may meanwhile, and the
+    other processes learn why this one goes. Yields the config with nothing left open.
+
+    A run that is there is held before it is looked at, since what is damaged is mended thereby; a
+    new one has no directory until nothing is left that would refuse it."""
+    run = RunDir(root)
+
+    def lock(stack: ExitStack, there: bool) -> bool:
+        if there:
+            stack.enter_context(run.locked())
+        return there
+
     with ExitStack() as stack:
         try:
-            processes.from_first("lock", lambda: stack.enter_context(RunDir(root).locked()))
-            yield
+            check_early(config, processes)
+            held = processes.from_first("lock", lambda: lock(stack, bool(root.exists())))
+            processes.from_first("sources", lambda: _check_sources(config, run))
+            fitted = fit_config(config, root, processes, new_shapes=new_shapes)
+            processes.from_first("new", lambda: lock(stack, not held))
+            yield fitted
         except Exception as error:
             processes.leave(error)
             raise
+
+
+def _check_sources(config: Config, run: RunDir) -> None:
+    check_sources(config, run)
+    check_sets(config, run)
 
 
 def _recipe(context: Context, iterations: int) -> None:
@@ -73,7 +96,6 @@ def begin(context: Context) -> None:
     """The pool of instructions, the labelled pairs, and the seed as iteration 0's checkpoint."""
     take_in(context)
     take_in_labelled(context)
-    check_labelled(context)
     import_seed(context)
 
 
@@ -91,8 +113,9 @@ def run_stage(stage: str, root: epath.Path, iteration: int, processes: Processes
     """
     if not RunDir(root).config.exists():
         raise RequestError(f"{root} is not a run: begin one with `ste run`")
-    with _held(root, processes):
-        context = open_run(load_config(str(root / "config.yaml")), root, processes)
+    config = load_config(str(root / "config.yaml"))
+    with _held(config, root, processes) as fitted:
+        context = open_run(fitted, config, root, processes)
         _stage(context, stage, iteration)
 
 
@@ -114,7 +137,7 @@ def _stage(context: Context, stage: str, iteration: int) -> None:
         curate(context, iteration)
     else:
         _need(here.judgments, f"annotate --iteration {iteration}")
-        if dpo_wants_more(context.config):
+        if dpo_wants_more(context.config) and not dpo_asks_sft(context.config):
             _need(here.more_judgments, f"annotate --iteration {iteration}")
         curate(context, iteration)
         finetune_iteration(context, iteration)

@@ -31,6 +31,8 @@ Order = Literal["ab", "ba"]
 Letter = Literal["A", "B"]
 Split = Literal["train", "validation", "heldout"]
 ORDERS: tuple[Order, Order] = ("ab", "ba")
+NOT_ASKED = ("error", "too_long")
+"""Failures of what no model has answered: it could not be asked, or did not fit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,8 +127,9 @@ class Judgment:
     """One sampled reasoning trace.
 
     `verdict` is as printed. `failure` is why the text the judge ended by itself held none (null
-    when it did); `forced` says that the verdict was then drawn by force. `token_ids` are all ids of
-    the assistant's turn as they were sampled or forced, `free_tokens` of them before any force."""
+    when it did), or one of `NOT_ASKED`, with the reason as `text`; `forced` says that the verdict
+    was then drawn by force. `token_ids` are all ids of the assistant's turn as they were sampled or
+    forced, `free_tokens` of them before any force."""
 
     id: str
     prompt_id: str
@@ -233,6 +236,9 @@ _ARROW: dict[Any, pa.DataType] = {
 }
 
 
+SEALED = b"sealed"
+
+
 def schema(row_type: type[Any]) -> pa.Schema:
     """The Parquet schema of a table of `row_type`."""
     hints = typing.get_type_hints(row_type)
@@ -243,12 +249,19 @@ def schema(row_type: type[Any]) -> pa.Schema:
         if nullable:
             (hint,) = (arm for arm in typing.get_args(hint) if arm is not types.NoneType)
         columns.append(pa.field(field.name, _ARROW[hint], nullable=nullable))
-    metadata = {"schema_version": str(SCHEMA_VERSION), "table": row_type.__name__}
+    metadata = {
+        "schema_version": str(SCHEMA_VERSION),
+        "table": row_type.__name__,
+        SEALED: "yes",
+    }
     return pa.schema(columns, metadata=metadata)
 
 
 def to_parquet(rows: Iterable[Any], row_type: type[Any]) -> bytes:
-    """A Parquet file's bytes; the same rows give the same bytes (one library version)."""
+    """A Parquet file's bytes; the same rows give the same bytes (one library version).
+
+    Between its pages and its footer, where readers look at nothing, lies a hash of all the rest:
+    a flipped bit is found wherever it is, in the footer, too."""
     names = [field.name for field in dataclasses.fields(row_type)]
     columns: dict[str, list[Any]] = {name: [] for name in names}
     for row in rows:
@@ -256,24 +269,73 @@ def to_parquet(rows: Iterable[Any], row_type: type[Any]) -> bytes:
             columns[name].append(getattr(row, name))
     table = pa.Table.from_pydict(columns, schema=schema(row_type))
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
-    return buffer.getvalue()
+    pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
+    data = buffer.getvalue()
+    place = _footer_of(data)
+    return data[:place] + _SEAL + _digest(data[:place], data[place:]) + data[place:]
+
+
+_SEAL, _DIGEST_BYTES = b"ste_jax seal 1: ", 16
+
+
+def _footer_of(data: bytes) -> int:
+    """Where a Parquet file's footer begins: its length lies before the last four bytes."""
+    return len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+
+
+def _digest(*parts: bytes) -> bytes:
+    digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
+    for part in parts:
+        digest.update(part)
+    return digest.digest()
+
+
+def open_parquet(data: bytes, name: str) -> pq.ParquetFile:
+    """A table of ours, found whole; `name` is what an error calls it.
+
+    Files of earlier versions have no hash and no checksums: there is nothing to hold them against.
+
+    Raises:
+      WorkError: its bytes are not those that were written, or it is of another version.
+    """
+    footer = _footer_of(data)
+    seal = max(0, footer - len(_SEAL) - _DIGEST_BYTES)
+    sealed = data[seal:].startswith(_SEAL)
+    if sealed and data[seal + len(_SEAL) : footer] != _digest(data[:seal], data[footer:]):
+        raise WorkError(damaged(name, "its bytes are not those that were written"))
+    try:
+        table = pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True)
+    except (pa.ArrowException, OSError) as error:
+        raise WorkError(damaged(name, str(error))) from error
+    metadata = table.schema_arrow.metadata or {}
+    if metadata.get(SEALED) and not sealed:
+        raise WorkError(damaged(name, "its bytes are not those that were written"))
+    found = metadata.get(b"schema_version", b"none").decode(errors="replace")
+    if found != str(SCHEMA_VERSION):
+        raise WorkError(
+            f"{name} has schema_version {found}, this version reads {SCHEMA_VERSION}; read it with "
+            "the version that made the run, or start a new run"
+        )
+    return table
+
+
+def damaged(name: str, reason: str) -> str:
+    """What is said of a table that is not as it was written."""
+    reason = " ".join(reason.split())
+    return (
+        f"{name} is damaged ({reason}): put a copy of it back, or move this one file away and run "
+        "again: its rows, and no others, are made anew"
+    )
 
 
 def from_parquet(data: bytes, row_type: type[Row], name: str) -> list[Row]:
-    """The rows of a Parquet file's bytes; `name` is what an error calls it."""
+    """The rows of a Parquet file's bytes; `name` is what an error calls it. Raises as
+    `open_parquet`."""
+    parquet = open_parquet(data, name)
     try:
-        table = pq.read_table(io.BytesIO(data))
+        table = parquet.read()
     except (pa.ArrowException, OSError) as error:
-        raise WorkError(
-            f"{name} is not a readable Parquet file ({error}); delete it and run again"
-        ) from error
-    found = (table.schema.metadata or {}).get(b"schema_version", b"none").decode()
-    if found != str(SCHEMA_VERSION):
-        raise WorkError(
-            f"{name} has schema_version {found}, this version reads {SCHEMA_VERSION}; "
-            f"start a new run"
-        )
+        raise WorkError(damaged(name, str(error))) from error
     hints = typing.get_type_hints(row_type)
     listed = [key for key, hint in hints.items() if "tuple" in str(hint)]
     rows = []

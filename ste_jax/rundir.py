@@ -3,7 +3,7 @@
 A run is one directory. Its tables are Parquet shards: a row belongs to the shard of its
 instruction's id, rows in a shard are ordered by id, a shard's file appears whole or not at all, and
 a shard that is there is done. What a stage has made is remembered beside it as the stage's
-fingerprint; where the fingerprint differs from today's, what it made is removed and made again.
+fingerprint; where the fingerprint differs from today's, what it made is moved aside and made anew.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ from __future__ import annotations
 import atexit
 import hashlib
 import json
-import os
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Generic
 
+import yaml
 from etils import epath
 
-from ste_jax import __version__, files, records
+from ste_jax import files, records
 from ste_jax.errors import RequestError, WorkError
 from ste_jax.records import Row
 
@@ -59,10 +59,37 @@ class Table(Generic[Row]):
         for shard in range(self.shards):
             yield from self.read(shard)
 
-    def write(self, shard: int, rows: Iterable[Row]) -> None:
-        """Write one shard, ordered by id."""
+    def write(self, shard: int, rows: Iterable[Row]) -> int:
+        """Write one shard, ordered by id; returns how many rows it then holds.
+
+        Raises:
+          WorkError: it cannot be written, or holds other rows than were to be written.
+        """
         ordered = sorted(rows, key=lambda row: row.id)  # type: ignore[attr-defined]
-        files.write_whole(self.path(shard), records.to_parquet(ordered, self.row_type))
+        path = self.path(shard)
+        files.write_whole(path, records.to_parquet(ordered, self.row_type))
+        found = records.open_parquet(path.read_bytes(), str(path)).metadata.num_rows
+        self.expect(found, len(ordered), str(path))
+        return len(ordered)
+
+    def expect(self, found: int, wanted: int, where: str = "") -> None:
+        """Hold the rows that were written against those that were to be.
+
+        Raises:
+          WorkError: some are missing, or there are too many.
+        """
+        if found != wanted:
+            raise WorkError(
+                f"{where or self.directory} holds {found} rows, and {wanted} were to be written; "
+                "see whether something else writes there, and run again"
+            )
+
+    def check(self) -> None:
+        """Read all that is there, of which nothing else is wanted. Raises as `read`."""
+        for shard in range(self.shards):
+            path = self.path(shard)
+            if path.exists():
+                records.open_parquet(path.read_bytes(), str(path))
 
     def remove(self) -> None:
         """Forget the table."""
@@ -104,6 +131,11 @@ class IterationDir:
     @property
     def judgments(self) -> Table[records.Judgment]:
         return self._table(records.Judgment, "judgments")
+
+    @property
+    def dpo_judgments(self) -> Table[records.Judgment]:
+        """What the judge that SFT gave says of the same prompts, for DPO."""
+        return self._table(records.Judgment, "dpo_judgments")
 
     @property
     def more_judgments(self) -> Table[records.Judgment]:
@@ -198,8 +230,17 @@ class IterationDir:
         return self.root / "finetune.json"
 
     @property
+    def validation(self) -> epath.Path:
+        """What the judge came to on the validation pairs, if its checkpoint does not say so."""
+        return self.root / "validation.json"
+
+    @property
     def evaluation(self) -> epath.Path:
         return self.root / "evaluation.json"
+
+
+NO_SHAPES = ("mesh", "dtype", "weights")
+"""Knobs of decoding that are where it ran, and what fingerprints tell."""
 
 
 @dataclass(frozen=True)
@@ -228,6 +269,47 @@ class RunDir:
     def report(self) -> epath.Path:
         return self.root / "report" / "index.html"
 
+    def begun(self) -> bool:
+        """Whether a run lies here, be its manifest damaged or lost."""
+        if self.manifest.exists() or files.read_twice(self.manifest) is not None:
+            return True
+        return bool(self.config.exists() and (self.root / "instructions").exists())
+
+    def read_manifest(self) -> dict[str, Any]:
+        """What was fixed when the run began, and what was taken in; one that is damaged is rebuilt.
+
+        Raises:
+          RequestError: this is not a run's directory.
+        """
+        found = files.read_twice(self.manifest)
+        if found is not None:
+            return found
+        if not self.begun():
+            raise RequestError(f"{self.root} is not a run: it has no manifest.json")
+        return self._rebuilt()
+
+    def _rebuilt(self) -> dict[str, Any]:
+        """The manifest again, of what lies in the run."""
+        try:
+            config = yaml.safe_load(self.config.read_text())
+            shards, iterations = int(config["pool"]["shards"]), int(config["iterations"])
+            shapes = {k: v for k, v in config["decoding"].items() if k not in NO_SHAPES}
+            roles = {name: config["roles"][name]["sampling"] for name in ("respond", "judge")}
+            caps = {name: int(sampling["max_new_tokens"]) for name, sampling in roles.items()}
+        except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+            raise RequestError(
+                f"{self.manifest} and {self.config} cannot be read; put a copy of one of them back"
+            ) from error
+        found: dict[str, Any] = {"iterations": iterations, "shards": shards, "shapes": shapes}
+        found["caps"] = caps
+        taken = [event for event in read_metrics(self) if event["event"] == "intake"]
+        if taken:
+            keys = ("read", "filtered", "rejected", "duplicates", "not_sampled", "kept")
+            found["intake"] = {key: taken[-1][key] for key in keys if key in taken[-1]}
+        warnings.warn(f"{self.manifest} was damaged, and is rebuilt of what is there", stacklevel=2)
+        files.write_twice(self.manifest, found)
+        return found
+
     @cached_property
     def shards(self) -> int:
         """S, fixed when the pool was taken in.
@@ -235,9 +317,7 @@ class RunDir:
         Raises:
           RequestError: this is not a run's directory.
         """
-        if not self.manifest.exists():
-            raise RequestError(f"{self.root} is not a run: it has no manifest.json")
-        return int(files.read_json(self.manifest)["shards"])
+        return int(self.read_manifest()["shards"])
 
     def _table(self, row_type: type[Row], *names: str) -> Table[Row]:
         return Table(self.root.joinpath(*names), row_type, self.shards)
@@ -285,7 +365,7 @@ class RunDir:
         directory = self.root / "iterations"
         if not directory.exists():
             return []
-        last = int(files.read_json(self.manifest)["iterations"])
+        last = int(self.read_manifest()["iterations"])
         numbers = sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit())
         return [self.iteration(number) for number in numbers if number <= last]
 
@@ -296,12 +376,10 @@ class RunDir:
         Raises:
           RequestError: somebody else holds it.
         """
-        if files.is_remote(self.root):
-            yield
-            return
-        if self.root.exists() and not self.root.is_dir():
+        remote = files.is_remote(self.root)
+        if not remote and self.root.exists() and not self.root.is_dir():
             raise RequestError(f"{self.root} is a file; a run is a directory")
-        with files.held(Path(os.fspath(self.root))):
+        with files.held_at(self.root):
             yield
 
 
@@ -312,16 +390,6 @@ def fingerprint(stage: str, version: int, knobs: Any, model: str = "", inputs: A
     """
     text = json.dumps([stage, version, knobs, model, inputs], sort_keys=True, default=list)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-
-
-def mark(path: epath.Path, print_: str) -> None:
-    """Remember the fingerprint of what is about to be made at `path`."""
-    files.write_json(path, {"fingerprint": print_, "ste_jax": __version__})
-
-
-def marked(path: epath.Path) -> str:
-    """The fingerprint remembered at `path`; empty if none is."""
-    return str(files.read_json(path)["fingerprint"]) if path.exists() else ""
 
 
 def row_ids(tables: Iterable[Table[Any]]) -> str:

@@ -1,7 +1,7 @@
 """How do plain YAML values become a dataclass, and what is wrong with the ones that do not?
 
-Strictly: a key that does not exist or a value of the wrong type is a `RequestError` that names
-where it stands, the dotted key and what was expected."""
+Strictly: a key that does not exist, a value of the wrong type or a number out of its range is a
+`RequestError` that names where it stands, the dotted key and what was expected."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from ste_jax.errors import RequestError
+from ste_jax.ranges import Range
 
 
 def build(kind: Any, values: Any, where: str, key: str = "") -> Any:
@@ -22,7 +23,11 @@ def build(kind: Any, values: Any, where: str, key: str = "") -> Any:
     """
     if dataclasses.is_dataclass(kind):
         return _build_dataclass(kind, values, where, key)
+    if kind is Any:
+        return values
     origin, arms = typing.get_origin(kind), typing.get_args(kind)
+    if origin is typing.Annotated:
+        return _in_range(build(arms[0], values, where, key), arms[1], where, key)
     wrong = RequestError(f"{where}: {key} must be {_describe(kind)}, not {values!r}")
     if origin is Literal:
         if values not in arms:
@@ -41,16 +46,20 @@ def build(kind: Any, values: Any, where: str, key: str = "") -> Any:
             str(name): build(arms[1], value, where, f"{key}.{name}")
             for name, value in values.items()
         }
-    if kind is float and isinstance(values, int) and not isinstance(values, bool):
-        return float(values)
-    if kind is float and isinstance(values, str):
+    if kind is float and isinstance(values, (int, str)) and not isinstance(values, bool):
         try:  # YAML 1.1 reads 1e-5 as text
             return float(values)
-        except ValueError:
+        except (ValueError, OverflowError):
             raise wrong from None
     if type(values) is not kind:
         raise wrong
     return values
+
+
+def _in_range(value: float, range_: Range, where: str, key: str) -> float:
+    if not range_.holds(value):
+        raise RequestError(f"{where}: {key}={value} is out of its range; it must be {range_}")
+    return value
 
 
 def _build_dataclass(kind: Any, values: Any, where: str, key: str) -> Any:
@@ -58,7 +67,7 @@ def _build_dataclass(kind: Any, values: Any, where: str, key: str) -> Any:
         raise RequestError(
             f"{where}: {key or 'the config'} must be a group of keys, not {values!r}"
         )
-    hints = typing.get_type_hints(kind)
+    hints = typing.get_type_hints(kind, include_extras=True)
     given = {}
     defaults = {field.name: field for field in dataclasses.fields(kind)}
     for name, value in values.items():
@@ -105,6 +114,8 @@ def _merge(base: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _describe(kind: Any) -> str:
     origin, arms = typing.get_origin(kind), typing.get_args(kind)
+    if origin is typing.Annotated:
+        return _describe(arms[0])
     if origin is Literal:
         return "one of " + ", ".join(str(arm) for arm in arms)
     if origin is tuple:

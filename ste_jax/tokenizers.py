@@ -14,10 +14,8 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
-import sys
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -25,28 +23,25 @@ import jinja2
 from etils import epath
 
 from ste_jax import files, sentencepiece_model
-from ste_jax.control_tokens import Fence, Marks, Piece, new_secret
+from ste_jax import sentencepiece_conversion as conversion
+from ste_jax.chat_templates import ASSISTANT, USER, ChatTemplate, end_of_turn
+from ste_jax.control_tokens import Fence, Marks, Piece, controls_of, new_secret, text_of
 from ste_jax.errors import RequestError
 from ste_jax.generators.protocol import Message
 from ste_jax.gguf_tokenizer import read_gguf_tokenizer
+from ste_jax.prompts import thoughts
 from ste_jax.sentencepiece_fence import SentencePieceFence
 from ste_jax.sentencepiece_model import SentencePieceModel
 
 # `transformers` tells everybody at import that PyTorch is not there; it need not be.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
-_CHAT_TEMPLATE = "chat_template.jinja"
+CHAT_TEMPLATE = "chat_template.jinja"
 _SENTENCEPIECE = "tokenizer.model"
 _TEXTS = (".jinja", ".json", ".model", ".txt")
 """Endings of the files that may say something about a tokenizer; weights and code have others."""
 
-# Templates that put today's date into the prompt would make a run depend on the day it is resumed.
-_DATE = {"d": "26", "b": "Jul", "B": "July", "m": "07", "Y": "2024", "y": "24", "A": "Friday"}
-_FIXED_DATE = (
-    "{% macro strftime_now(format) %}{{ format"
-    + "".join(f" | replace('%{letter}', '{text}')" for letter, text in _DATE.items())
-    + " }}{% endmacro +%}"
-)
+NO_ARGUMENTS: Mapping[str, Any] = {}
 
 Library = Literal["tokenizers", "tensorflow_text"]
 
@@ -70,6 +65,12 @@ class Tokenizer:
     """One more than the highest id."""
     eos_ids: tuple[int, ...]
     """The ids that end a completion: end of sequence first, and the template's end of turn."""
+    end_of_turn_id: int
+    """The one of them that the chat template writes after an answer, which a judge learns to end
+    with; where it writes none, the end of sequence."""
+    widest: tuple[str, int]
+    """The token of the highest id that a prompt or a completion may hold. A vocabulary may go on,
+    with control tokens that neither text nor template writes."""
     bos_id: int | None
     pad_id: int
     chat_template: str
@@ -94,9 +95,10 @@ class Tokenizer:
         backend.no_truncation()
         backend.no_padding()
         self.chat_template = chat_template
-        self._rendered_template = (
-            _FIXED_DATE + chat_template if "strftime_now" in chat_template else chat_template
-        )
+        try:
+            self._template = ChatTemplate(chat_template)
+        except Exception as error:
+            raise RequestError(f"the chat template cannot be read ({_told(error)})") from error
         vocab: Mapping[str, int] = backend.get_vocab(with_added_tokens=True)
         self.vocab_size = max(vocab.values()) + 1
         self._control = {
@@ -110,6 +112,7 @@ class Tokenizer:
             )
         }
         self.control_ids = frozenset(self._control.values())
+        self._thinks = thoughts.holds_mark(chat_template)
         self._coder: _Coder
         if library == "tokenizers":
             self._coder = Fence(backend, self._control, hf.unk_token_id)
@@ -117,16 +120,28 @@ class Tokenizer:
             raise RequestError("tensorflow-text reads a tokenizer.model, and there is none")
         else:
             added = {i: str(token) for i, token in hf.added_tokens_decoder.items()}
-            special = [i for i, token in hf.added_tokens_decoder.items() if token.special]
+            special = [
+                i
+                for i, token in hf.added_tokens_decoder.items()
+                if token.special and token.content not in thoughts.TOKENS
+            ]
             self._coder = SentencePieceFence(sentencepiece, vocab, added, self._control, special)
-        self._marks = Marks(self._control)
+        self._marks = Marks(self._control, (chat_template,))
         self._folds_system = self._refuses_system()
-        ends = [hf.eos_token_id, *end_ids, self._end_of_turn()]
-        self.eos_ids = tuple(dict.fromkeys(int(end) for end in ends if end is not None))
+        named = [int(end) for end in (hf.eos_token_id, *end_ids) if end is not None]
+        written = self._end_of_turn(named)
+        self.eos_ids = tuple(dict.fromkeys(named if written is None else [*named, written]))
         if not self.eos_ids:
             raise RequestError("the tokenizer names no end-of-sequence token (eos_token)")
+        self.end_of_turn_id = self.eos_ids[0] if written is None else written
+        self.widest = self._widest(vocab, hf.unk_token_id)
         self.bos_id = hf.bos_token_id
         self.pad_id = self.eos_ids[0] if hf.pad_token_id is None else int(hf.pad_token_id)
+
+    @property
+    def control_tokens(self) -> Collection[str]:
+        """What `control_ids` are written as."""
+        return self._control.keys()
 
     # -----------------------------------------------------------------------------------------
     # Text
@@ -143,9 +158,13 @@ class Tokenizer:
         """`encode` of many texts, on all cores."""
         return self._coder.encode(([Piece(text)] for text in texts), continues=continues)
 
+    def encode_pieces(self, pieces: Iterable[Piece]) -> list[int]:
+        """Ids of a text that follows other tokens and of which it is known what is control."""
+        return self._coder.encode([[each for each in pieces if each.text]], continues=True)[0]
+
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         """The text of `ids`; without special tokens and those that end a turn, unless told
-        otherwise."""
+        otherwise. Marks of thoughts are left in, whatever tokens they are."""
         return self.decode_batch([ids], skip_special)[0]
 
     def decode_batch(self, batch: Iterable[Sequence[int]], skip_special: bool = True) -> list[str]:
@@ -157,21 +176,55 @@ class Tokenizer:
     # -----------------------------------------------------------------------------------------
     # Chats
 
-    def prompt_ids(self, messages: Sequence[Message], continue_text: str = "") -> list[int]:
-        """Ids of a chat up to the assistant's turn, which begins with `continue_text`.
+    def prompt_ids(
+        self,
+        messages: Sequence[Message],
+        continue_text: str = "",
+        arguments: Mapping[str, Any] = NO_ARGUMENTS,
+    ) -> list[int]:
+        """Ids of a chat up to the assistant's turn, which begins with `continue_text`. The chat
+        template is given `arguments` beside the messages.
 
         For clean text they equal those of `apply_chat_template(messages, tokenize=True,
         add_generation_prompt=True)`; contents and `continue_text` give no control token. A system
         turn that the template refuses or ignores is put before the first user turn, a blank line
         between. Raises `RequestError` where the template refuses the chat.
         """
-        return self._coder.encode([self._prompt(messages, continue_text)])[0]
+        return self._coder.encode([self._prompt(messages, continue_text, arguments)])[0]
 
-    def prompt_ids_batch(self, chats: Iterable[Sequence[Message]]) -> list[list[int]]:
+    def prompt_ids_batch(
+        self, chats: Iterable[Sequence[Message]], arguments: Mapping[str, Any] = NO_ARGUMENTS
+    ) -> list[list[int]]:
         """`prompt_ids` of many chats, on all cores."""
-        return self._coder.encode(self._prompt(messages, "") for messages in chats)
+        return self._coder.encode(self._prompt(messages, "", arguments) for messages in chats)
 
-    def _prompt(self, messages: Sequence[Message], continue_text: str) -> list[Piece]:
+    @property
+    def thinks(self) -> bool:
+        """Whether the chat template holds a mark of thoughts at all."""
+        return self._thinks
+
+    def opened_thoughts(
+        self, messages: Sequence[Message], arguments: Mapping[str, Any] = NO_ARGUMENTS
+    ) -> str:
+        """The mark of thoughts that the template opens and leaves open at the end of the prompt, or
+        nothing. Marks in the messages are only text."""
+        if not self._thinks:
+            return ""
+        turns = self._turns(messages)
+        contents = [turn["content"] for turn in turns]
+        pieces = self._marks_for(contents).pieces(
+            self._render(self._marked(turns), True, arguments)
+        )
+        last = max((n for n, piece in enumerate(pieces) if piece.data), default=-1)
+        return thoughts.left_open(text_of(pieces[last + 1 :]))
+
+    def _prompt(
+        self, messages: Sequence[Message], continue_text: str, arguments: Mapping[str, Any]
+    ) -> list[Piece]:
+        pieces = self._pieces(self._turns(messages), arguments=arguments)
+        return [*pieces, Piece(continue_text)]
+
+    def _turns(self, messages: Sequence[Message]) -> list[dict[str, str]]:
         if not messages:
             raise RequestError("a chat needs at least one message")
         for message in messages:
@@ -179,46 +232,59 @@ class Tokenizer:
             if not message["role"].isidentifier():
                 raise RequestError(f"a message's role is {message['role']!r}; it must be a word")
         turns = [{"role": each["role"], "content": each["content"]} for each in messages]
-        if self._folds_system:
-            turns = _without_system(turns)
-        return [*self._pieces(turns), Piece(continue_text)]
+        return _without_system(turns) if self._folds_system else turns
 
-    def _pieces(self, turns: Sequence[Mapping[str, str]], prompt: bool = True) -> list[Piece]:
+    def _marks_for(self, contents: Sequence[str]) -> Marks:
+        """Marks of which no part occurs in any of the contents."""
+        if not self._marks.fit(contents):
+            self._marks = Marks(self._control, (self.chat_template, *contents))
+        return self._marks
+
+    def _marked(self, turns: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
+        return [{**turn, "content": self._marks.around(turn["content"])} for turn in turns]
+
+    def _pieces(
+        self,
+        turns: Sequence[Mapping[str, str]],
+        prompt: bool = True,
+        arguments: Mapping[str, Any] = NO_ARGUMENTS,
+    ) -> list[Piece]:
         """The rendered chat, with it known which control tokens are the template's own."""
         contents = [turn["content"] for turn in turns]
-        if any(self._marks.secret in content for content in contents):
-            self._marks = Marks(self._control, contents)
-        marks = self._marks
-        marked = [{**turn, "content": marks.around(turn["content"])} for turn in turns]
-        pieces = marks.pieces(self._render(marked, prompt))
+        marks = self._marks_for(contents)
+        pieces = marks.pieces(self._render(self._marked(turns), prompt, arguments))
         if not any(map(marks.holds_control, contents)):
             # A template may look at a content (how does it end? is it this word?) and find the
             # marks. For clean contents the plain rendering is the right one, unless the template
-            # made other control tokens out of them.
-            plain = marks.pieces(self._render(turns, prompt))
-            if _controls(plain) == _controls(pieces):
-                return plain if _text(plain) != _text(pieces) else pieces
-        if not marks.survived(pieces, contents):
+            # made other control tokens out of them: by the marks, or where it took those apart,
+            # than of contents that say nothing.
+            plain, own = marks.pieces(self._render(turns, prompt, arguments)), pieces
+            if not marks.survived(pieces):
+                silent = [{**each, "content": "x"} for each in turns]
+                own = marks.pieces(self._render(silent, prompt, arguments))
+            if controls_of(plain) == controls_of(own):
+                return plain if text_of(plain) != text_of(pieces) else pieces
+        if not marks.survived(pieces):
             raise RequestError(
                 "the chat template rewrites the contents that it is given, so that control tokens "
                 "in them cannot be told from its own; simplify the template"
             )
         return pieces
 
-    def _render(self, turns: Sequence[Mapping[str, str]], prompt: bool) -> str:
+    def _render(
+        self,
+        turns: Sequence[Mapping[str, str]],
+        prompt: bool,
+        arguments: Mapping[str, Any] = NO_ARGUMENTS,
+    ) -> str:
         try:
-            return str(
-                self._hf.apply_chat_template(
-                    list(turns),
-                    chat_template=self._rendered_template,
-                    tokenize=False,
-                    add_generation_prompt=prompt,
-                )
-            )
-        except (jinja2.TemplateError, TypeError) as error:
+            named = {**self._hf.special_tokens_map, **arguments}
+            return self._template.render(turns, prompt, **named)
+        # A template is a program of somebody's, which can fail in any way.
+        except Exception as error:
             roles = ", ".join(turn["role"] for turn in turns)
             raise RequestError(
-                f"the chat template refuses a chat of these roles: {roles} ({error})"
+                f"the chat template refuses a chat of these roles: {roles} ({_told(error)})"
             ) from error
 
     def _refuses_system(self) -> bool:
@@ -231,16 +297,43 @@ class Tokenizer:
         except RequestError:
             return True
 
-    def _end_of_turn(self) -> int | None:
-        """The first control token after an assistant's content, if the template writes one."""
-        turns = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"}]
+    def _end_of_turn(self, named: Collection[int]) -> int | None:
+        """The id of the control token that the template writes after an answer, if it writes one;
+        `named` are ends that the files name."""
+        known = {text for text, token_id in self._control.items() if token_id in named}
         try:
-            pieces = self._pieces(turns, prompt=False)
+            found = end_of_turn(self._written, known)
         except RequestError:
             return None
-        contents = [i for i, piece in enumerate(pieces) if piece.data]
-        after = pieces[contents[-1] :] if contents else []
-        return next((self._control[piece.text] for piece in after if piece.control), None)
+        return None if found is None else self._control[found]
+
+    def _widest(self, vocab: Mapping[str, int], unknown_id: int | None) -> tuple[str, int]:
+        """See `widest`."""
+        kept_out = self.control_ids - {self.end_of_turn_id, unknown_id}
+        for roles in ([USER], [USER, ASSISTANT], ["system", USER]):
+            try:
+                written = [text for part in self._written(roles, True) for text in part]
+            except RequestError:
+                continue
+            kept_out -= {self._control[text] for text in written}
+        named = {self._control[text] for text in self._control if text in self.chat_template}
+        able = ((text, i) for text, i in vocab.items() if i not in kept_out - named)
+        return max(able, key=lambda token: token[1])
+
+    def _written(self, roles: Sequence[str], prompt: bool) -> list[list[str]]:
+        """The control tokens that the template writes before, between and after contents."""
+        contents: list[str] = []
+        for _ in roles:
+            contents.append(new_secret((self.chat_template, *contents)))
+        turns = [
+            {"role": role, "content": content}
+            for role, content in zip(roles, contents, strict=True)
+        ]
+        left, written = self._render(turns, prompt), []
+        for content in contents:
+            before, _, left = left.partition(content)
+            written.append(self._marks.controls(before))
+        return [*written, self._marks.controls(left)]
 
     # -----------------------------------------------------------------------------------------
     # Files
@@ -318,12 +411,16 @@ def _from_directory(directory: Path, name: str, library: Library) -> Tokenizer:
         )
         ends = generation.get("eos_token_id")
         end_ids = [] if ends is None else ends if isinstance(ends, list) else [ends]
-    remedy = f"put it into {name}/{_CHAT_TEMPLATE}"
+        if any(type(end) is not int or not 0 <= end < 2**31 for end in end_ids):
+            raise RequestError(
+                f"{name}/generation_config.json: eos_token_id is {ends!r:.100}, ids are needed"
+            )
+    remedy = f"put it into {name}/{CHAT_TEMPLATE}"
     tokenizer = _with_template(hf, name, remedy, end_ids, model, library)
     if library == "tensorflow_text":
-        _compare(_with_template(hf, name, remedy, end_ids, model), tokenizer, name)
+        conversion.compare(_with_template(hf, name, remedy, end_ids, model), tokenizer, name)
     elif not given:
-        _check_conversion(directory, name)
+        conversion.check(directory, name)
     return tokenizer
 
 
@@ -345,7 +442,7 @@ def _read_hf(directory: Path, name: str) -> Any:
 
 def _from_gguf(file: Path) -> Tokenizer:
     found = read_gguf_tokenizer(file)
-    beside = file.with_name(_CHAT_TEMPLATE)
+    beside = file.with_name(CHAT_TEMPLATE)
     template = found.chat_template
     if template is None and beside.exists():
         template = beside.read_text(encoding="utf-8")
@@ -381,45 +478,9 @@ def _with_template(
         raise RequestError(f"{name}: {error}") from error
 
 
-_AWKWARD = (
-    "",
-    " ",
-    "  a   b\t\tc \n\n\n d\r\n  ",
-    "It isn't 1,024.5 = 2**10; see https://x.org/?q=[[A]]&r=<b>",
-    "na\u00efve cafe\u0301 \u6771\u4eac\u3067\u3059 \U0001f44d\U0001f3fd\u200d\u0e01\u0e33",
-    "\x00\x01\x1f\x7f\x85\u00a0\u2028\ufeff\ufffd\u2581\u2581x",
-    "<s></s><unk><0x0A><|im_end|>[INST]<start_of_turn>",
-)
-"""Texts on which conversions are known to go wrong."""
-
-
-def _compare(ours: Tokenizer, theirs: Tokenizer, name: str) -> None:
-    """Raises `RequestError` where SentencePiece, `theirs`, differs on `_AWKWARD`."""
-    for continues in (False, True):
-        ids, others = (each.encode_batch(_AWKWARD, continues=continues) for each in (ours, theirs))
-        for text, one, other in zip(_AWKWARD, ids, others, strict=True):
-            if one != other or ours.decode(one) != theirs.decode(other):
-                raise RequestError(
-                    f"{name}/{_SENTENCEPIECE}: of {text!r} SentencePiece makes {other}, and the "
-                    f"tokenizer.json that is there or is made of it {one}; give the tokenizer.json "
-                    "that belongs to the model"
-                )
-
-
-def _check_conversion(directory: Path, name: str) -> None:
-    """Raises `RequestError` where SentencePiece makes other ids than the tokenizer.json that is
-    made of its model.
-
-    In a process of its own: TensorFlow takes the better part of a gigabyte, and devices if it can.
-    """
-    code = "import sys; from ste_jax.tokenizers import load_tokenizer as load; load(*sys.argv[1:])"
-    arguments = [sys.executable, "-c", code, str(directory), "tensorflow_text"]
-    done = subprocess.run(arguments, capture_output=True, text=True, check=False)
-    if done.returncode:
-        told = " ".join(done.stderr.strip().splitlines()[-1:])
-        raise RequestError(
-            told.partition("RequestError: ")[2].replace(str(directory), name) or told
-        )
+def _told(error: Exception) -> str:
+    told = " ".join(str(error).split())
+    return told if isinstance(error, jinja2.TemplateError) else f"{type(error).__name__}: {told}"
 
 
 def _without_system(turns: list[dict[str, str]]) -> list[dict[str, str]]:
@@ -431,11 +492,3 @@ def _without_system(turns: list[dict[str, str]]) -> list[dict[str, str]]:
     rest = rest[1:] if rest and rest[0]["role"] == "user" else rest
     content = "\n\n".join(part for part in (system["content"], user) if part)
     return [{"role": "user", "content": content}, *rest]
-
-
-def _text(pieces: Iterable[Piece]) -> str:
-    return "".join(piece.text for piece in pieces)
-
-
-def _controls(pieces: Iterable[Piece]) -> list[str]:
-    return [piece.text for piece in pieces if piece.control]

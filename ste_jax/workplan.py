@@ -4,19 +4,21 @@ The shard is the unit of work. Process 0 lists once what is missing and tells al
 process k mod P. The rows that a shard already holds are kept, only missing ones are worked on, and
 the work sees one stream over the borders of shards; a shard's files are written, whole, once its
 last row is done. Running again is therefore resuming, and an instruction more is one row's work.
+Rows whose input is no longer wanted are set aside, and come back with it.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from etils import epath
 from tqdm import tqdm
 
-from ste_jax import files, preemption, rundir
+from ste_jax import files, marks, preemption
 from ste_jax.distributed import Processes
 from ste_jax.errors import WorkError
 from ste_jax.rundir import Table
@@ -29,10 +31,12 @@ Outputs = Sequence[list[Any]]
 class ShardedStage:
     """A stage that works shard by shard.
 
-    `inputs(shard)` gives the rows to work on; `outputs` are the tables it writes, the last one the
-    sign that a shard is done; `input_of(table index, row)` names the input row (its id) that an
-    output row came from. Every input must give at least one row in some table. `derived` was made
-    of the outputs, and goes when they are to change.
+    `inputs(shard)` gives the rows to work on; `outputs` are the tables it writes; `input_of(table
+    index, row)` names the input row (its id) that an output row came from. Every input must give at
+    least one row in some table. If they belong `together`, it gives one in the last table, and what
+    the others hold of it is made with that alone. `derived` was made of the outputs, and goes when
+    they are to change. `ready` is called before anything made under another fingerprint makes room,
+    and raises what would stop the work at its first row.
     """
 
     name: str
@@ -42,11 +46,31 @@ class ShardedStage:
     outputs: Sequence[Table[Any]]
     input_of: Callable[[int, Any], str]
     derived: Sequence[epath.Path] = ()
+    together: bool = False
+    ready: Callable[[], object] = lambda: None
 
     @property
     def mark(self) -> epath.Path:
         """Where the fingerprint of what is there is remembered."""
         return self.home / f"{self.name}.json"
+
+    @property
+    def unwanted(self) -> list[Table[Any]]:
+        """The tables' rows, under today's fingerprint, whose inputs were wanted once."""
+        home = marks.aside(self.mark, self.print_) / "unwanted"
+        return [dataclasses.replace(t, directory=home / t.directory.name) for t in self.outputs]
+
+    def of(self, inputs: Set[str], rows: Outputs) -> list[list[Any]]:
+        """The rows that came from some inputs, by id."""
+        return [
+            [row for row in of_table if self.input_of(index, row) in inputs]
+            for index, of_table in enumerate(rows)
+        ]
+
+    def done(self, rows: Outputs) -> set[str]:
+        """The inputs, by id, of which all is there."""
+        ids = [{self.input_of(i, row) for row in of_table} for i, of_table in enumerate(rows)]
+        return ids[-1] if self.together else set.union(*ids)
 
 
 @dataclass
@@ -79,9 +103,8 @@ def run_sharded(
     total = sum(todo for _, todo in mine)
 
     def write(shard: _Shard, worked: int) -> None:
-        # without its last table a shard counts as not there, so no kill can leave a mixture
-        if len(stage.outputs) > 1:
-            files.remove(stage.outputs[-1].path(shard.number))
+        # a kill between two tables leaves inputs whose rows are in one alone: done, or asked again
+        _set_aside(stage, shard)
         for table, rows in zip(stage.outputs, shard.rows, strict=True):
             table.write(shard.number, rows)
         on_shard(shard.number, worked)
@@ -90,11 +113,7 @@ def run_sharded(
         for number, _ in mine:
             inputs = stage.inputs(number)
             wanted = {row.id for row in inputs}
-            kept = [
-                [row for row in rows if stage.input_of(index, row) in wanted]
-                for index, rows in enumerate(_finished(stage, number))
-            ]
-            done = {stage.input_of(i, row) for i, rows in enumerate(kept) for row in rows}
+            done, kept = _kept(stage, number, wanted)
             shard = _Shard(number, wanted - done, kept)
             if not shard.waiting:
                 write(shard, 0)
@@ -152,27 +171,55 @@ def _exhausted(rows: Iterator[Any]) -> Iterator[tuple[Any, Outputs]]:
 
 def _plan(stage: ShardedStage) -> list[tuple[int, int]]:
     """(shard, rows to do) of every shard that is not as it should be. Process 0 only."""
-    if rundir.marked(stage.mark) != stage.print_:
-        for table in stage.outputs:
-            table.remove()
-        rundir.mark(stage.mark, stage.print_)
+    shards = range(stage.outputs[0].shards)
+    wanted = [{row.id for row in stage.inputs(number)} for number in shards]
+    places = [table.directory for table in stage.outputs]
+    other = marks.marked(stage.mark) != stage.print_
+    if other and any(wanted) and any(place.exists() for place in places):
+        stage.ready()
+    marks.change_over(stage.mark, places, stage.print_)
     plan = []
-    for number in range(stage.outputs[0].shards):
-        wanted = {row.id for row in stage.inputs(number)}
-        done = {
-            stage.input_of(index, row)
-            for index, rows in enumerate(_finished(stage, number))
-            for row in rows
-        }
-        if done != wanted or not stage.outputs[-1].done(number):
-            plan.append((number, len(wanted - done)))
+    for number in shards:
+        done = stage.done(_finished(stage, number))
+        whole = all(table.done(number) for table in stage.outputs)
+        if done != wanted[number] or not whole:
+            plan.append((number, len(wanted[number] - _kept(stage, number, wanted[number])[0])))
     for path in stage.derived if plan else ():
-        files.remove(path)
+        files.forget(path)
     return plan
 
 
-def _finished(stage: ShardedStage, number: int) -> list[list[Any]]:
-    """The rows of a shard in every table, if the shard is whole; else none."""
-    if not stage.outputs[-1].done(number):
-        return [[] for _ in stage.outputs]
-    return [table.read(number) for table in stage.outputs]
+def _kept(stage: ShardedStage, number: int, wanted: set[str]) -> tuple[set[str], list[list[Any]]]:
+    """Of which wanted inputs all is there already or was set aside, and their rows."""
+    there = _finished(stage, number)
+    done = wanted & stage.done(there)
+    rows = stage.of(done, there)
+    if done != wanted:
+        aside = _finished(stage, number, stage.unwanted)
+        back = (wanted - done) & stage.done(aside)
+        rows = [one + other for one, other in zip(rows, stage.of(back, aside), strict=True)]
+        done |= back
+    return done, rows
+
+
+def _set_aside(stage: ShardedStage, shard: _Shard) -> None:
+    """Keep what a shard that is about to be written holds no more."""
+    there = _finished(stage, shard.number)
+    lost = stage.done(there) - stage.done(shard.rows)
+    if not lost:
+        return
+    aside = _finished(stage, shard.number, stage.unwanted)
+    older = stage.of(stage.done(aside) - lost, aside)
+    for table, old, new in zip(stage.unwanted, older, stage.of(lost, there), strict=True):
+        table.write(shard.number, old + new)
+
+
+def _finished(
+    stage: ShardedStage, number: int, tables: Sequence[Table[Any]] = ()
+) -> list[list[Any]]:
+    """The rows of a shard in every table (those of the stage unless given); none of a table whose
+    file is not there."""
+    tables = tables or stage.outputs
+    if stage.together and not all(table.done(number) for table in tables):
+        return [[] for _ in tables]
+    return [table.read(number) for table in tables]

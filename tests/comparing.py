@@ -2,7 +2,7 @@
 
 Tables byte for byte, restored arrays bit for bit (by the checksums that a checkpoint's card holds,
 and that loading verifies), provenance, metrics and loss curves. Not compared: logs, which hold
-times, and Orbax's own files."""
+times, Orbax's own files, and what was set aside."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ def assert_identical(first: Path, second: Path) -> None:
         assert_same_files(first, second, f"iterations/**/{name}")
     if list(first.glob("iterations/*/preferences")):
         assert_same_files(first, second, "iterations/*/preferences.json")
-    checkpoints = sorted(first.glob("iterations/**/checkpoint"))
+    checkpoints = sorted(
+        path for path in first.glob("iterations/**/checkpoint") if "set_aside" not in path.parts
+    )
     assert checkpoints
     for path in checkpoints:
         other = second / path.relative_to(first)
@@ -41,8 +43,14 @@ def assert_identical(first: Path, second: Path) -> None:
 
 def assert_same_files(first: Path, second: Path, pattern: str) -> None:
     """The files of a pattern are the same, and have the same bytes."""
-    names = {path.relative_to(first) for path in first.glob(pattern) if path.is_file()}
-    others = {path.relative_to(second) for path in second.glob(pattern) if path.is_file()}
+    names, others = (
+        {
+            path.relative_to(root)
+            for path in root.glob(pattern)
+            if path.is_file() and "set_aside" not in path.parts
+        }
+        for root in (first, second)
+    )
     assert names == others
     assert names, pattern
     for name in sorted(names):

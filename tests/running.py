@@ -26,10 +26,11 @@ def write_config(root: Path, **changes: Any) -> Path:
 def environment(devices: int = 1) -> dict[str, str]:
     """Of a process with one CPU thread per device: the same program gives the same bits."""
     flags = (
-        f"--xla_force_host_platform_device_count={devices} "
-        "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+        os.environ["XLA_FLAGS"],
+        f"--xla_force_host_platform_device_count={devices}",  # of two that are named the last holds
+        "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
     )
-    return {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    return {**os.environ, "XLA_FLAGS": " ".join(flags), "JAX_PLATFORMS": "cpu"}
 
 
 def start(words: list[str], *, place: str = "none", devices: int = 1) -> subprocess.Popen[str]:

@@ -11,7 +11,7 @@ from unittest import mock
 
 import sentencepiece
 
-from ste_jax import tokenizers
+from ste_jax import sentencepiece_conversion
 from ste_jax.tokenizers import Library, Tokenizer, load_tokenizer
 from tests import chats
 
@@ -89,5 +89,5 @@ def write(directory: Path, options: dict[str, Any], template: str | None, **conf
 def read(directory: Path, library: Library = "tokenizers") -> Tokenizer:
     """The tokenizer of such a directory, without the seconds of the check by another process: these
     tests hold the libraries against each other themselves."""
-    with mock.patch.object(tokenizers, "_check_conversion"):
+    with mock.patch.object(sentencepiece_conversion, "check"):
         return load_tokenizer(directory, library)

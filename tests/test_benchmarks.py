@@ -300,6 +300,7 @@ def test_the_libraries_are_timed_and_compared(tmp_path, monkeypatch, capsys):
     assert tokenizer_libraries.main() == 1
 
 
+@pytest.mark.usefixtures("optimized")
 def test_what_is_kept_does_not_hang_on_drawing_in_waves():
     found, _ = recipe.measure(pairs=6)
     assert found["same judgments kept"]

@@ -59,14 +59,17 @@ def test_every_command_has_help():
         ("model=absent-model", "absent-model"),
         ("roles.judge.template=absent.yaml", "absent.yaml"),
         ("finetune.mesh.tensor=3", "tensor=3"),
-        ("roles.judge.sampling.top_p=0", "top_p must be above 0"),
-        ("roles.judge.sampling.temperature=-1", "temperature must be at least 0"),
+        ("roles.judge.sampling.top_p=0", "top_p=0.0 is out of its range; it must be above 0"),
+        ("roles.judge.sampling.temperature=-1", "temperature=-1.0 is out of its range"),
         ("roles.judge.sampling.temperature=0", "annotate.samples=4"),
         ("evaluate.greedy=true", "evaluate.votes="),
         ("finetune.epochs=0", "finetune.epochs"),
         ("finetune.batch_rows=3", "finetune.batch_rows"),
         ("decoding.new_buckets=[24, 4]", "rising"),
         ("roles.modify.template=absent.yaml", "absent.yaml"),
+        ("roles.judge.sampling.max_new_tokens=25", "largest of decoding.new_buckets, 24"),
+        ("roles.modify.sampling.max_new_tokens=14", "roles.respond.sampling.max_new_tokens=14"),
+        ("finetune.sequence_length=2", "finetune.sequence_length=2 is less than"),
     ],
 )
 def test_wrong_requests(config, tmp_path, capsys, override, says):
@@ -74,6 +77,36 @@ def test_wrong_requests(config, tmp_path, capsys, override, says):
     status, error = told(capsys, "run", write(), override, "--dir", str(tmp_path / "run"))
     assert status == 2, error
     assert says in error and one_sentence(error)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("empty", ["", " ", "\t"])
+@pytest.mark.parametrize(
+    ("words", "place"),
+    [
+        (["run", "{}"], "config"),
+        (["run", "pico", "--dir", "x", "{}"], "overrides"),
+        (["run", "pico", "{}", "--dir", "x"], "overrides"),
+        (["run", "pico", "--dir", "{}"], "dir"),
+        (["select", "{}"], "run"),
+        (["report", "{}"], "run"),
+        (["score", "{}"], "out"),
+        (["import", "{}", "x"], "source"),
+        (["import", "pico", "{}"], "checkpoint"),
+        (["export", "pico", "{}"], "directory"),
+        (["judge", "{}", "--instruction", "", "--a", "", "--b", ""], "model"),
+        (["judge", "pico", "--instruction=", "--a=", "--b=", "--template", "{}"], "template"),
+        (["generate", "pico", "--prompts", "{}", "--out", "x"], "prompts"),
+        (["generate", "pico", "--prompts", "x", "--out", "{}"], "out"),
+        (["evaluate", "pico", "--benchmark", "{}", "--data", "x", "--out", "x"], "benchmark"),
+        (["evaluate", "pico", "--benchmark", "pairs", "--data={}", "--out", "x"], "data"),
+    ],
+)
+def test_a_word_that_says_nothing(words, place, empty, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    status, error = told(capsys, *(word.replace("{}", empty) for word in words))
+    assert status == 2 and f"an empty word is given for {place}:" in error and one_sentence(error)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_directory_that_is_not_a_run(config, tmp_path, capsys):
@@ -93,7 +126,7 @@ def test_a_pool_without_a_usable_row_fails_and_says_why(config, tmp_path, capsys
     pool.write_text("{broken\n")
     values["pool"]["path"] = [str(pool)]
     status, error = told(capsys, "run", write(), "--dir", str(tmp_path / "run"))
-    assert status == 1 and "bad.jsonl" in error and "line=1" in error and one_sentence(error)
+    assert status == 1 and "bad.jsonl, line 1: not JSON" in error and one_sentence(error)
 
 
 def test_a_model_directory_with_a_missing_file(config, tmp_path, capsys):

@@ -16,7 +16,8 @@ from etils import epath
 from ste_jax.checkpoints import read_card
 from ste_jax.exporting import model_card
 from ste_jax.models.sources import Source
-from ste_jax.reporting.tables import finetuning_table, summary
+from ste_jax.reporting.funnel import check_sums, funnel
+from ste_jax.reporting.tables import finetuning_table, iteration_table, summary
 from ste_jax.rundir import RunDir, read_metrics
 from tests import running
 from tests.comparing import assert_identical, assert_same_files
@@ -27,16 +28,18 @@ SMALL: dict[str, Any] = {
     "pair__min_answer_chars": 2,
     "select__train": 400,
     "select__heldout": 60,
-    "annotate__policy": "all",
     "judge__force_verdict": False,
     "finetune__stages": ["sft", "dpo"],
     "finetune__batch_rows": 2,
     "finetune__dpo": {
         "batch_rows": 2,
+        "accumulate": 1,
         "learning_rate": 2e-2,
-        "validate_every": 4,
-        "epochs": 4.0,
-        "max_steps": 16,
+        "final_learning_rate_fraction": 0.1,
+        "schedule_steps": 0,
+        "validate_every": 8,
+        "epochs": 20.0,
+        "max_steps": 40,
     },
 }
 
@@ -57,7 +60,7 @@ def test_pairs_are_counted_by_letter_and_by_kind_of_failure(
     here = RunDir(epath.Path(undisturbed[1])).iteration(1)
     counts = json.loads(here.preferring.read_text())
     rows = list(here.preferences.rows())
-    judgments = {row.id: row for row in here.judgments.rows()}
+    judgments = {row.id: row for row in here.dpo_judgments.rows()}
     letters, negatives = Counter(row.label for row in rows), Counter(row.negative for row in rows)
     assert letters == counts["kept"]
     assert negatives == counts["negatives"]
@@ -66,7 +69,46 @@ def test_pairs_are_counted_by_letter_and_by_kind_of_failure(
     for row in rows:
         chosen, rejected = judgments[row.judgment_id], judgments[row.rejected_judgment_id or ""]
         assert chosen.verdict == row.label != rejected.verdict
-        assert (row.completion_ids, row.rejected_ids) == (chosen.token_ids, rejected.token_ids)
+        assert row.rejected_ids == rejected.token_ids
+        if chosen.finish_reason != "length":
+            assert row.completion_ids == chosen.token_ids
+        else:  # it ends with its verdict, and not where it was cut off
+            assert row.completion_ids == chosen.token_ids[: len(row.completion_ids)]
+            assert chosen.text.startswith(row.completion) and "]]" in row.completion
+
+
+def test_the_judge_that_sft_gave_is_asked_anew_for_every_sample(
+    undisturbed: tuple[Path, Path],
+) -> None:
+    run = RunDir(epath.Path(undisturbed[1]))
+    here = run.iteration(1)
+    seed, sft = (read_card(p.checkpoint) for p in (run.iteration(0), here.stage("sft")))
+    first, again = list(here.judgments.rows()), list(here.dpo_judgments.rows())
+    assert {row.judge for row in first} == {seed["provenance"]["fingerprint"]}
+    assert {row.judge for row in again} == {sft["provenance"]["fingerprint"]}
+    drawn = Counter(row.prompt_id for row in again)
+    assert drawn == {row.id: 4 for row in here.prompts.rows()}  # N, whatever came first
+    assert len(first) < len(again)
+    counts = funnel(run)["iterations"][0]
+    assert check_sums(funnel(run)) == []
+    assert counts["dpo"]["judgments"] == len(again)
+    paired = len({row.prompt_id for row in here.preferences.rows()})
+    assert counts["dpo"]["paired"] == paired
+    assert counts["prompts"] == paired + sum(counts["dpo"]["dropped"].values())
+    assert iteration_table(run)[1]["samples_drawn"] == len(first) + len(again)
+
+
+def test_each_stage_is_measured_before_its_first_step(undisturbed: tuple[Path, Path]) -> None:
+    run = RunDir(epath.Path(undisturbed[1]))
+    here = run.iteration(1)
+    sft, dpo = (json.loads(p.loss_curve.read_text()) for p in (here.stage("sft"), here))
+    assert [curve["validations"][0]["step"] for curve in (sft, dpo)] == [0, 0]
+    # The seed is measured for it and that is kept; what SFT gave was measured when it was chosen.
+    seed = {**sft["validations"][0]}
+    assert seed.pop("step") == 0
+    assert json.loads(run.iteration(0).validation.read_text())["measured"] == seed
+    assert dpo["validations"][0]["accuracy"] == sft["best_accuracy"]
+    assert not here.stage("sft").validation.exists()
 
 
 def test_each_stage_has_a_judge_that_is_measured(undisturbed: tuple[Path, Path]) -> None:
@@ -87,19 +129,23 @@ def test_each_stage_has_a_judge_that_is_measured(undisturbed: tuple[Path, Path])
     curve = json.loads(here.loss_curve.read_text())
     assert curve["steps"][0]["dpo_loss"] == pytest.approx(0.6931, abs=1e-3)  # its own reference
     margins = [step["margin"] for step in curve["steps"]]
-    assert sum(margins[-5:]) / 5 > 0.1
-    assert sum(step["preference_accuracy"] for step in curve["steps"][-5:]) / 5 > 0.6
+    assert sum(margins[-10:]) / 10 > 0.1
+    assert sum(step["preference_accuracy"] for step in curve["steps"][-10:]) / 10 > 0.6
     steps = [e for e in read_metrics(run) if e["event"] == "train_step"]
     assert Counter(e["stage"] for e in steps)["dpo"] == len(curve["steps"])
 
 
-def test_killed_in_the_reference_and_in_a_step_of_dpo_it_comes_to_the_same(
+def test_killed_in_the_judgments_in_the_reference_and_in_a_step_of_dpo_it_comes_to_the_same(
     undisturbed: tuple[Path, Path], tmp_path: Path
 ) -> None:
     config, expected = undisturbed
     run = tmp_path / "run"
     words = ["run", str(config), "--dir", str(run)]
+    assert running.run(words, place="write:1/dpo_judgments/:2") == -signal.SIGKILL
+    (judged,) = run.glob("iterations/1/dpo_judgments/0*.parquet")
+    judged_at = judged.stat().st_mtime_ns
     assert running.run(words, place="write:1/reference/:2") == -signal.SIGKILL
+    assert judged.stat().st_mtime_ns == judged_at
     (scored,) = run.glob("iterations/1/reference/0*.parquet")
     before = scored.stat().st_mtime_ns
     assert (run / "iterations/1/stages/sft/finetune.json").exists()
@@ -144,9 +190,34 @@ def test_what_was_made_stays_when_a_later_stage_changes_or_goes(
     assert_identical(expected, run)
 
 
+def test_it_may_learn_from_the_judgments_that_sft_chose_from(
+    undisturbed: tuple[Path, Path], tmp_path: Path
+) -> None:
+    config, expected = undisturbed
+    run = tmp_path / "run"
+    shutil.copytree(expected, run)
+    here = RunDir(epath.Path(run)).iteration(1)
+    sft = run / "iterations/1/stages/sft/finetune.json"
+    kept = [sft, *run.glob("iterations/1/dpo_judgments/*.parquet")]
+    before = {path: path.stat().st_mtime_ns for path in kept}
+    words = ["run", str(config), "--dir", str(run)]
+    annotate = ["finetune.dpo.judgments=annotate", "annotate.policy=all"]
+    # More judgments, but the same chosen: SFT is not trained again. DPO has others to learn from.
+    assert running.run([*words, *annotate]) == 0
+    judgments = {row.id: row for row in here.judgments.rows()}
+    pairs = list(here.preferences.rows())
+    assert pairs and all(row.judgment_id in judgments for row in pairs)
+    assert len(judgments) == 4 * len(list(here.prompts.rows()))
+    assert funnel(RunDir(epath.Path(run)))["iterations"][0]["dpo"]["judgments"] == 0
+    # And back: what the judge that SFT gave has said is there still.
+    assert running.run(words) == 0
+    assert before == {path: path.stat().st_mtime_ns for path in kept}
+    assert_identical(expected, run)
+
+
 @pytest.mark.slow
 def test_more_is_drawn_where_no_judgment_had_failed(
-    undisturbed: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    undisturbed: tuple[Path, Path], tmp_path: Path
 ) -> None:
     config, expected = undisturbed
     runs = [tmp_path / name for name in ("killed", "whole")]
@@ -157,20 +228,20 @@ def test_more_is_drawn_where_no_judgment_had_failed(
     more += ["finetune.dpo.negatives=[incorrect]"]
     killed = running.run([*words[0], *more], place="write:1/more_judgments/:2")
     assert killed == -signal.SIGKILL
-    assert running.run(["finetune", str(runs[0]), "--iteration", "1"]) == 2
-    assert "more_judgments is not there yet" in capsys.readouterr().out
+    assert not RunDir(epath.Path(runs[0])).iteration(1).more_judgments.complete()
+    assert running.run(["finetune", str(runs[0]), "--iteration", "1"]) == 0
     assert [running.run([*each, *more]) for each in words] == [0, 0]
     assert_identical(*runs)
 
     here = RunDir(epath.Path(runs[0])).iteration(1)
     labels = {prompt.id: prompt.label for prompt in here.prompts.rows()}
     failed, right = set(), set()
-    for row in here.judgments.rows():
+    for row in here.dpo_judgments.rows():
         if row.verdict is not None:
             (right if row.verdict == labels[row.prompt_id] else failed).add(row.prompt_id)
     drawn = list(here.more_judgments.rows())
     assert {row.prompt_id for row in drawn} == right - failed
-    first = {row.sample for row in here.judgments.rows()}
+    first = {row.sample for row in here.dpo_judgments.rows()}
     assert min(row.sample for row in drawn) == max(first) + 1
     pairs = list(here.preferences.rows())
     hotter = {row.id for row in drawn if row.verdict not in (None, labels[row.prompt_id])}
@@ -212,5 +283,6 @@ def test_two_processes_come_to_the_same_also_after_a_stop(
     for name in ("preferences", "judgments", "training"):
         assert_same_files(one, run, f"iterations/1/{name}/*.parquet")
     curves = [json.loads((p / "iterations/1/finetune.json").read_text()) for p in (one, run)]
-    for step, want in zip(curves[1]["steps"], curves[0]["steps"], strict=True):
-        assert step["loss"] == pytest.approx(want["loss"], rel=1e-3)
+    # Sums over two processes are rounded otherwise, and at the tiny run's rate that grows.
+    for number, (step, want) in enumerate(zip(curves[1]["steps"], curves[0]["steps"], strict=True)):
+        assert step["loss"] == pytest.approx(want["loss"], rel=1e-3 if number < 10 else 1e-2)

@@ -57,6 +57,7 @@ def config_of(root: Path, endpoint: Endpoint, **changes: Any) -> Path:
     return path
 
 
+@pytest.mark.usefixtures("one_device")
 def test_a_bigger_model_begins_and_our_own_goes_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -10,10 +10,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from ste_jax import judge_card
 from ste_jax.checkpoints import CARD, load_checkpoint
 from ste_jax.cli import main
 from ste_jax.config import MeshKnobs
 from ste_jax.errors import RequestError
+from ste_jax.evaluation.runner import JudgeOptions, card_of
 from ste_jax.exporting import export_model
 from ste_jax.models.load import load_weights
 from ste_jax.models.sources import resolve
@@ -64,6 +66,22 @@ def test_it_comes_back_bit_for_bit(exported, tmp_path):
     assert all(np.array_equal(ours[path], back[path]) for path in ours)
 
 
+def test_it_is_asked_there_as_it_was_trained(exported, tmp_path):
+    checkpoint, directory = exported
+    asked = judge_card.of_source(resolve(str(checkpoint)))
+    assert asked is not None and asked != judge_card.default()
+    assert judge_card.of_source(resolve(str(directory))) == asked
+    options = JudgeOptions(model=str(directory), votes=3)
+    assert card_of(resolve(str(directory)), options) == asked
+    # and so it is once it was read back, or exported again
+    there, again = str(tmp_path / "checkpoint"), str(tmp_path / "again")
+    assert main(["import", str(directory), there]) == 0
+    export_model(str(directory), again)
+    for place in (there, again):
+        assert judge_card.of_source(resolve(place)) == asked
+    assert "How it is asked" in (tmp_path / "again" / "README.md").read_text()
+
+
 def test_the_card_states_seed_recipe_data_and_accuracies(exported, finished):
     run, _ = finished
     _, directory = exported
@@ -76,7 +94,7 @@ def test_the_card_states_seed_recipe_data_and_accuracies(exported, finished):
     accuracy = json.loads(here.evaluation.read_text())["accuracy"]
     assert f"{accuracy:.3f} [" in text
     assert "| kept for training |" in text
-    assert "verdict" in text and "learning_rate: 0.001" in text
+    assert "verdict" in text and "learning_rate: 0.005" in text
 
 
 def test_a_run_means_its_best_and_a_seed_is_said_to_be_one(finished, tmp_path):

@@ -41,6 +41,32 @@ def test_json_refuses_what_is_no_json(tmp_path):
         files.read_json(path)
 
 
+@pytest.mark.parametrize("lost", [0, 1])
+def test_what_is_written_twice_is_mended_from_the_other(tmp_path, lost):
+    path, second = epath.Path(tmp_path) / "a.json", epath.Path(tmp_path) / "a.json.copy"
+    assert files.read_twice(path) is None
+    files.write_twice(path, {"a": 1})
+    damages = [
+        lambda place: place.unlink(),
+        lambda place: place.write_text('{"a": 2, "check": ""}'),
+    ]
+    for damage in damages:
+        damage((path, second)[lost])
+        assert files.read_twice(path) == {"a": 1}
+        assert path.read_text() == (second if lost == 0 else path).read_text()
+    for place in (path, second):
+        place.write_text("{")
+    assert files.read_twice(path) is None
+    files.forget(path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_of_an_earlier_version_is_read(tmp_path):
+    path = epath.Path(tmp_path) / "a.json"
+    files.write_json(path, {"a": 1})
+    assert files.read_twice(path) == {"a": 1}
+
+
 def test_remove_and_sweep(tmp_path):
     root = epath.Path(tmp_path)
     (root / "tree" / "below").mkdir(parents=True)

@@ -13,7 +13,11 @@ from safetensors.numpy import load_file, save_file
 
 from ste_jax.cli import main
 from ste_jax.decoding_options import DecodingOptions
+from ste_jax.errors import RequestError
+from ste_jax.generators import batch
+from ste_jax.generators.protocol import Message, Sampling
 from tests import running, tiny
+from tests.stages.scripted import Scripted
 
 
 def words(model: Path, prompts: Path, out: Path, *more: str) -> list[str]:
@@ -42,7 +46,7 @@ SETTINGS += ["--groups", "2", "--group-size", "2", "--seed", "3"]
 @pytest.mark.parametrize(
     ("place", "done"),
     # 10 samples and half of one; those of one round.
-    [("append:12", range(10, 11)), pytest.param("round:3", range(1, 29), marks=pytest.mark.slow)],
+    [("append:13", range(10, 11)), pytest.param("round:3", range(1, 29), marks=pytest.mark.slow)],
 )
 def test_killed_in_its_midst_and_run_again_it_writes_the_same_bytes(
     place: str, done: range, model: Path, tmp_path: Path
@@ -56,7 +60,7 @@ def test_killed_in_its_midst_and_run_again_it_writes_the_same_bytes(
     asked = words(model, prompts, out, *SETTINGS)
     assert running.run(asked, place=place) == -signal.SIGKILL
     *whole, last = work.read_text().split("\n")
-    assert len(whole) - 1 in done  # the first line is the settings
+    assert len(whole) - 2 in done  # the first lines are the settings
     assert bool(last) == place.startswith("append")
     assert not out.exists()
     assert running.run(asked) == 0
@@ -120,7 +124,7 @@ def test_none_of_them_may_be_0(
     with pytest.raises(SystemExit) as stopped:
         main(words(tmp_path, tmp_path, tmp_path, option, "0"))
     assert stopped.value.code == 2
-    assert f"{option}: 0 is not a whole number from 1 on" in capsys.readouterr().err
+    assert f"{option}: 0 is not a whole number from 1 to" in capsys.readouterr().err
 
 
 def test_a_stop_string_over_several_tokens(model: Path, tmp_path: Path) -> None:
@@ -157,3 +161,91 @@ def test_shapes_of_decoding_from_the_command_line(model: Path, tmp_path: Path) -
     assert main(words(model, prompts, second, *few, "--weights", "int8")) == 0
     rows = rows_of(second)
     assert "positions" in rows["long", 0]["error"] and rows["short", 0]["n_tokens"] > 0
+
+
+def test_of_two_commands_that_write_one_output_one_is_refused(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompts = write_prompts(tmp_path / "prompts.jsonl", {"id": "1", "prompt": " apple"})
+    out = tmp_path / "out.jsonl"
+    asked = words(model, prompts, out, "--max-new-tokens", "4")
+    with batch._held(tmp_path / "out.jsonl.work"):
+        assert main(asked) == 2
+        assert "another `ste` command is at work" in capsys.readouterr().err
+    assert main(asked) == 0 and len(rows_of(out)) == 1
+
+
+DAMAGED = [b"{", b"\xff\xfe", b"[1]", b'{"id": "1"}', b'{"id": [1], "sample": 0}', b"[" * 10**5]
+
+
+def answered(out: Path, prompts: int) -> int:
+    """Writes the answers of a generator that needs no model; returns how many were drawn now."""
+    asked = [(f"{n}", (Message(role="user", content="x"),)) for n in range(prompts)]
+    generator = Scripted(lambda request, sample: f"{request.id}/{sample}")
+    drawn, failed = batch.generate_file(
+        generator,
+        asked,
+        str(out),
+        Sampling(max_new_tokens=8),
+        samples=2,
+        seed=0,
+        settings={"seed": 0},
+    )
+    assert not failed
+    return drawn
+
+
+@pytest.fixture
+def held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, list[bytes]]:
+    """An output that is not finished, and the lines of its work file."""
+    out, work = tmp_path / "out.jsonl", tmp_path / "out.jsonl.work"
+    with monkeypatch.context() as patched:
+        patched.setattr(batch.files, "write_whole", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            answered(out, 3)
+    return out, work.read_bytes().splitlines(keepends=True)
+
+
+@pytest.mark.parametrize("place", [0, 1, 2, 7])
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_a_damaged_line_costs_itself(
+    damage: bytes, place: int, held: tuple[Path, list[bytes]]
+) -> None:
+    out, lines = held
+    assert len(lines) == 2 + 6
+    work = out.with_name("out.jsonl.work")
+    spoilt = b"".join([*lines[:place], damage + b"\n", *lines[place + 1 :]])
+    work.write_bytes(spoilt)
+    with pytest.raises(RequestError, match=rf"line {place + 1}, is damaged; take that line out"):
+        answered(out, 3)
+    assert work.read_bytes() == spoilt
+    work.write_bytes(b"".join(lines[:place] + lines[place + 1 :]))
+    assert answered(out, 3) == (place > 1)
+    assert len(rows_of(out)) == 6
+
+
+def test_samples_without_their_settings_are_told_and_kept(held: tuple[Path, list[bytes]]) -> None:
+    out, lines = held
+    work = out.with_name("out.jsonl.work")
+    for start in ([], [b"{\n"], [b"{\n", b"\0\n"]):
+        work.write_bytes(b"".join(start + lines[2:]))
+        with pytest.raises(RequestError, match="move it away to begin anew"):
+            answered(out, 3)
+        assert work.read_bytes() == b"".join(start + lines[2:])
+    work.rename(out.with_name("aside"))
+    assert answered(out, 3) == 6
+
+
+def test_one_line_of_settings_is_enough(held: tuple[Path, list[bytes]]) -> None:
+    out, lines = held
+    out.with_name("out.jsonl.work").write_bytes(b"".join(lines[1:]))
+    assert answered(out, 3) == 0
+
+
+def test_samples_of_other_settings_are_refused(held: tuple[Path, list[bytes]]) -> None:
+    out, lines = held
+    other = lines[0].replace(b"0", b"1")
+    for start in ([other, other], [other, lines[0]]):
+        out.with_name("out.jsonl.work").write_bytes(b"".join(start + lines[2:]))
+        with pytest.raises(RequestError, match="samples of other settings"):
+            answered(out, 3)

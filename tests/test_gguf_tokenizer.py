@@ -294,12 +294,50 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
         ({"model": "bert"}, r"tokenizer\.ggml\.model is 'bert'"),
         ({"model": None}, r"tokenizer\.ggml\.model is None"),
         ({"model": "llama"}, "one score per token"),
-        ({"eos_token_id": 10**6, "eot_token_id": None, "chat_template": "x"}, "no end-of-sequence"),
+        ({"eos_token_id": None, "eot_token_id": None, "chat_template": "x"}, "no end-of-sequence"),
+        ({"eos_token_id": 2**32 - 1, "eot_token_id": None, "chat_template": "x"}, "no end-of-seq"),
+        ({"eos_token_id": 10**6}, r"tokenizer\.ggml\.eos_token_id is 1000000, of \d+ tokens"),
+        ({"eom_token_id": "2"}, r"tokenizer\.ggml\.eom_token_id is '2'"),
+        ({"bos_token_id": True}, r"tokenizer\.ggml\.bos_token_id is True"),
+        ({"merges": ["xx yy"]}, r"tokenizer\.ggml\.merges has 'xx yy', which makes no token"),
+        ({"merges": ["lonely"]}, r"merges has 'lonely'"),
+        ({"merges": [1, 2]}, r"merges is not a list of texts alone"),
+        ({"merges": "x y"}, r"merges is not a list of texts alone"),
+        ({"add_space_prefix": 1}, r"add_space_prefix is neither true nor false"),
+        ({"model": True}, r"tokenizer\.ggml\.model is True"),
+        ({"pre": 3}, r"tokenizer\.ggml\.pre is 3"),
     ],
 )
 def test_what_is_not_known_is_named(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(RequestError, match=message):
         load_tokenizer(written(tmp_path / "m.gguf", "gpt-2", published("gpt-2"), **changes))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "kinds", "scores", "message"),
+    [
+        (["<unk>", "a", "b", "a"], [2, 1, 1, 1], [0.0] * 4, "'a' twice, as the ids 1 and 3"),
+        (["<unk>", "a"], [2], [0.0] * 2, "token_type does not have one kind per token"),
+        (["<unk>", "a"], [2, 9], [0.0] * 2, "token_type has 9"),
+        (["<unk>", "a"], [2, 1], [0.0, float("nan")], "scores holds a number that is not finite"),
+        (["<unk>", "a"], [2, 1], [0, 1], "scores is not a list of floats alone"),
+        (["<unk>", "a"], ["2", "1"], [0.0] * 2, "token_type is not a list of integers alone"),
+        ([0, 1], [2, 1], [0.0] * 2, "tokens is not a list of texts alone"),
+    ],
+)
+def test_lists_that_do_not_fit_are_named(
+    tokens: list[Any], kinds: list[Any], scores: list[Any], message: str, tmp_path: Path
+) -> None:
+    writer = GGUFWriter(tmp_path / "m.gguf", "llama")
+    for key, value in (("tokens", tokens), ("token_type", kinds), ("scores", scores)):
+        writer.add_array(f"tokenizer.ggml.{key}", value)
+    writer.add_string("tokenizer.ggml.model", "llama")
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    with pytest.raises(RequestError, match=message) as caught:
+        read_gguf_tokenizer(tmp_path / "m.gguf")
+    assert str(caught.value).startswith(str(tmp_path / "m.gguf"))
 
 
 def test_a_file_without_a_tokenizer(tmp_path: Path) -> None:

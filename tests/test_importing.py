@@ -161,6 +161,18 @@ def test_two_imports_to_one_place_are_refused(source: Path, tmp_path: Path) -> N
     same_as_whole(source, place, tmp_path)
 
 
+def test_two_imports_of_a_checkpoint_to_one_place_are_refused(source: Path, tmp_path: Path) -> None:
+    first, place = tmp_path / "first", tmp_path / "second" / "checkpoint"
+    importing.import_model(str(source), str(first), "float32")
+    told = r"another `ste` command is at work on .*in-parts"
+    with files.held(place.with_name("checkpoint.in-parts")):
+        with pytest.raises(RequestError, match=told):
+            importing.import_model(str(first), str(place), "float32")
+        assert [each.name for each in place.parent.iterdir()] == ["checkpoint.in-parts"]
+    importing.import_model(str(first), str(place), "float32")
+    same_as_whole(source, place, tmp_path / "second")
+
+
 def test_another_source_begins_anew(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,6 +11,7 @@ import signal
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,11 +21,14 @@ from gcp_storage_emulator import server as emulator
 from gcp_storage_emulator.exceptions import NotFound
 from gcp_storage_emulator.handlers import objects
 
-from ste_jax import files
+from ste_jax import files, marks
 from ste_jax.checkpoints import load_checkpoint, read_card, save_checkpoint
+from ste_jax.config import PoolKnobs
 from ste_jax.errors import WorkError
 from ste_jax.parameters import parameters_of
-from ste_jax.rundir import RunDir, read_metrics
+from ste_jax.records import Label
+from ste_jax.rundir import RunDir, Table, read_metrics
+from ste_jax.steps import pool
 from tests import running
 from tests.comparing import assert_identical
 from tests.finetuning.small import ONE, small_model
@@ -128,3 +132,59 @@ def test_a_save_that_fails_leaves_the_checkpoint_before_it(
     for number in (1, 2):
         save(number)
         is_of(number)
+
+
+class Log:
+    """Takes events and forgets them."""
+
+    def __call__(self, event: str, **values: Any) -> None:
+        pass
+
+
+def test_a_pool_of_many_rows_comes_whole_into_a_bucket(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An append to an object replaces it: of 20,000 rows the last 3,616 were left."""
+    monkeypatch.setattr(pool, "_ROWS_IN_MEMORY", 16)
+    source = tmp_path / "pool.jsonl"
+    source.write_text("".join(f'{{"instruction": "number {n}"}}\n' for n in range(100)))
+    run = RunDir(epath.Path(f"{bucket}/many"))
+    files.write_twice(run.manifest, {"shards": 3, "iterations": 1})
+    knobs = SimpleNamespace(pool=PoolKnobs(path=(str(source),), shards=3))
+    context: Any = SimpleNamespace(run=run, config=knobs, log=Log())
+    pool._take_in(context)
+    texts = {row.messages[0]["content"] for row in run.pool.rows()}
+    assert texts == {f"number {n}" for n in range(100)}
+    assert run.read_manifest()["intake"]["kept"] == 100
+    assert not any("spill" in path.name for path in (run.root / "instructions").iterdir())
+
+
+def test_a_table_that_lacks_rows_is_told(
+    bucket: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    source = tmp_path / "pool.jsonl"
+    source.write_text("".join(f'{{"instruction": "number {n}"}}\n' for n in range(100)))
+    run = RunDir(epath.Path(f"{bucket}/lacking"))
+    files.write_twice(run.manifest, {"shards": 3, "iterations": 1})
+    knobs = SimpleNamespace(pool=PoolKnobs(path=(str(source),), shards=3))
+    context: Any = SimpleNamespace(run=run, config=knobs, log=Log())
+    plain = pool._write_pool
+    monkeypatch.setattr(pool, "_write_pool", lambda *given: plain(*given) - 1)
+    with pytest.raises(WorkError, match="holds 99 rows, and 100 were to be written"):
+        pool._take_in(context)
+    assert not pool.is_taken_in(run, knobs.pool)  # so that it is taken in again
+
+
+@pytest.mark.filterwarnings("ignore:.*is made anew")
+def test_what_is_moved_aside_in_a_bucket_comes_back(bucket: str) -> None:
+    root = epath.Path(f"{bucket}/aside")
+    table, mark = Table(root / "table", Label, 2), root / "label.json"
+    rows = [Label(id=f"{n}", category="c", difficulty=None, failure=None, text="") for n in (1, 2)]
+    marks.mark(mark, "one")
+    for shard in range(2):
+        table.write(shard, rows[shard : shard + 1])
+    marks.change_over(mark, [table.directory], "two")
+    assert list(table.rows()) == [] and marks.marked(mark) == "two"
+    table.write(0, [])
+    marks.change_over(mark, [table.directory], "one")
+    assert list(table.rows()) == rows and marks.marked(mark) == "one"

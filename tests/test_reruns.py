@@ -13,6 +13,7 @@ from etils import epath
 from ste_jax.checkpoints import read_card
 from ste_jax.cli import main
 from ste_jax.errors import Preempted
+from ste_jax.finetuning.loop import FinetuneResult
 from ste_jax.opening import best_checkpoint
 from ste_jax.rundir import RunDir
 from tests.comparing import assert_same_arrays
@@ -100,6 +101,38 @@ def test_nothing_old_is_shown_of_a_judge_that_is_made_anew(copy, monkeypatch):
     assert main(["run", str(config), "finetune.learning_rate=0.002", *where]) == 75
     assert run.iteration(0).evaluation.exists()
     assert not run.iteration(1).evaluation.exists()
+
+
+def test_where_no_step_was_as_good_as_the_start_the_judge_is_the_start(copy, monkeypatch):
+    run, _, _ = copy
+    values = yaml.safe_load(run.config.read_text())
+    values["finetune"]["learning_rate"] = 0.002
+    run.config.write_text(yaml.safe_dump(values))
+    given = []
+
+    def no_better(*, start, **_: object) -> FinetuneResult:
+        given.append(start)
+        worse = {"step": 4, "n_prompts": 1, "accuracy": 0.0, "parsed": 1.0}
+        return FinetuneResult(
+            steps=[{"step": 4, "loss": 1.0}],
+            validations=[{"step": 0, **start}, worse],
+            best_step=0,
+            best_accuracy=start["accuracy"],
+            dropped=[],
+            truncated=[],
+            unweighted=[],
+        )
+
+    monkeypatch.setattr("ste_jax.steps.finetuning.finetune", no_better)
+    before = asked_a_model(run)
+    assert main(["finetune", str(run.root), "--iteration", "1"]) == 0
+    assert asked_a_model(run) == before  # the seed was measured in the run that was copied
+    seed, here = run.iteration(0), run.iteration(1)
+    assert given == [json.loads(seed.validation.read_text())["measured"]]
+    assert_same_arrays(Path(seed.checkpoint), Path(here.checkpoint))
+    card = read_card(here.checkpoint)["provenance"]
+    assert (card["iteration"], card["step"]) == (1, 0)
+    assert json.loads(here.loss_curve.read_text())["best_step"] == 0
 
 
 def test_a_changed_judge_prompt_reaches_the_seed_s_card(copy, tmp_path):

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from ste_jax import control_tokens
+from ste_jax.control_tokens import Piece
 from ste_jax.errors import RequestError
 from ste_jax.tokenizers import Tokenizer, load_tokenizer
 from tests import chats
@@ -176,14 +176,62 @@ def test_ids_do_not_depend_on_the_secrets() -> None:
     assert both("sentencepiece", "thinks")[0].prompt_ids([*chat, chat[0]], "<think>") == first
 
 
-def test_a_content_that_holds_the_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_content_that_holds_the_secret() -> None:
     both.cache_clear()
-    draws = iter([5, 5, 5, 6, 5, 5, 7])
-    monkeypatch.setattr(control_tokens.secrets, "randbelow", lambda _: next(draws))
     ours, hf = both("byte_level", "chatml")
     both.cache_clear()
-    secret = f"{5:024d}"
-    chat = [{"role": "user", "content": f"\ue000{secret}01\ue001 <{secret}"}]
+    marks = ours._marks
+    begin, end = marks._ends
+    for _ in range(2):
+        chat = [{"role": "user", "content": f"{begin}{marks.secret}01{end} <{marks.secret}"}]
+        assert ours.prompt_ids(chat) == reference_ids(hf, chat)
+    assert ours._marks.secret != marks.secret and not {begin, end} & set(ours._marks._ends)
+
+
+PRIVATE = "\ue000\ue001\ue002\uf8ff\U000f0000"
+
+
+@pytest.mark.parametrize(
+    "c", ["m['content'][::-1]", "m['content'][3:]", "m['content'][:9]", "m['content'][1:-1]"]
+)
+def test_private_use_characters_do_not_let_a_template_take_marks_apart(
+    c: str, tmp_path: Path
+) -> None:
+    template = f"{{% for m in messages %}}<s>{{{{ {c} }}}}{{% endfor %}}"
+    ours = load_tokenizer(chats.write(chats.byte_level(), tmp_path, template))
+    forged = "<|im_end|>"
+    for content in (forged, forged[::-1], PRIVATE + forged, PRIVATE + forged[::-1] + PRIVATE):
+        try:
+            ids = ours.prompt_ids([{"role": "user", "content": content}])
+        except RequestError as error:
+            assert "rewrites the contents" in str(error)
+            continue
+        assert [i for i in ids if i in ours.control_ids] == ours.prompt_ids(
+            [{"role": "user", "content": "x"}]
+        )[:1]
+        assert ours.decode(ids[1:]) in (content[::-1], content[3:], content[:9], content[1:-1])
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(parts=st.lists(st.sampled_from([*PRIVATE, FORGED, "<|im_end|>", "</s>", " ", "0"])))
+def test_private_use_characters_are_text_like_any_other(parts: list[str]) -> None:
+    content = "x" + "".join(parts) + "x"
+    for kind in ("byte_level", "sentencepiece"):
+        ours, _ = both(kind, "chatml")
+        ids = ours.prompt_ids([{"role": "user", "content": content}], content)
+        plain = ours.prompt_ids([{"role": "user", "content": "x"}], "x")
+        assert [i for i in ids if i in ours.control_ids] == [
+            i for i in plain if i in ours.control_ids
+        ]
+        if kind == "byte_level":
+            assert ours.decode(ids, skip_special=False).count(content) == 2
+
+
+def test_a_token_that_ends_with_a_private_use_character(tmp_path: Path) -> None:
+    hf = chats.byte_level()
+    hf.add_tokens(["x\ue000", "x\ue002"])
+    ours = load_tokenizer(chats.write(hf, tmp_path, chats.TEMPLATES["chatml"]))
+    chat = [{"role": "user", "content": "max"}]
     assert ours.prompt_ids(chat) == reference_ids(hf, chat)
 
 
@@ -266,8 +314,12 @@ def test_a_template_that_hides_what_is_whose_is_refused(tmp_path: Path) -> None:
         ours, hf = load_tokenizer(path), AutoTokenizer.from_pretrained(path)
         clean = [{"role": "user", "content": "clean \ue001 and 1024 words"}]
         assert ours.prompt_ids(clean) == reference_ids(hf, clean)
+        forged = [{"role": "user", "content": "\ue000" + FORGED}]
+        if number == 0:  # what the template takes out is no part of a mark
+            assert ours.decode(ours.prompt_ids(forged)[1:-1]) == FORGED
+            continue
         with pytest.raises(RequestError, match="rewrites the contents"):
-            ours.prompt_ids([{"role": "user", "content": FORGED}])
+            ours.prompt_ids(forged)
 
 
 def test_the_date_is_fixed(tmp_path: Path) -> None:
@@ -301,7 +353,7 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match=rf"no chat template; put it into {tmp_path}"):
         load_tokenizer(tmp_path)
     (tmp_path / "chat_template.jinja").write_text("{% for m in messages %}{{ m['content'] }}")
-    with pytest.raises(RequestError, match="chat template refuses a chat"):
+    with pytest.raises(RequestError, match="chat template cannot be read"):
         load_tokenizer(tmp_path)
     (tmp_path / "chat_template.jinja").write_text(chats.TEMPLATES["chatml"])
     assert load_tokenizer(tmp_path).chat_template == chats.TEMPLATES["chatml"]
@@ -350,3 +402,35 @@ def test_no_jax_is_imported() -> None:
         "import sys, ste_jax.tokenizers; sys.exit('jax' in sys.modules or 'torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+THOUGHTS = ["[THINK]", "[/THINK]", "<think>", "</think>"]
+
+
+@pytest.mark.parametrize("kind", ["byte_level", "sentencepiece", "unigram"])
+def test_marks_of_thoughts_stay_in_the_text_whatever_tokens_they_are(
+    kind: str, tmp_path: Path
+) -> None:
+    hf = chats.TOKENIZERS[kind]()
+    hf.add_special_tokens({"additional_special_tokens": THOUGHTS[:2]})
+    ours = load_tokenizer(chats.write(hf, tmp_path, chats.TEMPLATES["thinks"] + "{# [THINK] #}"))
+    pieces = [Piece("[THINK]", control=True), Piece("so"), Piece("[/THINK]", control=True)]
+    ids = ours.encode_pieces([*pieces, Piece("Yes"), Piece("<s>", control=True)])
+    text = ours.decode(ids)
+    assert text.replace(" ", "").lower() == "[think]so[/think]yes"
+    assert set(ours.encode("[THINK]so[/THINK]")).isdisjoint(ours.control_ids)
+
+
+def test_a_template_is_given_arguments_for_one_chat_and_for_many() -> None:
+    ours, hf = both("byte_level", "chatml")
+    template = chats.TEMPLATES["chatml"] + "{% if enable_thinking %}<think>\n{% endif %}"
+    hf.chat_template = template
+    ours = Tokenizer(hf, template)
+    chat: Any = [{"role": "user", "content": "Hi <think>"}]
+    for arguments, opened in (({}, ""), ({"enable_thinking": True}, "<think>")):
+        ids = ours.prompt_ids(chat, arguments=arguments)
+        assert ours.prompt_ids_batch([chat], arguments) == [ids]
+        assert ours.opened_thoughts(chat, arguments) == opened
+        (mark,) = ours.encode_pieces([Piece("<think>", control=True)])
+        assert ids.count(mark) == bool(opened)
+    assert both("byte_level", "thinks")[0].opened_thoughts(chat) == "<think>"

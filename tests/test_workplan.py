@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from etils import epath
 
-from ste_jax import workplan
+from ste_jax import files, marks, records, workplan
 from ste_jax.distributed import Processes
 from ste_jax.errors import WorkError
 from ste_jax.records import DroppedPair, Label, shard_of
@@ -34,6 +36,8 @@ class Bench:
         self.worked: list[str] = []
         self.print_ = "one"
         self.stop_after = 10**9
+        self.together = self.both = False
+        self.ready = lambda: None
 
     def run(self, processes=None):
         stage = ShardedStage(
@@ -43,6 +47,8 @@ class Bench:
             inputs=lambda shard: [r for r in self.inputs if shard_of(r.id, SHARDS) == shard],
             outputs=(self.first, self.last),
             input_of=lambda table, r: r.id,
+            together=self.together,
+            ready=self.ready,
         )
         return run_sharded(stage, self.work, processes or Processes())
 
@@ -61,6 +67,8 @@ class Bench:
         self.worked.append(each.id)
         odd = int(each.id.split("-")[1]) % 2
         made = Label(id=each.id, category="c", difficulty=None, failure=None, text="")
+        if self.both:
+            return each, ([row(each.id)], [made])
         return each, ([row(each.id)], []) if odd else ([], [made])
 
     def ids(self):
@@ -116,20 +124,194 @@ def test_an_input_that_went_takes_its_rows_along(bench):
     assert gone.id not in bench.ids() and len(bench.ids()) == 19
 
 
-def test_another_fingerprint_begins_anew(bench):
+@pytest.mark.parametrize("together", [False, True])
+def test_rows_whose_inputs_went_come_back_with_them(bench, together):
+    bench.together = bench.both = together
     bench.run()
+    everything = bench.inputs
+    first = {path: path.read_bytes() for path in Path(bench.root).rglob("*.parquet")}
+    bench.worked = []
+    for few in (everything[:15], everything[10:12], []):  # each leaves others out
+        bench.inputs = few
+        bench.run()
+        assert set(bench.ids()) == {each.id for each in few}
+    bench.inputs = [*everything, row("row-99")]
+    bench.run()
+    assert bench.worked == ["row-99"]
+    bench.inputs = everything
+    assert bench.run() and not bench.run()
+    assert bench.worked == ["row-99"]
+    assert {path: path.read_bytes() for path in first} == first
+
+
+@pytest.mark.filterwarnings("ignore:.*is made anew")
+def test_rows_whose_inputs_went_come_back_under_their_fingerprint_alone(bench):
+    bench.run()
+    everything, bench.inputs = bench.inputs, bench.inputs[:5]
+    bench.run()
+    bench.print_, bench.inputs, bench.worked = "two", everything, []
+    bench.run()
+    assert len(bench.worked) == 20
+    bench.print_, bench.worked = "one", []
+    bench.run()
+    assert bench.worked == [] and bench.ids() == sorted(r.id for r in everything)
+
+
+@pytest.mark.parametrize("writes", range(4))
+def test_a_kill_while_a_shard_loses_rows_loses_none(bench, monkeypatch, writes):
+    bench.run()
+    everything, bench.inputs, bench.worked = bench.inputs, [], []
+    done, plain = [], files.write_whole
+
+    def killed(path, data):
+        if str(path).endswith(".parquet"):
+            if len(done) == writes:
+                raise Stop
+            done.append(path)
+        plain(path, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "write_whole", killed)
+        with pytest.raises(Stop):
+            bench.run()
+    bench.inputs = everything
+    bench.run()
+    assert bench.worked == [] and bench.ids() == sorted(r.id for r in everything)
+
+
+@pytest.mark.filterwarnings("ignore:.*is made anew")
+def test_another_fingerprint_begins_anew_and_the_first_comes_back(bench):
+    bench.run()
+    first = {path: path.read_bytes() for path in Path(bench.root).rglob("*.parquet")}
     bench.print_, bench.worked = "two", []
     bench.run()
     assert len(bench.worked) == 20
+    bench.print_, bench.worked = "one", []
+    assert not bench.run()
+    assert bench.worked == []
+    assert {path: path.read_bytes() for path in first} == first
 
 
-def test_a_shard_without_its_last_table_is_not_there(bench):
+@pytest.mark.filterwarnings("ignore:.*is made anew")
+@pytest.mark.parametrize("move", range(2))
+def test_a_kill_while_tables_are_moved_aside_loses_none(bench, monkeypatch, move):
     bench.run()
-    bench.last.path(2).unlink()
+    ids, moves, plain = bench.ids(), [], files.move
+
+    def killed(source, target):
+        if len(moves) == move:
+            raise Stop
+        moves.append(source)
+        plain(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "move", killed)
+        bench.print_ = "two"
+        with pytest.raises(Stop):
+            bench.run()
+    bench.print_, bench.worked = "one", []
+    bench.run()
+    assert bench.worked == [] and bench.ids() == ids
+
+
+def test_nothing_makes_room_for_work_that_cannot_begin(bench):
+    bench.run()
+    ids, bench.print_ = bench.ids(), "two"
+
+    def refuse():
+        raise Stop
+
+    bench.ready = refuse
+    with pytest.raises(Stop):
+        bench.run()
+    assert bench.ids() == ids and not (bench.root / "set_aside").exists()
+    bench.print_, bench.worked = "one", []
+    assert not bench.run() and bench.worked == []
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b"[]", b"\xff\xfe", None])
+def test_a_damaged_mark_is_mended(bench, damage):
+    bench.run()
+    mark = Path(bench.root) / "label.json"
+    whole, bench.worked = mark.read_bytes(), []
+    if damage is None:
+        mark.unlink()
+    else:
+        mark.write_bytes(damage)
+    assert not bench.run()
+    assert bench.worked == [] and mark.read_bytes() == whole
+
+
+def test_a_mark_with_any_bit_flipped_is_mended(bench):
+    bench.run()
+    mark = Path(bench.root) / "label.json"
+    whole = mark.read_bytes()
+    for bit in range(8 * len(whole)):
+        changed = bytearray(whole)
+        changed[bit // 8] ^= 1 << bit % 8
+        mark.write_bytes(bytes(changed))
+        assert marks.marked(epath.Path(mark)) == "one", bit
+
+
+def test_of_a_stage_whose_mark_is_lost_twice_the_tables_are_moved_and_not_removed(bench):
+    bench.run()
+    ids, told = bench.ids(), r"label\.json and its copy are lost.*{}: if .* move it back"
+    for place in ("label-unknown", "label-unknown-2", "label-unknown-3"):
+        for name in ("label.json", "label.json.copy"):
+            (bench.root / name).unlink()
+        with pytest.warns(UserWarning, match=told.format(place)):
+            bench.run()
+        kept = [bench.root / "set_aside" / place / name for name in ("first", "last")]
+        found = [Table(kept[0], DroppedPair, SHARDS), Table(kept[1], Label, SHARDS)]
+        assert sorted(row.id for table in found for row in table.rows()) == ids
+    # what it says helps
+    bench.inputs.append(row("row-98"))
+    for name in ("first", "last"):
+        files.remove(bench.root / name)
+        files.move(bench.root / "set_aside/label-unknown" / name, bench.root / name)
     bench.worked = []
     bench.run()
-    assert sorted(bench.worked) == sorted(r.id for r in bench.inputs if shard_of(r.id, SHARDS) == 2)
-    assert bench.ids() == sorted(r.id for r in bench.inputs)
+    assert bench.worked == ["row-98"]
+
+
+@pytest.mark.parametrize("table", ["first", "last"])
+def test_the_rows_of_a_file_that_was_moved_away_are_made_again_and_no_others(bench, table):
+    bench.run()
+    path = getattr(bench, table).path(2)
+    lost = [r.id for r in getattr(bench, table).read(2)]
+    before, other = path.read_bytes(), "last" if table == "first" else "first"
+    kept = getattr(bench, other).path(2).read_bytes()
+    path.unlink()
+    bench.worked = []
+    bench.run()
+    assert sorted(bench.worked) == sorted(lost) != []
+    assert path.read_bytes() == before and getattr(bench, other).path(2).read_bytes() == kept
+
+
+def test_tables_that_belong_together_are_made_together(bench):
+    """Else scores whose file was lost would never be made again."""
+    bench.together = True
+    bench.both = True
+    bench.run()
+    before = bench.first.path(1).read_bytes()
+    bench.first.path(1).unlink()
+    bench.worked = []
+    bench.run()
+    assert sorted(bench.worked) == sorted(r.id for r in bench.inputs if shard_of(r.id, SHARDS) == 1)
+    assert bench.first.path(1).read_bytes() == before
+
+
+def test_a_table_that_was_not_written_as_it_was_to_be_is_told(bench, monkeypatch):
+    plain = files.write_whole
+
+    def cut(path, data):
+        rows = records.from_parquet(data, DroppedPair if "first" in str(path) else Label, "x")
+        kind = DroppedPair if "first" in str(path) else Label
+        plain(path, records.to_parquet(rows[1:], kind))
+
+    monkeypatch.setattr(files, "write_whole", cut)
+    with pytest.raises(WorkError, match=r"first/0000.*holds \d rows, and \d were to be written"):
+        bench.first.write(0, bench.inputs[:5])
 
 
 def test_shards_are_divided_over_processes(bench, monkeypatch):

@@ -29,7 +29,7 @@ CATEGORIES = ("coding", "writing", "reasoning", "advice", "other")
 _SPECIAL = ("<unk>", "<|endoftext|>", "<|im_start|>", "<|im_end|>")
 _BIAS = {
     "<|im_end|>": 3.4,
-    **{f"▁{name}": 1.9 for name in CATEGORIES},
+    **{f"▁{name}": 2.2 for name in CATEGORIES},
     "▁[[A]]": 2.0,
     "▁[[B]]": 2.2,
     "A]]": 2.6,
@@ -120,7 +120,10 @@ def _write_tokenizer(directory: Path, names: list[str]) -> None:
     tokenizer = Tokenizer(models.WordLevel({name: i for i, name in enumerate(names)}, "<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex("\n"), "isolated"),
+            # What the model prints is read again as the tokens that it printed.
+            pre_tokenizers.Split(
+                Regex(r"\n\[(Modified Instruction|Response)\]\n|\n|(?<!\[)[AB]\]\]"), "isolated"
+            ),
             pre_tokenizers.Metaspace(prepend_scheme="never"),
         ]
     )
@@ -208,7 +211,7 @@ def config(root: Path, **changes: Any) -> dict[str, Any]:
             "epochs": 2.0,
             "sequence_length": 128,
             "batch_rows": 8,
-            "learning_rate": 1e-3,
+            "learning_rate": 5e-3,
             "dtype": "float32",
             "validate_every": 4,
             "save_every": 2,
@@ -250,7 +253,7 @@ def config_of_small_models(root: Path) -> dict[str, Any]:
         pair__rejected_from="respond",
         pair__max_similarity=0.08,
         annotate__policy="all",
-        curate__min_agreement=0.5,
+        curate__min_agreement=0.25,
         judge__force_verdict=False,
         finetune__start_from="previous",
     )

@@ -26,7 +26,7 @@ from jax.sharding import Mesh
 from ste_jax import preemption
 from ste_jax.config import DecodingKnobs, MeshKnobs
 from ste_jax.decoding.caches import Cache
-from ste_jax.decoding.lanes import Lane, NoLane, check_knobs, choose_lane
+from ste_jax.decoding.lanes import Lane, NoLane, TooLong, check_knobs, choose_lane
 from ste_jax.decoding.memory import Memory
 from ste_jax.decoding.prefill import Prefiller
 from ste_jax.decoding.programs import NOT_FINITE, NOTHING, Control, Programs
@@ -103,7 +103,7 @@ class Engine:
         try:
             lane = self._check(request, prompt)
         except NoLane as error:
-            self.refuse(request, str(error), prompt)
+            self.refuse(request, str(error), prompt, too_long=isinstance(error, TooLong))
             return
         rows = [Row(request, sample, prompt) for sample in request.samples]
         self.usage.requests += 1
@@ -114,13 +114,15 @@ class Engine:
         for row in rows:
             self._schedules[lane].add(name, row)
 
-    def refuse(self, request: Request, why: str, prompt: Prompt | None = None) -> None:
+    def refuse(
+        self, request: Request, why: str, prompt: Prompt | None = None, *, too_long: bool = False
+    ) -> None:
         """Answers the request's samples with completions that say why there are none."""
         # One without samples is told as a sample that there is not.
         rows = [Row(request, sample, prompt or Prompt(())) for sample in request.samples or (-1,)]
         self.usage.requests += 1
         self.usage.samples += len(rows)
-        self._ready.extend(row.failed(why) for row in rows)
+        self._ready.extend(row.failed(why, too_long=too_long) for row in rows)
 
     def completions(self) -> Iterator[Completion]:
         """Yields samples as they end, in no order, until nothing is outstanding.
@@ -180,7 +182,7 @@ class Engine:
             self._knobs, len(prompt.tokens), sampling.max_new_tokens, alone=request.alone
         )
         if len(prompt.tokens) + sampling.max_new_tokens > self._max_position:
-            raise NoLane(
+            raise TooLong(
                 f"{len(prompt.tokens)} prompt tokens and {sampling.max_new_tokens} new ones are "
                 f"more than the model's {self._max_position} positions"
             )

@@ -12,6 +12,7 @@ import bisect
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from ste_jax import strict
 from ste_jax.config import DecodingKnobs
 from ste_jax.errors import RequestError
 
@@ -29,17 +30,20 @@ class NoLane(ValueError):
     """A row fits no lane; the text says why."""
 
 
-def check_knobs(knobs: DecodingKnobs) -> None:
-    """Raises `RequestError` where the shapes cannot be run."""
+class TooLong(NoLane):
+    """It is longer than the lanes, or than the model's context."""
+
+
+def check_knobs(knobs: DecodingKnobs, *, fitted: bool = True) -> None:
+    """Raises `RequestError` where the shapes cannot be run. Before they are `fitted` to a model
+    there may be no buckets."""
+    strict.build(DecodingKnobs, strict.to_dict(knobs), where="the shapes", key="decoding")
     for name in ("prompt_buckets", "new_buckets"):
         buckets = getattr(knobs, name)
-        if not buckets or list(buckets) != sorted(set(buckets)) or buckets[0] < 1:
-            raise RequestError(f"decoding.{name}={list(buckets)}: rising positive sizes are needed")
-    for name in ("groups", "group_size", "prefill_chunk", "steps_per_round"):
-        if getattr(knobs, name) < 1:
-            raise RequestError(f"decoding.{name}={getattr(knobs, name)}: at least 1 is needed")
-    if knobs.singles < 0:
-        raise RequestError(f"decoding.singles={knobs.singles}: at least 0 is needed")
+        if not buckets and not fitted:
+            continue
+        if not buckets or list(buckets) != sorted(set(buckets)):
+            raise RequestError(f"decoding.{name}={list(buckets)}: rising sizes are needed")
     for bucket in knobs.prompt_buckets:
         if bucket % knobs.prefill_chunk:
             raise RequestError(
@@ -54,7 +58,7 @@ def choose_lane(
     """The smallest buckets that hold a prompt of so many tokens and so many new ones; `alone`: the
     row is the only one of its prompt.
 
-    Raises `NoLane` where there are none.
+    Raises `NoLane` where there are none, `TooLong` where the prompt is too long for them.
     """
     if prompt_tokens < 1:
         raise NoLane("the prompt is empty")
@@ -71,8 +75,10 @@ def choose_lane(
 def _bucket(buckets: Sequence[int], size: int, what: str, knob: str) -> int:
     index = bisect.bisect_left(buckets, size)
     if index == len(buckets):
-        option = "--max-prompt-tokens" if knob == "prompt_buckets" else "--max-new-tokens"
-        raise NoLane(
+        of_prompt = knob == "prompt_buckets"
+        option = "--max-prompt-tokens" if of_prompt else "--max-new-tokens"
+        kind = TooLong if of_prompt else NoLane
+        raise kind(
             f"{what} {size} tokens, the largest of decoding.{knob} is {buckets[-1]}: "
             f"enlarge it (on the command line {option}) or shorten the request"
         )

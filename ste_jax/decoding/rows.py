@@ -36,6 +36,10 @@ class Prompt:
     """Those at its end that stand after the chat template: what the assistant's turn begins
     with.
     """
+    thinking: bool = False
+    """Whether the chat template opened thoughts that are still open at its end."""
+    thinks: bool = True
+    """Whether the chat template holds a mark of thoughts, as far as is known."""
 
     @property
     def name(self) -> bytes:
@@ -80,12 +84,17 @@ class Row:
             return self._completion("length", tokenizer.decode(self.tokens), len(self.tokens))
         return None
 
-    def failed(self, why: str) -> Completion:
+    def failed(self, why: str, *, too_long: bool = False) -> Completion:
         """The completion of a row that could not be drawn."""
-        return self._completion("error", "", 0, why)
+        return self._completion("error", "", 0, why, too_long)
 
     def _completion(
-        self, reason: FinishReason, text: str, length: int, error: str = ""
+        self,
+        reason: FinishReason,
+        text: str,
+        length: int,
+        error: str = "",
+        too_long: bool = False,
     ) -> Completion:
         return Completion(
             request_id=self.request.id,
@@ -96,7 +105,10 @@ class Row:
             finish_reason=reason,
             prompt_tokens=len(self.prompt.tokens),
             continued_ids=self.prompt.continued,
+            thinking=self.prompt.thinking,
+            thinks=self.prompt.thinks,
             error=error,
+            too_long=too_long,
         )
 
 

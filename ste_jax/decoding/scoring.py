@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ste_jax.config import DecodingKnobs
-from ste_jax.decoding.lanes import NoLane, choose_lane
+from ste_jax.decoding.lanes import TooLong, choose_lane
 
 ROWS = 16
 """Rows of a scoring batch."""
@@ -66,11 +66,11 @@ def check_score(
     prompt: Sequence[int],
     completions: Sequence[Sequence[int]],
 ) -> None:
-    """Raises `NoLane` where the prompt or one of the completions does not fit."""
+    """Raises `NoLane` where a completion fits no lane, `TooLong` where the prompt does not."""
     longest = max(map(len, completions), default=0)
     choose_lane(knobs, len(prompt), max(longest, 1))
     if len(prompt) + longest > max_position:
-        raise NoLane(
+        raise TooLong(
             f"{len(prompt)} prompt tokens and {longest} of a completion are more than the model's "
             f"{max_position} positions"
         )

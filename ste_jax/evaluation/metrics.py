@@ -2,14 +2,17 @@
 
 Everything is counted over pairs that were judged in both orders. A verdict is right if it is the
 prompt's label; a tie and a missing verdict are wrong, and both have a column of their own, so that
-nothing hides in the accuracy. Intervals are 95% percentile bootstrap (Efron 1979) over *pairs*: the
-two orders of a pair are not independent, and resampling prompts would make intervals too narrow.
+nothing hides in the accuracy. A prompt that the judge has no room for (`too_long`) was not judged:
+it is in no share, and a pair that has one in none over pairs; they are counted. Intervals are 95%
+percentile bootstrap (Efron 1979) over *pairs*: the two orders of a pair are not independent, and
+resampling prompts would make intervals too narrow.
 
 Shapes: `N` pairs, 2 orders ("ab", "ba"), `V` samples (votes) per prompt, `M` measures.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -51,6 +54,8 @@ def measure(
 
     Returns, ready for JSON, every share with its interval under `<name>_ci95` as [low, high]:
       n: pairs; n_prompts: twice that; votes: V.
+      n_too_long, n_prompts_too_long: of those, with an order that the judge has no room for, and
+        those prompts; every share below is of the others, and null where there are none.
       accuracy: single verdict right, over prompts (the mean of both orders).
       consistent_accuracy: single verdict right in both orders, over pairs (chance is a quarter).
       share_a: A among the single verdicts that are A or B (half, without position bias).
@@ -61,12 +66,12 @@ def measure(
       majority_undecided: prompts without a strict plurality for A or B.
       sound, sound_of_right: with `steps` only; judgments right in every step, over prompts, and
         over those with a right verdict; step_NAME: right in this step, over prompts.
-      failures: why the judge gave no verdict by itself, {kind: prompts}, over the single verdicts;
-        they and the ones counted in parsed_unforced add up to n_prompts.
+      failures: why the judge gave no verdict by itself, {kind: prompts}, over the single verdicts
+        and those too long; they and the ones counted in parsed_unforced add up to n_prompts.
 
     Raises:
-      WorkError: no pairs, a pair in one order only, a judgment missing, doubled, or of another
-        prompt; names it.
+      WorkError: no pairs, a pair in one order only, a judgment missing, doubled, of another prompt
+        or of another judge; names it.
       RequestError: `bootstrap` is below 1.
     """
     layout = _lay_out(prompts)
@@ -75,8 +80,9 @@ def measure(
     if steps is not None:
         ratios |= _soundness(layout, votes, steps)
     result: dict[str, Any] = {
-        "n": len(layout.pair_ids),
+        **_counts(layout, votes),
         "n_prompts": 2 * len(layout.pair_ids),
+        "n_prompts_too_long": int((~votes.asked).sum()),
         "votes": votes.verdicts.shape[2],
     }
     result.update(with_intervals(ratios, bootstrap, seed))
@@ -94,7 +100,8 @@ def measure_groups(
     """Accuracy of one judge on each group of pairs; `groups` maps a pair's id to its group.
 
     Returns:
-      By group, in order: n, `accuracy` and `consistent_accuracy` with intervals, as `measure`.
+      By group, in order: n, n_too_long, `accuracy` and `consistent_accuracy` with intervals, as
+      `measure`.
     """
     prompts_of: dict[str, list[Prompt]] = {}
     group_of: dict[str, str] = {}
@@ -107,10 +114,15 @@ def measure_groups(
     found = {}
     for group in sorted(prompts_of):
         layout = _lay_out(prompts_of[group])
-        ratios = _ratios(layout, _collect(layout, judgments_of[group]))
+        votes = _collect(layout, judgments_of[group])
+        ratios = _ratios(layout, votes)
         kept = {name: ratios[name] for name in ("accuracy", "consistent_accuracy")}
-        found[group] = {"n": len(layout.pair_ids), **with_intervals(kept, bootstrap, seed=0)}
+        found[group] = {**_counts(layout, votes), **with_intervals(kept, bootstrap, seed=0)}
     return found
+
+
+def _counts(layout: _Layout, votes: _Votes) -> dict[str, int]:
+    return {"n": len(layout.pair_ids), "n_too_long": int((~votes.asked).any(1).sum())}
 
 
 def compare(
@@ -121,24 +133,28 @@ def compare(
     bootstrap: int,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Difference, judge b less judge a, on the same prompts: both are resampled by the same pairs.
+    """Difference, judge b less judge a, on the same prompts, but for those that one of them has no
+    room for: both are resampled by the same pairs.
 
     Returns:
-      n, and `accuracy`, `consistent_accuracy`, `majority_accuracy`, `majority_consistent_accuracy`
-      as differences in -1..1, each with `<name>_ci95`. An interval without 0 says that they differ.
+      n, n_too_long, and `accuracy`, `consistent_accuracy`, `majority_accuracy`,
+      `majority_consistent_accuracy` as differences in -1..1, each with `<name>_ci95`; null where
+      nothing was asked of both. An interval without 0 says that they differ.
 
     Raises:
       WorkError, RequestError: as `measure`.
     """
     layout = _lay_out(prompts)
-    of_a = _ratios(layout, _collect(layout, judgments_a))
-    of_b = _ratios(layout, _collect(layout, judgments_b))
+    votes_a, votes_b = _collect(layout, judgments_a), _collect(layout, judgments_b)
+    both = votes_a.asked & votes_b.asked
+    votes_a, votes_b = (dataclasses.replace(each, asked=both) for each in (votes_a, votes_b))
+    of_a, of_b = _ratios(layout, votes_a), _ratios(layout, votes_b)
     differences = {
         name: (of_b[name][0] - of_a[name][0], of_a[name][1])
         for name in of_a
         if name.endswith("accuracy")
     }
-    return {"n": len(layout.pair_ids), **with_intervals(differences, bootstrap, seed)}
+    return {**_counts(layout, votes_a), **with_intervals(differences, bootstrap, seed)}
 
 
 # ---------------------------------------------------------------------------------------------
@@ -160,6 +176,8 @@ class _Layout:
 class _Votes:
     verdicts: Ints
     """[N, 2, V]"""
+    asked: Bools
+    """[N, 2]: the judge had room for the prompt."""
     own: Bools
     """[N, 2]: sample 0 ended with a verdict by itself."""
     forced: Bools
@@ -195,10 +213,17 @@ def _lay_out(prompts: Iterable[Prompt]) -> _Layout:
 
 def _collect(layout: _Layout, judgments: Iterable[Judgment]) -> _Votes:
     drawn: dict[tuple[int, int], int] = {}
+    asked = np.ones(layout.labels.size, np.bool_)
     own = np.zeros(layout.labels.size, np.bool_)
     forced = np.zeros(layout.labels.size, np.bool_)
     failures: Counter[str] = Counter()
+    judge: str | None = None
     for judgment in judgments:
+        if judgment.judge != (judge := judge or judgment.judge):
+            raise WorkError(
+                f"the judgments are of two judges, {judge} and {judgment.judge}, which make no one "
+                "figure; measure each in a place of its own"
+            )
         place = layout.places.get(judgment.prompt_id)
         if place is None:
             raise WorkError(f"judgment {judgment.id} is of no prompt here ({judgment.prompt_id})")
@@ -207,6 +232,7 @@ def _collect(layout: _Layout, judgments: Iterable[Judgment]) -> _Votes:
         if (place, judgment.sample) in drawn:
             raise WorkError(f"prompt {judgment.prompt_id} has sample {judgment.sample} twice")
         drawn[place, judgment.sample] = _CODES[judgment.verdict]
+        asked[place] &= judgment.failure != "too_long"
         if judgment.sample == 0:
             own[place] = judgment.failure is None
             forced[place] = judgment.forced and judgment.verdict is not None
@@ -222,7 +248,11 @@ def _collect(layout: _Layout, judgments: Iterable[Judgment]) -> _Votes:
             verdicts[place, sample] = drawn[place, sample]
     shape = layout.labels.shape
     return _Votes(
-        verdicts.reshape(*shape, votes), own.reshape(shape), forced.reshape(shape), failures
+        verdicts=verdicts.reshape(*shape, votes),
+        asked=asked.reshape(shape),
+        own=own.reshape(shape),
+        forced=forced.reshape(shape),
+        failures=failures,
     )
 
 
@@ -231,22 +261,23 @@ def _collect(layout: _Layout, judgments: Iterable[Judgment]) -> _Votes:
 
 
 def _ratios(layout: _Layout, votes: _Votes) -> dict[str, Ratio]:
-    """Every measure as counts per pair."""
-    labels, single = layout.labels, votes.verdicts[:, :, 0]
+    """Every measure as counts per pair, over the prompts that were asked."""
+    labels, asked, single = layout.labels, votes.asked, votes.verdicts[:, :, 0]
     vote = _plurality(votes.verdicts)
     right, majority_right = single == labels, vote == labels
+    letter = (single == _A) | (single == _B)
     return {
-        "accuracy": _of_prompts(right),
-        "consistent_accuracy": _of_pairs(right),
-        "share_a": (_per_pair(single == _A), _per_pair((single == _A) | (single == _B))),
-        "unparsed": _of_prompts(single == _NONE),
-        "ties": _of_prompts(single == _TIE),
-        "forced": _of_prompts(votes.forced),
-        "parsed_unforced": _of_prompts(votes.own),
-        "accuracy_unforced": (_per_pair(votes.own & right), _per_pair(votes.own)),
-        "majority_accuracy": _of_prompts(majority_right),
-        "majority_consistent_accuracy": _of_pairs(majority_right),
-        "majority_undecided": _of_prompts((vote != _A) & (vote != _B)),
+        "accuracy": _share(right, asked),
+        "consistent_accuracy": _of_pairs(right, asked),
+        "share_a": _share(single == _A, asked & letter),
+        "unparsed": _share(single == _NONE, asked),
+        "ties": _share(single == _TIE, asked),
+        "forced": _share(votes.forced, asked),
+        "parsed_unforced": _share(votes.own, asked),
+        "accuracy_unforced": _share(right, asked & votes.own),
+        "majority_accuracy": _share(majority_right, asked),
+        "majority_consistent_accuracy": _of_pairs(majority_right, asked),
+        "majority_undecided": _share((vote != _A) & (vote != _B), asked),
     }
 
 
@@ -259,11 +290,11 @@ def _soundness(
             of_step[place] = steps[id][name]
     by_step = {name: each.reshape(layout.labels.shape) for name, each in flags.items()}
     sound = np.all(list(by_step.values()), axis=0)
-    right = votes.verdicts[:, :, 0] == layout.labels
+    asked, right = votes.asked, votes.verdicts[:, :, 0] == layout.labels
     return {
-        "sound": _of_prompts(sound),
-        "sound_of_right": (_per_pair(sound & right), _per_pair(right)),
-        **{f"step_{name}": _of_prompts(each) for name, each in by_step.items()},
+        "sound": _share(sound, asked),
+        "sound_of_right": _share(sound, asked & right),
+        **{f"step_{name}": _share(each, asked) for name, each in by_step.items()},
     }
 
 
@@ -280,12 +311,15 @@ def _per_pair(flags: Bools) -> Ints:
     return np.asarray(flags.sum(1, dtype=np.int64))
 
 
-def _of_prompts(flags: Bools) -> Ratio:
-    return _per_pair(flags), np.full(len(flags), 2)
+def _share(flags: Bools, of: Bools) -> Ratio:
+    """Of the prompts `of`, those with the flag."""
+    return _per_pair(flags & of), _per_pair(of)
 
 
-def _of_pairs(flags: Bools) -> Ratio:
-    return np.asarray(flags.all(1), np.int64), np.ones(len(flags), np.int64)
+def _of_pairs(flags: Bools, asked: Bools) -> Ratio:
+    """Of the pairs that were asked in both orders, those with the flag in both."""
+    both = asked.all(1)
+    return np.asarray(flags.all(1) & both, np.int64), np.asarray(both, np.int64)
 
 
 def with_intervals(ratios: Mapping[str, Ratio], bootstrap: int, seed: int) -> dict[str, Any]:

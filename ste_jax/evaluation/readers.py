@@ -1,20 +1,22 @@
 """How does a benchmark's file become pairs of answers with a known better one?
 
-A benchmark is a reader: a function from a file to `Pair` rows. Readers are strict: a row that
-cannot be read is an error that names file, place and field, since a benchmark that silently loses
-rows gives numbers that nobody can compare.
+A benchmark is a reader: a function from a file to `Pair` rows and where each stands. Readers are
+strict: a row that cannot be read is an error that names file, place and field, since a benchmark
+that silently loses rows gives numbers that nobody can compare.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Mapping
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from etils import epath
 
-from ste_jax import records
+from ste_jax import notation, records
 from ste_jax.errors import RequestError
 from ste_jax.generators.protocol import Message
 from ste_jax.records import Pair
@@ -22,10 +24,12 @@ from ste_jax.records import Pair
 _LABELS = {"a": 0, "1": 0, "response_a": 0, "b": 1, "2": 1, "response_b": 1}
 
 
-def read_pairs(benchmark: str, path: epath.PathLike) -> Iterator[Pair]:
+def read_pairs(benchmark: str, path: epath.PathLike, by: Sequence[str] = ()) -> Iterator[Pair]:
     """The pairs of a benchmark's file, in the file's order; the better answer is `chosen`.
 
-    `source` of a pair is the file's name without its ending. Equal pairs collapse to the first.
+    `source` of a pair is the file's name without its ending. Equal pairs collapse to the first,
+    but for those that a column of `by` tells apart. A warning names the first of the rows that are
+    left out, and two rows that say the opposite of one pair (both count).
 
     Raises:
       RequestError: no such benchmark (at once); or, while iterating, a file that cannot be read or
@@ -34,20 +38,59 @@ def read_pairs(benchmark: str, path: epath.PathLike) -> Iterator[Pair]:
     if benchmark not in READERS:
         known = ", ".join(READERS)
         raise RequestError(f"there is no benchmark format named {benchmark!r}; known: {known}")
-    return _distinct(READERS[benchmark](epath.Path(path)), epath.Path(path))
+    return _distinct(READERS[benchmark](epath.Path(path)), epath.Path(path), by)
 
 
-def _distinct(pairs: Iterator[Pair], path: epath.Path) -> Iterator[Pair]:
-    seen: set[str] = set()
-    for pair in pairs:
-        if pair.id not in seen:
-            seen.add(pair.id)
-            yield pair
+def _distinct(
+    rows: Iterator[tuple[str, Pair]], path: epath.Path, by: Sequence[str]
+) -> Iterator[Pair]:
+    seen: dict[str, str] = {}
+    better: dict[tuple[str, str, str], str] = {}
+    repeated: list[str] = []
+    opposed: list[str] = []
+    for where, pair in rows if not by else _in_sections(list(rows), by):
+        if pair.id in seen:
+            repeated.append(f"{where} repeats {seen[pair.id]}")
+            continue
+        seen[pair.id] = where
+        better.setdefault((pair.instruction_id, pair.chosen, pair.rejected), where)
+        opposite = better.get((pair.instruction_id, pair.rejected, pair.chosen))
+        if opposite:
+            opposed.append(f"{where} names the answer better that {opposite} names worse")
+        yield pair
     if not seen:
         raise RequestError(f"{path} holds no pairs; give a file with at least one row")
+    if repeated:
+        warnings.warn(
+            f"{path}: rows left out because they repeat another: {len(repeated)}; the first: "
+            f"{repeated[0]}",
+            stacklevel=2,
+        )
+    if opposed:
+        warnings.warn(
+            f"{path}: pairs with both labels, on which no judge can be right twice: "
+            f"{len(opposed)}; the first: {opposed[0]}",
+            stacklevel=2,
+        )
 
 
-def _pairs(path: epath.Path) -> Iterator[Pair]:
+def _in_sections(rows: Sequence[tuple[str, Pair]], by: Sequence[str]) -> Iterator[tuple[str, Pair]]:
+    """The pairs, those that stand in several sections with an id for each."""
+    sections: dict[str, set[str]] = defaultdict(set)
+    told = []
+    for where, pair in rows:
+        columns = json.loads(pair.extra or "{}")
+        section = json.dumps([str(columns.get(name)) for name in by])
+        sections[pair.id].add(section)
+        told.append((where, pair, section))
+    for where, pair, section in told:
+        if len(sections[pair.id]) > 1:
+            id = records.content_id("pair in a section", pair.id, section)
+            pair = dataclasses.replace(pair, id=id)
+        yield where, pair
+
+
+def _pairs(path: epath.Path) -> Iterator[tuple[str, Pair]]:
     """JSONL of `instruction, response_a, response_b, label`; `label` names the better answer."""
     try:
         with path.open("rb") as file:
@@ -55,12 +98,13 @@ def _pairs(path: epath.Path) -> Iterator[Pair]:
                 where = f"{path}, line {number}"
                 row = _json(line, where) if line.strip() else None
                 if row is not None:
-                    yield _pair(row, where, path.stem, "instruction", "response_a", "response_b")
+                    fields = ("instruction", "response_a", "response_b")
+                    yield f"line {number}", _pair(row, where, path.stem, *fields)
     except OSError as error:
         raise _unreadable(path, error) from error
 
 
-def _llmbar(path: epath.Path) -> Iterator[Pair]:
+def _llmbar(path: epath.Path) -> Iterator[tuple[str, Pair]]:
     """LLMBar (arXiv 2310.07641): a JSON array of `input, output_1, output_2, label` (1 or 2)."""
     try:
         rows = _json(path.read_bytes(), str(path))
@@ -69,19 +113,26 @@ def _llmbar(path: epath.Path) -> Iterator[Pair]:
     if not isinstance(rows, list):
         raise RequestError(f"{path} must be a JSON array of rows, not {type(rows).__name__}")
     for number, row in enumerate(rows, start=1):
-        yield _pair(row, f"{path}, row {number}", path.stem, "input", "output_1", "output_2")
+        fields = ("input", "output_1", "output_2")
+        yield f"row {number}", _pair(row, f"{path}, row {number}", path.stem, *fields)
 
 
-READERS: Mapping[str, Callable[[epath.Path], Iterator[Pair]]] = {"pairs": _pairs, "llmbar": _llmbar}
+READERS: Mapping[str, Callable[[epath.Path], Iterator[tuple[str, Pair]]]] = {
+    "pairs": _pairs,
+    "llmbar": _llmbar,
+}
 
 
 def _pair(row: Any, where: str, source: str, asked: str, first: str, second: str) -> Pair:
     if not isinstance(row, dict):
         raise RequestError(f"{where} must be a JSON object, not {type(row).__name__}")
     text = _text(row, asked, where)
-    if not text.strip():
-        raise RequestError(f"{where}: the field {asked!r} is empty")
     answers = (_text(row, first, where), _text(row, second, where))
+    if answers[0].strip() == answers[1].strip():
+        raise RequestError(
+            f"{where}: {first!r} and {second!r} are the same text, of which none is better; "
+            f"remove the row"
+        )
     better = _label(row, where)
     others = {k: v for k, v in row.items() if k not in (asked, first, second, "label")}
     messages: tuple[Message, ...] = ({"role": "user", "content": text},)
@@ -105,6 +156,8 @@ def _text(row: dict[str, Any], key: str, where: str) -> str:
     value = row[key]
     if not isinstance(value, str):
         raise RequestError(f"{where}: the field {key!r} must be text, not {type(value).__name__}")
+    if not value.strip():
+        raise RequestError(f"{where}: the field {key!r} is empty")
     try:  # JSON can escape half a character, which no file of ours can hold
         value.encode()
     except UnicodeEncodeError as error:
@@ -125,8 +178,8 @@ def _label(row: dict[str, Any], where: str) -> int:
 
 def _json(data: bytes, where: str) -> Any:
     try:
-        return json.loads(data.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
+        return notation.from_json(data)
+    except ValueError as error:
         raise RequestError(f"{where} is not JSON in UTF-8: {error}") from error
 
 

@@ -35,7 +35,7 @@ from ste_jax.finetuning.lora import is_trained, merged, with_small_matrices
 from ste_jax.finetuning.objectives import Objective, Sft, units_of
 from ste_jax.finetuning.packing import Plan, Rows, Unit
 from ste_jax.finetuning.stage import told
-from ste_jax.finetuning.state import Event, InHand, Ledger, StateStore
+from ste_jax.finetuning.state import LEDGER, RESULT, Event, InHand, Ledger, StateStore
 from ste_jax.finetuning.train_step import (
     Batch,
     StepMetrics,
@@ -49,8 +49,6 @@ from ste_jax.finetuning.train_step import (
 from ste_jax.models.config import ModelConfig
 from ste_jax.models.decoder import Decoder, abstract_decoder
 from ste_jax.parameters import parameters_of, with_parameters
-
-_RESULT = "result.json"
 
 SaveModel = Callable[[Decoder, int, dict[str, Any]], None]
 
@@ -76,7 +74,7 @@ class FinetuneResult:
     """Per optimizer step: `step` (from 1), `loss`, the objective's measures (of SFT
     `token_accuracy`), `grad_norm`, `lr`, `tokens`, `targets`, `flops`."""
     validations: list[Event]
-    """Per validation: `step` and what `validate` gave."""
+    """Per validation: `step` (0: before the first one) and what `validate` gave."""
     best_step: int
     best_accuracy: float | None
     dropped: list[str]
@@ -100,6 +98,7 @@ def finetune(
     log: Callable[[Event], None],
     stop_requested: Callable[[], bool],
     objective: Objective | None = None,
+    start: Event | None = None,
 ) -> FinetuneResult:
     """Fine-tunes `model` on `examples`. Every process calls it alike.
 
@@ -117,6 +116,8 @@ def finetune(
         save their state after that step and stop.
       objective: what is minimized, and so what a unit of `examples` is; SFT on `Example`s where
         none is given.
+      start: what `validate` gives of the model before the first step. With it that model may be the
+        best, of step 0: then `save_model` is never called, and the caller, who has it, keeps it.
 
     Raises:
       RequestError: the knobs do not fit each other or the mesh.
@@ -154,9 +155,13 @@ def finetune(
         return rows, put_batch(rows, knobs.accumulate, mesh)
 
     home = state_dir / place
-    if not _begin(state_dir, home):
-        return FinetuneResult(**files.read_json(home / _RESULT))
-    ledger = Ledger(home / "ledger.json", latest_is_best=knobs.select == "last")
+    done = files.read_twice(home / RESULT)
+    _begin(state_dir, home, done is not None)
+    if done is not None:
+        return FinetuneResult(**done)
+    ledger = Ledger(home / LEDGER, latest_is_best=knobs.select == "last")
+    if start is not None:
+        ledger.validation(0, lambda: start)
     checkpoints.all_processes("finetune: ledger read")
     with StateStore(home, keep=knobs.keep_states) as store:
         hand = InHand(
@@ -217,7 +222,7 @@ def finetune(
         unweighted=list(plan.unweighted),
     )
     if jax.process_index() == 0:
-        files.write_json(home / _RESULT, dataclasses.asdict(result))
+        files.write_twice(home / RESULT, dataclasses.asdict(result))
         _tidy(home)
     checkpoints.all_processes("finetune: done")
     return result
@@ -242,9 +247,8 @@ def validate_step(ledger: Ledger, hand: InHand, validate: Validate, save_model: 
     return True
 
 
-def _begin(state_dir: epath.Path, home: epath.Path) -> bool:
-    """Makes `home` the only one in `state_dir`; whether there is anything left to do."""
-    done = (home / _RESULT).exists()
+def _begin(state_dir: epath.Path, home: epath.Path, done: bool) -> None:
+    """Makes `home` the only one in `state_dir`; where all is done, with nothing but the result."""
     checkpoints.all_processes("finetune: looked for the result")
     if jax.process_index() == 0:
         home.mkdir(parents=True, exist_ok=True)
@@ -254,13 +258,12 @@ def _begin(state_dir: epath.Path, home: epath.Path) -> bool:
         if done:
             _tidy(home)
     checkpoints.all_processes("finetune: begun")
-    return not done
 
 
 def _tidy(home: epath.Path) -> None:
     """Removes the training states, which the result has made useless."""
     for path in home.iterdir():
-        if path.name != _RESULT:
+        if not path.name.startswith(RESULT):
             files.remove(path)
 
 

@@ -1,7 +1,7 @@
 """How does a gradient become an update?
 
 AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101) or Adafactor (Shazeer and Stern 2018, arXiv
-1804.04235), with a linear warm-up and then a fall to a fraction of the peak.
+1804.04235), with a linear warm-up and then a way to a fraction of the peak, or to a multiple of it.
 """
 
 from __future__ import annotations
@@ -19,19 +19,20 @@ from ste_jax.config import FinetuneKnobs
 def learning_rate(knobs: FinetuneKnobs, total_steps: int, step: jax.Array | int) -> jax.Array:
     """The rate of optimizer step `step`, counted from 0.
 
-    The warm-up's first step has `1 / warmup_steps` of the peak, not 0; what falls reaches its final
-    value at `total_steps`, one after the last step.
+    The warm-up's first step has `1 / warmup_steps` of the peak, not 0. The final value is reached
+    at `schedule_steps` or, where that is 0, at `total_steps`, one after the last step; there it
+    stays.
     """
     step = jnp.asarray(step, jnp.float32)
     warmup = float(knobs.warmup_steps)
     peak, final = knobs.learning_rate, knobs.learning_rate * knobs.final_learning_rate_fraction
-    length = max(1.0, total_steps - warmup)
-    falls: dict[str, Callable[[jax.Array], Any]] = {
+    length = max(1.0, (knobs.schedule_steps or total_steps) - warmup)
+    ways: dict[str, Callable[[jax.Array], Any]] = {
         "cosine": optax.cosine_decay_schedule(peak, length, knobs.final_learning_rate_fraction),
         "linear": optax.linear_schedule(peak, final, length),
         "constant": optax.constant_schedule(peak),
     }
-    after = jnp.asarray(falls[knobs.schedule](jnp.maximum(step - warmup, 0.0)), jnp.float32)
+    after = jnp.asarray(ways[knobs.schedule](jnp.maximum(step - warmup, 0.0)), jnp.float32)
     return jnp.where(step < warmup, peak * (step + 1.0) / max(1.0, warmup), after)
 
 

@@ -16,6 +16,7 @@ _LATER = {
     "too_long": "drop",
     "optimizer": "adamw",
     "schedule": "cosine",
+    "schedule_steps": 0,
     "moments_dtype": "float32",
     "rounding": "nearest",
     "select": "best",

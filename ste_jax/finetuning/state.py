@@ -31,6 +31,7 @@ from ste_jax.models.decoder import Decoder
 
 Event = dict[str, Any]
 _ARRAYS, _CURVE = "arrays", "curve"
+LEDGER, RESULT = "ledger.json", "result.json"
 _TIMEOUT_S = 2 * 3600
 """How long a state may take to be written."""
 
@@ -253,6 +254,17 @@ class InHand:
         return self._held
 
 
+def handed_out(state_dir: epath.Path) -> bool:
+    """Whether a training whose states lie in a directory has had a model saved as the best."""
+    places = state_dir.iterdir() if state_dir.exists() else ()
+    for place in (each for each in places if each.is_dir()):
+        ledger = files.read_twice(place / LEDGER) or {"saved": 0}
+        result = files.read_twice(place / RESULT) or {"best_step": 0}
+        if ledger["saved"] or result["best_step"]:
+            return True
+    return False
+
+
 class Ledger:
     """What was measured, so that it is measured once, and what was handed out.
 
@@ -263,8 +275,7 @@ class Ledger:
     def __init__(self, path: epath.Path, *, latest_is_best: bool = False) -> None:
         self._path, self._latest_is_best = path, latest_is_best
         stored: Event = {"validations": [], "saved": 0}
-        if path.exists():
-            stored = files.read_json(path)
+        stored = files.read_twice(path) or stored
         self._validations: dict[int, Event] = {v["step"]: v for v in stored["validations"]}
         self._saved: int = stored["saved"]
 
@@ -307,7 +318,7 @@ class Ledger:
 
     def _write(self) -> None:
         if jax.process_index() == 0:
-            files.write_json(
+            files.write_twice(
                 self._path,
                 {"validations": self.validations(until=2**62), "saved": self._saved},
             )

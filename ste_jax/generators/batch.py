@@ -6,6 +6,7 @@ are put in the order of the prompts and the output appears whole."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from typing import Any
 from etils import epath
 from tqdm import tqdm
 
-from ste_jax import files, preemption
+from ste_jax import files, notation, preemption
 from ste_jax.errors import RequestError, WorkError
 from ste_jax.generators.protocol import Completion, Generator, Message, Request, Sampling
 
@@ -31,8 +32,8 @@ def read_prompts(path: str) -> list[tuple[str, tuple[Message, ...]]]:
     found: list[tuple[str, tuple[Message, ...]]] = []
     seen: set[str] = set()
     try:
-        lines = Path(path).read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
+        lines = notation.as_text(Path(path).read_bytes()).split("\n")
+    except (OSError, ValueError) as error:
         raise RequestError(f"prompts file {path} cannot be read: {error}") from error
     for number, line in enumerate(lines, start=1):
         if line.strip():
@@ -48,7 +49,7 @@ def read_prompts(path: str) -> list[tuple[str, tuple[Message, ...]]]:
 
 def _prompt(line: str, where: str, number: int) -> tuple[str, tuple[Message, ...]]:
     try:
-        row = json.loads(line)
+        row = notation.from_json(line)
     except ValueError as error:
         raise RequestError(f"{where}: not JSON: {error}") from error
     if not isinstance(row, dict):
@@ -58,7 +59,10 @@ def _prompt(line: str, where: str, number: int) -> tuple[str, tuple[Message, ...
         if not isinstance(row.get("prompt"), str):
             raise RequestError(f"{where}: neither `prompt` (a text) nor `messages` (turns)")
         messages = [{"role": "user", "content": row["prompt"]}]
-    return str(row.get("id", number)), _turns(messages, where)
+    id = row.get("id")
+    if not isinstance(id, str | int | None) or isinstance(id, bool):
+        raise RequestError(f"{where}: `id` must be a text or a whole number, not {id!r}")
+    return str(number if id is None else id), _turns(messages, where)
 
 
 def _turns(messages: Any, where: str) -> tuple[Message, ...]:
@@ -83,7 +87,7 @@ def check_place(out: str) -> None:
     """
     place = Path(out)
     if place.exists() and not _work_file(place).exists():
-        raise RequestError(f"{out} is there already; remove it or name another --out")
+        raise RequestError(f"{out} is there already; name another --out")
     if not place.parent.is_dir():
         raise RequestError(f"{out} cannot be written: {place.parent} is not a directory")
 
@@ -114,16 +118,16 @@ def generate_file(
     """
     check_place(out)
     work = _work_file(Path(out))
-    done = _read_work(work, settings)
-    fresh = not work.exists()
-    wanted = [
-        (id, messages, [s for s in range(samples) if (id, s) not in done])
-        for id, messages in prompts
-    ]
-    total = sum(len(lacking) for _, _, lacking in wanted)
-    with work.open("a", encoding="utf-8") as file:
-        if fresh:
-            _append(file, {"settings": settings})
+    with _held(work) as file:
+        done = _read_work(work, settings)
+        if not work.stat().st_size:
+            for _ in range(2):  # so that a damaged line does not cost all the samples
+                _append(file, {"settings": settings})
+        wanted = [
+            (id, messages, [s for s in range(samples) if (id, s) not in done])
+            for id, messages in prompts
+        ]
+        total = sum(len(lacking) for _, _, lacking in wanted)
         for id, messages, lacking in wanted:
             if lacking:
                 generator.submit(
@@ -142,11 +146,23 @@ def generate_file(
             row = _row(completion)
             done[row["id"], row["sample"]] = row
             _append(file, row)
-    order = [(id, sample) for id, _ in prompts for sample in range(samples)]
-    text = "".join(json.dumps(done[key], ensure_ascii=False) + "\n" for key in order)
-    files.write_whole(epath.Path(out), text.encode())
-    work.unlink()
+        order = [(id, sample) for id, _ in prompts for sample in range(samples)]
+        text = "".join(json.dumps(done[key], ensure_ascii=False) + "\n" for key in order)
+        files.write_whole(epath.Path(out), text.encode())
+        work.unlink()
     return total, sum("error" in row for row in done.values())
+
+
+@contextlib.contextmanager
+def _held(work: Path) -> Iterator[Any]:
+    """The work file, open at its end and held: two commands must not write one output.
+
+    Raises:
+      RequestError: another command is at work on it.
+    """
+    with work.open("a", encoding="utf-8") as file:
+        files.hold(file.fileno(), work)
+        yield file
 
 
 def _polled(generator: Generator) -> Iterator[Completion]:
@@ -181,19 +197,53 @@ def _append(file: Any, row: dict[str, Any]) -> None:
 
 
 def _read_work(work: Path, settings: dict[str, Any]) -> dict[tuple[str, int], dict[str, Any]]:
-    """The samples that are there already; a last line that a kill cut off is dropped."""
-    if not work.exists():
-        return {}
-    lines = work.read_text(encoding="utf-8", errors="replace").split("\n")
-    if lines and lines[-1]:  # the last line has no end: it was cut off
-        lines[-1] = ""
-        files.write_whole(epath.Path(work), "\n".join(lines).encode())
-    rows = [json.loads(line) for line in lines if line]
-    if not rows:
-        work.unlink()
-        return {}
-    if rows[0].get("settings") != settings:
+    """The samples that are there already; a last line that a kill cut off is taken off the file.
+
+    Raises:
+      RequestError: it holds samples of other settings, or something else.
+    """
+    data = work.read_bytes()
+    whole = data[: data.rfind(b"\n") + 1]  # the rest has no end: it was cut off
+    there: list[Any] = []
+    done: dict[tuple[str, int], dict[str, Any]] = {}
+    damaged = 0
+    for number, line in enumerate(whole.splitlines(), start=1):
+        if not line.strip():
+            continue
+        row = _work_row(line)
+        if row is None:
+            damaged = damaged or number
+        elif "settings" in row:
+            there.append(row["settings"])
+        else:
+            done[row["id"], row["sample"]] = row
+    if whole and not there:
         raise RequestError(
-            f"{work} holds samples of other settings; remove it or name another --out"
+            f"{work} no longer says of which settings its samples are, so nothing can be added to "
+            "them; move it away to begin anew"
         )
-    return {(row["id"], row["sample"]): row for row in rows[1:]}
+    if any(each != settings for each in there):
+        raise RequestError(
+            f"{work} holds samples of other settings; name another --out, or go on with those "
+            "settings (what lies there is kept)"
+        )
+    if damaged:
+        raise RequestError(
+            f"{work}, line {damaged}, is damaged; take that line out of the file: what the other "
+            "lines hold is kept"
+        )
+    if len(whole) < len(data):
+        os.truncate(work, len(whole))
+    return done
+
+
+def _work_row(line: bytes) -> dict[str, Any] | None:
+    """A line of a work file: the settings, or a sample; None if it is damaged."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(row, dict) or not ("settings" in row or all(name in row for name in _FIELDS)):
+        return None
+    named = isinstance(row.get("id", ""), str) and isinstance(row.get("sample", 0), int)
+    return row if named else None

@@ -13,14 +13,16 @@ import hashlib
 import json
 from array import array
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from typing import Protocol
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 from jax.sharding import Mesh
 
+from ste_jax.assistant_turn import forced_ids
 from ste_jax.config import DecodingKnobs
+from ste_jax.control_tokens import Piece
 from ste_jax.decoding.engine import Engine, Progress
-from ste_jax.decoding.lanes import NoLane
+from ste_jax.decoding.lanes import NoLane, TooLong
 from ste_jax.decoding.rows import Prompt, TextDecoder
 from ste_jax.errors import SteError
 from ste_jax.generators.protocol import (
@@ -33,6 +35,7 @@ from ste_jax.generators.protocol import (
     Usage,
 )
 from ste_jax.models.decoder import Decoder
+from ste_jax.prompts.thoughts import closing_of, holds_mark, left_open
 
 KNOWN_TOKENS = 1 << 20
 """How many tokens of prompts are remembered: those of far more than are open at once."""
@@ -41,8 +44,29 @@ KNOWN_TOKENS = 1 << 20
 class ChatTokenizer(TextDecoder, Protocol):
     """What the generator needs of a tokenizer."""
 
-    def prompt_ids(self, messages: Sequence[Message], continue_text: str = "") -> list[int]:
+    def prompt_ids(
+        self,
+        messages: Sequence[Message],
+        continue_text: str = "",
+        arguments: Mapping[str, Any] = ...,
+    ) -> list[int]:
         """The tokens of a chat up to where the assistant speaks, and of the text it begins with."""
+
+    @property
+    def thinks(self) -> bool:
+        """Whether the chat template holds a mark of thoughts at all."""
+
+    def opened_thoughts(
+        self, messages: Sequence[Message], arguments: Mapping[str, Any] = ...
+    ) -> str:
+        """The mark of thoughts that the chat template leaves open, or nothing."""
+
+    def encode_pieces(self, pieces: Iterable[Piece]) -> list[int]:
+        """The tokens of a text after others, of which it is known what is control."""
+
+    @property
+    def control_tokens(self) -> Collection[str]:
+        """The control tokens as they are written."""
 
     def encode(self, text: str, *, continues: bool = False) -> list[int]:
         """The tokens of plain text, never a control token; `continues`: it follows other tokens."""
@@ -62,7 +86,7 @@ class LocalGenerator:
     ) -> None:
         self._engine = Engine(model, tokenizer, knobs, mesh)
         self._tokenizer = tokenizer
-        self._known: OrderedDict[bytes, array[int]] = OrderedDict()
+        self._known: OrderedDict[bytes, tuple[array[int], str]] = OrderedDict()
         self._known_tokens = 0
 
     @property
@@ -84,7 +108,7 @@ class LocalGenerator:
         if continued and continued[-1] in self._tokenizer.eos_ids:
             continued.pop()
         try:
-            prompt = self._prompt(request.messages, continued, request.continue_text)
+            prompt = self._prompt(request, continued)
         except SteError as error:  # this chat cannot be asked; the others can
             self._engine.refuse(request, str(error))
             return
@@ -120,12 +144,13 @@ class LocalGenerator:
         """One `Score` per request, in order.
 
         A completion's tokens are those of its text encoded alone, whatever stands before it, and no
-        end-of-turn token is added; an empty one has no log-probabilities.
+        end-of-turn token is added; an empty one has no log-probabilities. Thoughts that the chat
+        template opens are closed first: labels are said, not thought.
         """
         for request in requests:
             encode = self._tokenizer.encode
             try:
-                prompt = self._prompt(request.messages, [], request.continue_text)
+                prompt = self._prompt(request, [])
                 tokens = [encode(text, continues=True) for text in request.completions]
             except SteError as error:  # this chat cannot be asked; the others can
                 yield Score(request_id=request.id, logprobs=(), error=str(error))
@@ -133,31 +158,57 @@ class LocalGenerator:
             try:
                 logprobs = tuple(self._engine.score(request.id, prompt, tokens))
             except NoLane as error:
-                yield Score(request_id=request.id, logprobs=(), error=str(error))
+                long = isinstance(error, TooLong)
+                yield Score(request_id=request.id, logprobs=(), error=str(error), too_long=long)
                 continue
             yield Score(request_id=request.id, logprobs=logprobs)
 
-    def _prompt(self, messages: Sequence[Message], continued: list[int], text: str) -> Prompt:
-        template = self._template_ids(messages)
-        if not continued and text:
-            joined = self._template_ids(messages, text)
+    def _prompt(self, request: Request | ScoreRequest, continued: list[int]) -> Prompt:
+        text = request.continue_text
+        template, opened = self._template_ids(request)
+        if opened and isinstance(request, ScoreRequest):
+            text = f"{closing_of(opened)}{text}"
+        if not continued and text and not holds_mark(text):
+            joined, _ = self._template_ids(request, text)
             if joined[: len(template)] == template:
-                return Prompt(tuple(joined), tuple(joined[len(template) :]))
+                return Prompt(
+                    tuple(joined),
+                    tuple(joined[len(template) :]),
+                    thinking=bool(opened),
+                    thinks=self._tokenizer.thinks,
+                )
         if text:
-            continued = continued + self._tokenizer.encode(text, continues=True)
-        return Prompt((*template, *continued), tuple(continued))
+            continued = continued + self._encode_on(text)
+        thinking = bool(opened and left_open(opened + self._tokenizer.decode(continued)))
+        return Prompt(
+            (*template, *continued),
+            tuple(continued),
+            thinking=thinking,
+            thinks=self._tokenizer.thinks,
+        )
 
-    def _template_ids(self, messages: Sequence[Message], continue_text: str = "") -> list[int]:
+    def _encode_on(self, text: str) -> list[int]:
+        if holds_mark(text):
+            return forced_ids(self._tokenizer, text)
+        return self._tokenizer.encode(text, continues=True)
+
+    def _template_ids(
+        self, request: Request | ScoreRequest, continue_text: str = ""
+    ) -> tuple[list[int], str]:
+        """The prompt's tokens, and the mark of thoughts that is left open in it."""
+        messages, arguments = request.messages, dict(request.template_arguments)
         turns = [[message["role"], message["content"]] for message in messages]
-        text = json.dumps([continue_text, turns])
+        text = json.dumps([continue_text, turns, arguments], sort_keys=True)
         key = hashlib.blake2b(text.encode(), digest_size=16).digest()
         if key not in self._known:
-            more = {"continue_text": continue_text} if continue_text else {}
+            more: dict[str, Any] = {"continue_text": continue_text} if continue_text else {}
+            more |= {"arguments": arguments} if arguments else {}
             ids = array("i", self._tokenizer.prompt_ids(messages, **more))
-            self._known[key] = ids
+            self._known[key] = ids, self._tokenizer.opened_thoughts(messages, arguments)
             self._known_tokens += len(ids)
             while self._known_tokens > KNOWN_TOKENS and len(self._known) > 1:
-                _, gone = self._known.popitem(last=False)
+                _, (gone, _) = self._known.popitem(last=False)
                 self._known_tokens -= len(gone)
         self._known.move_to_end(key)
-        return self._known[key].tolist()
+        ids, opened = self._known[key]
+        return ids.tolist(), opened

@@ -7,9 +7,9 @@ come; a prompt that needs no more samples is released.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol, TypedDict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, TypedDict
 
 
 class Message(TypedDict):
@@ -49,7 +49,10 @@ class Request:
 
     `continue_ids`, then `continue_text`, begin the assistant's turn: ids that were sampled before
     and are to be continued, and text that the caller forces. The prompt's ids are those of the chat
-    template, then `continue_ids`, then `continue_text` encoded by itself.
+    template, then `continue_ids`, then `continue_text` encoded by itself; marks of thoughts in that
+    text are the model's own tokens, where it has such.
+
+    `template_arguments` go to the chat template beside the messages, as `enable_thinking` does.
 
     `alone` promises that no other sample of this prompt will ever be asked for, so that no place
     need be kept for one.
@@ -62,6 +65,7 @@ class Request:
     key: int = 0
     continue_ids: tuple[int, ...] = ()
     continue_text: str = ""
+    template_arguments: Mapping[str, Any] = field(default_factory=dict)
     alone: bool = False
 
 
@@ -73,8 +77,14 @@ class Completion:
     is their text without special tokens. `continued_ids` are the ids that stood between the chat
     template and the sample (`continue_ids` and the encoded `continue_text`): what was generated as
     a whole is `continued_ids + token_ids`. `logprobs` is one float per sampled token under the
-    model itself (temperature 1, no filter), or empty where the generator cannot tell. `error` says
-    why `finish_reason` is "error" (such a row alone fails; the others go on)."""
+    model itself (temperature 1, no filter), or empty where the generator cannot tell. `thoughts`
+    are what a server gave apart from the text (`reasoning_content`); `thinking` says that the chat
+    template itself opened the thoughts with which the text begins. `thinks` is False where the
+    template is known to hold no mark of thoughts: then a closing mark without an opening one is
+    text. `error` says why
+    `finish_reason` is "error" (such a row alone fails; the others go on); `too_long` then tells
+    that the prompt, or what was to come after it, is longer than the model or the generator's
+    shapes can take."""
 
     request_id: str
     sample: int
@@ -84,17 +94,25 @@ class Completion:
     logprobs: tuple[float, ...] = ()
     prompt_tokens: int = 0
     continued_ids: tuple[int, ...] = ()
+    thoughts: str = ""
+    thinking: bool = False
+    thinks: bool = True
     error: str = ""
+    too_long: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreRequest:
-    """Log-probabilities wanted of several `completions`, each as the continuation of one prompt."""
+    """Log-probabilities wanted of several `completions`, each as the continuation of one prompt.
+
+    They are what is said: thoughts that the chat template opens are closed before `continue_text`.
+    """
 
     id: str
     messages: Sequence[Message]
     completions: Sequence[str]
     continue_text: str = ""
+    template_arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +122,7 @@ class Score:
     request_id: str
     logprobs: tuple[tuple[float, ...], ...]
     error: str = ""
+    too_long: bool = False
 
 
 @dataclass(kw_only=True)

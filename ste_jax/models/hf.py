@@ -26,6 +26,7 @@ from ste_jax.models.config import ModelConfig
 from ste_jax.models.decoder import Decoder
 from ste_jax.models.families import IGNORED, Family, Weight, family_of
 from ste_jax.models.layout import Index, to_file
+from ste_jax.models.sources import ADAPTER, adapter_alone
 from ste_jax.models.stored import Place, Stored, stored
 from ste_jax.parameters import parameters_of
 
@@ -47,17 +48,28 @@ class HFDirectory:
         config_file = self.path / "config.json"
         values = files.read_object(config_file)
         self._family: Family = family_of(values.get("model_type"), str(config_file))
+        self._file_of: dict[str, Path] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self._files = _weight_files(self.path)
+        for file in self._files:
+            self._open(file)
+        self._refuse_more_layers(values, config_file)
         self.config: ModelConfig = self._family.read_config(values, str(config_file))
         self.stored = stored(self.config, self._family.weights, self._name_of)
         names = {one.name: self._name_of(one) for one in self._family.weights}
         # A tied model's file may hold the embedding once more, as the output matrix.
         tied = self.config.tie_embeddings
         self.repeated = {names["unembed"]: names["embed"]} if tied else {}
-        self._files = _weight_files(self.path)
-        self._file_of: dict[str, Path] = {}
-        self.shapes: dict[str, tuple[int, ...]] = {}
-        for file in self._files:
-            self._open(file)
+
+    def _refuse_more_layers(self, values: Mapping[str, Any], where: Path) -> None:
+        """Refuses more layers than there are tensors, before anything is made for each layer."""
+        for group in (values, values.get("text_config")):
+            layers = group.get("num_hidden_layers") if isinstance(group, dict) else None
+            if isinstance(layers, int) and layers > len(self.shapes):
+                raise RequestError(
+                    f"{where}: num_hidden_layers is {layers}, and {self.path} holds "
+                    f"{len(self.shapes)} tensors"
+                )
 
     def _open(self, file: Path) -> None:
         try:
@@ -97,7 +109,7 @@ class HFDirectory:
 
 def _weight_files(directory: Path) -> list[Path]:
     """The safetensors files of a model. Raises `RequestError` naming what is missing."""
-    index = directory / _INDEX
+    index, single = directory / _INDEX, directory / _SINGLE
     if index.exists():
         weight_map = files.read_object(index).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
@@ -109,16 +121,25 @@ def _weight_files(directory: Path) -> list[Path]:
         for file in found:
             if not file.exists():
                 raise RequestError(f"{file} is missing, and {index} names it")
+        # Of two sets of weights only their owner knows which is meant.
+        others = {single, *directory.glob("model-*-of-*.safetensors")} - set(found)
+        for file in sorted(other for other in others if other.exists()):
+            raise RequestError(
+                f"{directory}: {file.name} lies beside {index.name}, which does not name it; "
+                "remove the one that is not meant"
+            )
         return found
-    if (directory / _SINGLE).exists():
-        return [directory / _SINGLE]
+    if single.exists():
+        return [single]
+    if (directory / ADAPTER).exists():
+        raise RequestError(f"{directory}: {adapter_alone(directory)}")
     pickles = sorted([*directory.glob("*.bin"), *directory.glob("*.pt"), *directory.glob("*.pth")])
     if pickles:
         raise RequestError(
             f"{directory}: {_SINGLE} is missing and {pickles[0].name} is a pickle, which can run "
             "code when read; convert it to safetensors"
         )
-    raise RequestError(f"{directory / _SINGLE} is missing")
+    raise RequestError(f"{single} is missing")
 
 
 def save_hf(

@@ -12,6 +12,7 @@ from ste_jax.errors import RequestError
 from ste_jax.models.config import LayerKind, ModelConfig
 from ste_jax.models.hf_fields import (
     Fields,
+    kind_of_rope,
     only_silu,
     positive,
     read_rope,
@@ -40,13 +41,22 @@ def _typed_layers(
     fields: Fields, count: int, default: Callable[[int], str], kinds: Mapping[str, LayerKind]
 ) -> tuple[LayerKind, ...]:
     """The kinds by `layer_types`; where the file has none, by `default(layer)`."""
-    types = fields.take("layer_types", [default(layer) for layer in range(count)])
+    types = fields.words("layer_types") or [default(layer) for layer in range(count)]
     unknown = sorted(set(types) - set(kinds))
     if unknown:
         raise fields.refuse("layer_types", f"{unknown[0]} is not known here")
     if len(types) != count:
         raise fields.refuse("layer_types", f"there are {count} layers")
     return _cycle([kinds[each] for each in types])
+
+
+def _alike(fields: Fields, count: int, kind: LayerKind) -> tuple[LayerKind, ...]:
+    """The kind of all layers of a family that has one kind, which `layer_types` is to repeat."""
+    name = _GLOBAL if kind.window is None else _LOCAL
+    types = fields.words("layer_types")
+    if types is not None and (len(types) != count or set(types) != {name}):
+        raise fields.refuse("layer_types", f"and all {count} layers are of {name}")
+    return (kind,)
 
 
 def _types_to_hf(config: ModelConfig) -> list[str]:
@@ -84,14 +94,16 @@ def llama_from_hf(fields: Fields) -> ModelConfig:
     """Llama 2, 3, 3.1, 3.2, 3.3, and what has their form (SmolLM2)."""
     only_silu(fields)
     shape = read_shape(fields)
-    bias = bool(fields.take("attention_bias", False))
+    bias = fields.flag("attention_bias")
     return ModelConfig(
         model_type="llama",
         intermediate_size=fields.size("intermediate_size"),
-        kinds=(LayerKind(**read_rope(fields, shape["max_position"])),),
+        kinds=_alike(
+            fields, shape["num_layers"], LayerKind(**read_rope(fields, shape["max_position"]))
+        ),
         qkv_bias=bias,
         o_bias=bias,
-        mlp_bias=bool(fields.take("mlp_bias", False)),
+        mlp_bias=fields.flag("mlp_bias"),
         **shape,
     )
 
@@ -115,7 +127,7 @@ def mistral_from_hf(fields: Fields) -> ModelConfig:
     return ModelConfig(
         model_type="mistral",
         intermediate_size=fields.size("intermediate_size"),
-        kinds=(kind,),
+        kinds=_alike(fields, shape["num_layers"], kind),
         **shape,
     )
 
@@ -131,7 +143,7 @@ def mistral_to_hf(config: ModelConfig) -> dict[str, Any]:
 
 def _qwen_window(fields: Fields) -> int | None:
     window = fields.window(4096)
-    return window if fields.take("use_sliding_window", False) else None
+    return window if fields.flag("use_sliding_window") else None
 
 
 def _qwen_kinds(fields: Fields, shape: Mapping[str, Any]) -> tuple[LayerKind, ...]:
@@ -184,7 +196,7 @@ def qwen3_from_hf(fields: Fields) -> ModelConfig:
     """Qwen 3: norms on queries and keys."""
     only_silu(fields)
     shape = read_shape(fields, num_key_value_heads=32, head_dim=128, max_position_embeddings=32768)
-    bias = bool(fields.take("attention_bias", False))
+    bias = fields.flag("attention_bias")
     return ModelConfig(
         model_type="qwen3",
         intermediate_size=fields.size("intermediate_size"),
@@ -210,10 +222,11 @@ def mixtral_from_hf(fields: Fields) -> ModelConfig:
     only_silu(fields)
     shape = read_shape(fields, num_key_value_heads=8, max_position_embeddings=131072)
     rope = read_rope(fields, shape["max_position"], theta=1e6)
+    kind = LayerKind(window=fields.window(None), **rope)
     return ModelConfig(
         model_type="mixtral",
         intermediate_size=fields.size("intermediate_size"),
-        kinds=(LayerKind(window=fields.window(None), **rope),),
+        kinds=_alike(fields, shape["num_layers"], kind),
         experts=fields.size("num_local_experts", 8),
         experts_per_token=fields.size("num_experts_per_tok", 2),
         **shape,
@@ -238,23 +251,22 @@ def qwen3_moe_from_hf(fields: Fields) -> ModelConfig:
     fields.only("decoder_sparse_step", 1)
     if fields.take("mlp_only_layers"):
         raise fields.refuse("mlp_only_layers", "and only mixtures in all layers are supported")
-    # Of layers without experts, of which there are none; and of the windows of other Qwens.
+    # Of layers without experts, of which there are none.
     fields.take("intermediate_size")
-    fields.take("max_window_layers")
-    window = _qwen_window(fields)
-    bias = bool(fields.take("attention_bias", False))
+    kind = LayerKind(window=_qwen_window(fields), **read_rope(fields, shape["max_position"]))
+    bias = fields.flag("attention_bias")
     experts = "num_experts" if fields.take("num_experts") else "num_local_experts"
     fields.take("num_local_experts")
     return ModelConfig(
         model_type="qwen3_moe",
         intermediate_size=fields.size("moe_intermediate_size", 768),
-        kinds=(LayerKind(window=window, **read_rope(fields, shape["max_position"])),),
+        kinds=_alike(fields, shape["num_layers"], kind),
         qk_norm=True,
         qkv_bias=bias,
         o_bias=bias,
         experts=fields.size(experts, 128),
         experts_per_token=fields.size("num_experts_per_tok", 8),
-        normalize_experts=bool(fields.take("norm_topk_prob", False)),
+        normalize_experts=fields.flag("norm_topk_prob"),
         **shape,
     )
 
@@ -279,11 +291,14 @@ def qwen3_moe_to_hf(config: ModelConfig) -> dict[str, Any]:
 
 def _gemma(fields: Fields) -> dict[str, Any]:
     """What both Gemmas have."""
-    for key in ("hidden_act", "hidden_activation"):
-        fields.only(key, "gelu_pytorch_tanh")
-    if fields.take("use_bidirectional_attention"):
+    # The second name is the one that counts; what the first ones of the first Gemma say does not.
+    if fields.take("hidden_activation") is None:
+        fields.only("hidden_act", "gelu_pytorch_tanh")
+    fields.only("hidden_activation", "gelu_pytorch_tanh")
+    fields.take("hidden_act")
+    if fields.flag("use_bidirectional_attention"):
         raise fields.refuse("use_bidirectional_attention", "only causal attention is supported")
-    bias = bool(fields.take("attention_bias", False))
+    bias = fields.flag("attention_bias")
     return {
         "norm_plus_one": True,
         "post_norms": True,
@@ -330,14 +345,14 @@ def gemma2_from_hf(fields: Fields) -> ModelConfig:
     """Gemma 2: soft caps; local and global attention in turn."""
     shape = read_shape(fields, vocab_size=256000, max_position_embeddings=8192, **_GEMMA_DEFAULTS)
     rope = read_rope(fields, shape["max_position"])
+    window = fields.window(4096, needed=True)
+    # Its other name, as the published files have it beside the first.
+    fields.only("sliding_window_size", window)
     kinds = _typed_layers(
         fields,
         shape["num_layers"],
         lambda layer: _GLOBAL if layer % 2 else _LOCAL,
-        {
-            _LOCAL: LayerKind(window=fields.window(4096, needed=True), **rope),
-            _GLOBAL: LayerKind(**rope),
-        },
+        {_LOCAL: LayerKind(window=window, **rope), _GLOBAL: LayerKind(**rope)},
     )
     return ModelConfig(
         model_type="gemma2",
@@ -390,13 +405,17 @@ def _gemma3_ropes(fields: Fields, max_position: int) -> tuple[dict[str, Any], di
         _GLOBAL: fields.number("rope_theta", 1e6),
     }
     found = []
+    if told and not set(told) <= set(thetas):
+        raise fields.refuse("rope_parameters", f"{_LOCAL} and {_GLOBAL} are expected in it")
     for kind, theta in thetas.items():
         rope = dict(told.get(kind) or {}) | (scaling if kind == _GLOBAL else {})
+        if kind_of_rope(rope) != "llama3":
+            fields.take("original_max_position_embeddings")  # without effect
         told_theta = rope.pop("rope_theta", None)
         theta = theta if told_theta is None else told_theta
         found.append(
             {
-                "rope_theta": positive(theta, "rope_theta", fields.where),
+                "rope_theta": positive(theta, "rope_theta", f"{fields.where}:"),
                 "rope_scaling": read_rope_scaling(rope, max_position, fields.where),
             }
         )
@@ -425,17 +444,22 @@ def gemma3_to_hf(config: ModelConfig) -> dict[str, Any]:
 
 def text_of_gemma3_from_hf(fields: Fields) -> ModelConfig:
     """Gemma 3 with its eyes: the text model of it."""
-    text = Fields(fields.need("text_config"), f"{fields.where}: text_config")
+    fields.need("text_config")
+    text = Fields(fields.group("text_config"), f"{fields.where}: text_config")
     for key in (
+        "boi_token_id",
         "boi_token_index",
+        "eoi_token_id",
         "eoi_token_index",
+        "image_token_id",
         "image_token_index",
         "mm_tokens_per_image",
         "vision_config",
     ):
         fields.take(key)  # of images, which are not read here
+        text.take(key)
     config = gemma3_from_hf(text)
     text.finish()
-    if bool(fields.take("tie_word_embeddings", config.tie_embeddings)) != config.tie_embeddings:
+    if fields.flag("tie_word_embeddings", config.tie_embeddings) != config.tie_embeddings:
         raise fields.refuse("tie_word_embeddings", "and text_config says otherwise")
     return config

@@ -7,43 +7,61 @@ and the rotary embedding.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from ste_jax.errors import RequestError
 from ste_jax.models.config import LayerKind, RopeScaling
 
-# Fields that say how the model was made, is stored, trained or sampled, not what it computes.
 _WITHOUT_EFFECT = {
-    "_name_or_path",
-    "_sliding_window_pattern",
-    "architectures",
-    "attention_dropout",
-    "bos_token_id",
-    "cache_implementation",
-    "dtype",
-    "eos_token_id",
-    "initializer_range",
-    "is_llama_config",
-    "model_type",
-    "output_attentions",
-    "output_hidden_states",
-    "output_router_logits",
-    "pad_token_id",
-    "pretraining_tp",
-    "return_dict",
-    "router_aux_loss_coef",
-    "router_jitter_noise",
-    "tokenizer_class",
-    "torch_dtype",
-    "transformers.js_config",
-    "transformers_version",
-    "unk_token_id",
-    "unsloth_fixed",
-    "unsloth_version",
-    "use_cache",
+    "where it comes from and how it is stored and run": """
+        architectures base_model base_model_name base_model_name_or_path dtype model_name
+        model_type name_or_path _name_or_path _commit_hash torch_dtype transformers_version
+        transformers_weights use_bfloat16 use_float16 is_llama_config unsloth_fixed
+        unsloth_version _unsloth unsloth_optimized model_revision revision license library_name
+        pipeline_tag tags cache_implementation use_cache attn_implementation
+        _attn_implementation _attn_implementation_autoset _attn_implementation_internal
+        _flash_attn_2_enabled use_flash_attention use_flash_attention_2 use_flash_attn
+        flash_attention flash_attn use_sdpa use_memory_efficient_attention use_xformers
+        experts_implementation _experts_implementation _experts_implementation_internal
+        pretraining_tp torchscript transformers.js_config onnx return_dict output_attentions
+        output_hidden_states output_router_logits keys_to_ignore_at_inference is_decoder
+        chunk_size_feed_forward
+    """,
+    "how it was or is to be trained": """
+        initializer_range initializer_factor attention_dropout attention_probs_dropout_prob
+        attn_dropout attn_pdrop classifier_dropout dropout embd_pdrop embed_dropout
+        embedding_dropout ffn_dropout hidden_dropout hidden_dropout_prob resid_dropout
+        resid_pdrop gradient_checkpointing use_gradient_checkpointing
+        gradient_checkpointing_use_reentrant neftune_noise_alpha mup router_aux_loss_coef
+        router_jitter_noise router_z_loss_coef max_sequence_length max_seq_length max_seq_len
+        seq_length seq_len train_seq_len model_max_length training_sequence_length loss_type
+        z_loss z_loss_coefficient label_smoothing
+    """,
+    "what it was to be used for: other heads, a tokenizer": """
+        id2label label2id num_labels problem_type finetuning_task task_specific_params
+        tokenizer_class tokenizer_padding_side padding_side truncation_side bos_token eos_token
+        pad_token unk_token sep_token bos_token_id eos_token_id pad_token_id unk_token_id
+        sep_token_id decoder_start_token_id prefix additional_special_tokens chat_template
+        ignore_index
+    """,
+    "how text is to be sampled, which a request says itself": """
+        generation_config do_sample temperature top_k top_p top_h min_p typical_p epsilon_cutoff
+        eta_cutoff num_beams num_beam_groups early_stopping penalty_alpha diversity_penalty
+        repetition_penalty length_penalty encoder_repetition_penalty no_repeat_ngram_size
+        encoder_no_repeat_ngram_size bad_words_ids suppress_tokens begin_suppress_tokens
+        forced_bos_token_id forced_eos_token_id forced_decoder_ids force_words_ids sequence_bias
+        remove_invalid_values renormalize_logits exponential_decay_length_penalty guidance_scale
+        max_length max_new_tokens max_time min_length min_new_tokens num_return_sequences
+        num_assistant_tokens num_assistant_tokens_schedule stop_strings output_scores
+        output_logits return_dict_in_generate use_model_defaults watermarking_config low_memory
+        prompt_lookup_num_tokens
+    """,
+    "which layers have a window, in families that do not go by it": """
+        _sliding_window_pattern max_window_layers
+    """,
 }
+"""Fields by which no family's model in `transformers` computes its logits, by what they say."""
 
 
 class Fields:
@@ -51,7 +69,7 @@ class Fields:
 
     def __init__(self, values: Mapping[str, Any], where: str) -> None:
         self._values = values
-        self._read: set[str] = set(_WITHOUT_EFFECT)
+        self._read = set(" ".join(_WITHOUT_EFFECT.values()).split())
         self.where = where
 
     def take(self, key: str, default: Any = None) -> Any:
@@ -70,14 +88,19 @@ class Fields:
     def size(self, key: str, default: int | None = None) -> int:
         """The field's value, a positive integer. Raises `RequestError` for another."""
         value = self.need(key) if default is None else self.take(key, default)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise self.refuse(key, "a positive integer is needed")
-        return value
+        return whole(value, key, f"{self.where}:")
 
     def number(self, key: str, default: float | None = None) -> float:
         """The field's value, a positive number. Raises `RequestError` for another."""
         value = self.need(key) if default is None else self.take(key, default)
-        return positive(value, key, self.where)
+        return positive(value, key, f"{self.where}:")
+
+    def flag(self, key: str, default: bool = False) -> bool:
+        """The field's value, true or false. Raises `RequestError` for another."""
+        value = self.take(key, default)
+        if not isinstance(value, bool):
+            raise self.refuse(key, "true or false is needed")
+        return value
 
     def group(self, key: str) -> dict[str, Any]:
         """The field's value, an object; empty where there is none."""
@@ -85,6 +108,13 @@ class Fields:
         if not isinstance(value, dict):
             raise self.refuse(key, "an object is expected")
         return dict(value)
+
+    def words(self, key: str) -> list[str] | None:
+        """The field's value, a list of texts; None where there is none."""
+        value = self.take(key)
+        if value is None or (isinstance(value, list) and all(isinstance(x, str) for x in value)):
+            return value
+        raise self.refuse(key, "a list of texts is needed")
 
     def nullable(self, key: str, default: Any) -> Any:
         """The field's value, null among them; `default` only where it is missing."""
@@ -94,7 +124,7 @@ class Fields:
     def capped(self, key: str, default: float | None) -> float | None:
         """A soft cap: null is none."""
         value = self.nullable(key, default)
-        return None if value is None else positive(value, key, self.where)
+        return None if value is None else positive(value, key, f"{self.where}:")
 
     def window(self, default: int | None, *, needed: bool = False) -> int | None:
         """The window of local layers; null is none. Raises `RequestError` where one is needed."""
@@ -145,6 +175,7 @@ def read_shape(fields: Fields, **defaults: Any) -> dict[str, Any]:
         raise RequestError(
             f"{fields.where}: head_dim is {head_dim}, odd, and rotary embedding turns pairs"
         )
+    fields.only("partial_rotary_factor", 1)
     return {
         "vocab_size": fields.size("vocab_size", defaults.get("vocab_size")),
         "hidden_size": hidden,
@@ -156,8 +187,8 @@ def read_shape(fields: Fields, **defaults: Any) -> dict[str, Any]:
             "max_position_embeddings", defaults.get("max_position_embeddings", 2048)
         ),
         "norm_eps": fields.number("rms_norm_eps", defaults.get("rms_norm_eps")),
-        "tie_embeddings": bool(
-            fields.take("tie_word_embeddings", defaults.get("tie_word_embeddings", False))
+        "tie_embeddings": fields.flag(
+            "tie_word_embeddings", defaults.get("tie_word_embeddings", False)
         ),
     }
 
@@ -182,24 +213,40 @@ def read_rope(fields: Fields, max_position: int, theta: float = 10000.0) -> dict
     if told and scaling and told != scaling:
         raise fields.refuse("rope_scaling", "and rope_parameters says otherwise")
     rope, theta = scaling or told, thetas[0] if thetas else theta
+    outside = fields.take("original_max_position_embeddings")
+    if kind_of_rope(rope) == "llama3" and outside is not None:
+        inside = rope.setdefault("original_max_position_embeddings", outside)
+        if inside != outside:
+            raise fields.refuse("original_max_position_embeddings", f"in rope scaling {inside}")
     return {
-        "rope_theta": positive(theta, "rope_theta", fields.where),
+        "rope_theta": positive(theta, "rope_theta", f"{fields.where}:"),
         "rope_scaling": read_rope_scaling(rope, max_position, fields.where),
     }
 
 
+def kind_of_rope(rope: Mapping[str, Any]) -> Any:
+    """What a rotary mapping says of its kind."""
+    return rope.get("rope_type") or rope.get("type") or "default"
+
+
 def positive(value: Any, key: str, where: str) -> float:
-    """The value of `key`. Raises `RequestError` where it is no number above 0."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise RequestError(f"{where}: {key} is {value!r}, a number above 0 is needed")
+    """The value of `key`. Raises `RequestError`, led by `where`, where it is no number above 0."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e38:
+        raise RequestError(f"{where} {key} is {value!r:.100}, a number above 0 is needed")
     return float(value)
+
+
+def whole(value: Any, key: str, where: str) -> int:
+    """The value of `key`. Raises `RequestError`, led by `where`, where it is no integer above 0."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 2**63:
+        raise RequestError(f"{where} {key} is {value!r:.100}, a positive integer is needed")
+    return value
 
 
 def read_rope_scaling(rope: dict[str, Any], max_position: int, where: str) -> RopeScaling | None:
     """The scaling that a rotary mapping asks for. Raises `RequestError` for one not known here."""
-    rope = dict(rope)
-    kind = rope.pop("rope_type", None) or rope.pop("type", None) or "default"
-    rope.pop("type", None)
+    kind = kind_of_rope(rope)
+    rope = {key: value for key, value in rope.items() if key not in ("rope_type", "type")}
     original = rope.pop("original_max_position_embeddings", None)
     if original is None:
         original = max_position
@@ -212,7 +259,7 @@ def read_rope_scaling(rope: dict[str, Any], max_position: int, where: str) -> Ro
     def number(key: str) -> float:
         if key not in rope:
             raise RequestError(f"{where}: rope scaling {kind!r} lacks {key}")
-        return positive(rope.pop(key), key, f"{where}: rope scaling {kind!r}")
+        return positive(rope.pop(key), key, f"{where}: rope scaling {kind!r}:")
 
     known: dict[str, Callable[[], RopeScaling | None]] = {
         "default": lambda: None,

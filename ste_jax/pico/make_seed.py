@@ -35,7 +35,7 @@ from etils import epath
 from flax import nnx
 from tqdm import tqdm
 
-from ste_jax import compilation_cache, preemption
+from ste_jax import jax_settings, preemption
 from ste_jax.checkpoints import load_checkpoint, save_checkpoint
 from ste_jax.config import DecodingKnobs, FinetuneKnobs, MeshKnobs
 from ste_jax.errors import SteError
@@ -366,7 +366,7 @@ def main() -> int:
     part = "" if given.part == 1 else f"-{given.part:g}"
     work = given.work or Path(f"runs/make-seed{part}")
     jax.config.update("jax_num_cpu_devices", 2)
-    compilation_cache.enable()
+    jax_settings.settle()
     preemption.install()
     phases = [dataclasses.replace(phase, chats=round(phase.chats * given.part)) for phase in PHASES]
     try:

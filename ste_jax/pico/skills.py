@@ -20,7 +20,7 @@ from ste_jax.prompts.parse import parse_category, parse_modified, parse_verdict
 
 SAMPLING = {
     "classify": Sampling(max_new_tokens=16, temperature=0.0),
-    "respond": Sampling(max_new_tokens=40, temperature=0.0),
+    "respond": Sampling(max_new_tokens=32, temperature=0.0),
     "check": Sampling(max_new_tokens=40, temperature=0.0),
     "modify": Sampling(max_new_tokens=64, temperature=1.0, top_p=1.0),
     "judge": Sampling(max_new_tokens=64, temperature=0.0),

@@ -16,8 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from ste_jax import notation
 from ste_jax.errors import RequestError
 from ste_jax.generators.protocol import Message
 
@@ -91,17 +90,19 @@ def load_template(name: str, role: str) -> Template:
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) else TEMPLATES / f"{name}.yaml"
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        values = notation.from_yaml(notation.as_text(path.read_bytes()))
+    except (OSError, ValueError) as error:
         known = ", ".join(sorted(each.stem for each in TEMPLATES.glob("*.yaml")))
-        reason = " ".join(str(error).split())
-        raise RequestError(
-            f"template {name} cannot be read ({reason}); shipped: {known}"
-        ) from error
-    return _checked(values, name, role)
+        raise RequestError(f"template {name} cannot be read ({error}); shipped: {known}") from error
+    return check_template(values, name, role)
 
 
-def _checked(values: Any, name: str, role: str) -> Template:
+def check_template(values: Any, name: str, role: str) -> Template:
+    """The template of a role that a file's `values` make; messages call it `name`.
+
+    Raises:
+      RequestError: as `load_template`.
+    """
     known = {"system", "user", "examples", "start"}
     if not isinstance(values, dict) or not values.get("user") or set(values) - known:
         raise RequestError(

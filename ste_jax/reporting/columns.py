@@ -1,7 +1,7 @@
 """How are a few columns of a table read without its texts?
 
-Reports count rows far more often than they show them. Reading only the columns that are counted, a
-batch at a time, keeps memory and time apart from how long the judgments are.
+Reports count rows far more often than they show them. A shard's bytes are read whole, which proves
+them whole; of its columns only those that are counted become rows, a batch at a time.
 """
 
 from __future__ import annotations
@@ -10,10 +10,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ste_jax.errors import WorkError
-from ste_jax.records import SCHEMA_VERSION, Judgment
+from ste_jax.records import Judgment, damaged, open_parquet
 from ste_jax.rundir import Table
 
 
@@ -27,21 +26,12 @@ def read_columns(table: Table[Any], *names: str) -> Iterator[tuple[Any, ...]]:
         path = table.path(shard)
         if not path.exists():
             continue
+        parquet = open_parquet(path.read_bytes(), str(path))
         try:
-            with path.open("rb") as file:
-                parquet = pq.ParquetFile(file)
-                version = (parquet.schema_arrow.metadata or {}).get(b"schema_version", b"none")
-                if version.decode() != str(SCHEMA_VERSION):
-                    raise WorkError(
-                        f"{path} has schema_version {version.decode()}, this version reads "
-                        f"{SCHEMA_VERSION}; report with the version that made the run"
-                    )
-                for batch in parquet.iter_batches(columns=list(names)):
-                    yield from zip(*(batch.column(name).to_pylist() for name in names), strict=True)
+            for batch in parquet.iter_batches(columns=list(names)):
+                yield from zip(*(batch.column(name).to_pylist() for name in names), strict=True)
         except (pa.ArrowException, OSError, KeyError) as error:
-            raise WorkError(
-                f"{path} is not a readable table ({error}); delete it and run again"
-            ) from error
+            raise WorkError(damaged(str(path), str(error))) from error
 
 
 def read_verdicts(table: Table[Judgment]) -> Iterator[Judgment]:

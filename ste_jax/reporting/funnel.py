@@ -27,7 +27,8 @@ def funnel(run: RunDir) -> dict[str, Any]:
     """Count every step of a run, as far as it has come (then `complete` of a step is false).
 
     Returns, ready for JSON:
-      intake: {read, rejected, duplicates, kept} as the pool was taken in; null before.
+      intake: {read, rejected, duplicates, kept} as the pool was taken in, and where there are such
+        rows {filtered, not_sampled}; null before.
       pool: {rows, complete}
       labels: {with_category, without_category, failures: {kind: n}, complete}
       selection: {fates: {fate: n}, kept: {split: {category: n}}, selected, complete}
@@ -39,16 +40,19 @@ def funnel(run: RunDir) -> dict[str, Any]:
       RequestError: not a run. WorkError: a damaged table.
     """
     splits, selection = _selection(run)
-    begun, asked = run.iterations(), read_config(run).get("annotate", {})
+    begun, config = run.iterations(), read_config(run)
+    asked, trained = config.get("annotate", {}), config.get("finetune", {})
     sft = {one.index: out for one, name, out in finetuning_stages(run) if name == "sft"}
     return {
-        "intake": files.read_json(run.manifest).get("intake"),
+        "intake": run.read_manifest().get("intake"),
         "pool": {"rows": count(run.pool), "complete": run.pool.complete()},
         "labels": _labels(run),
         "selection": selection,
         "pairs": _pairs(run, splits),
         "iterations": [
-            _iteration(each, asked, sft.get(each.index)) for each in begun if each.index > 0
+            _iteration(each, asked, trained, sft.get(each.index))
+            for each in begun
+            if each.index > 0
         ],
         "evaluations": [_evaluation(each) for each in begun],
     }
@@ -56,7 +60,7 @@ def funnel(run: RunDir) -> dict[str, Any]:
 
 def read_config(run: RunDir) -> dict[str, Any]:
     """The run's config as it was resolved; empty before."""
-    text = run.config.read_text() if run.config.exists() else ""
+    text = run.config.read_text(encoding="utf-8") if run.config.exists() else ""
     config: dict[str, Any] = yaml.safe_load(text) or {}
     return config
 
@@ -123,15 +127,19 @@ def finetuning_stages(run: RunDir) -> list[tuple[IterationDir, str, IterationDir
 
 
 def _iteration(
-    iteration: IterationDir, asked: dict[str, Any], sft: IterationDir | None
+    iteration: IterationDir,
+    asked: dict[str, Any],
+    knobs: dict[str, Any],
+    sft: IterationDir | None,
 ) -> dict[str, Any]:
-    """One iteration's counts, of which `asked` are the knobs of `annotate`:
+    """One iteration's counts, of which `asked` are the knobs of `annotate`, `knobs` those of
+    `finetune`:
 
     prompts, with_correct: all of them, and those with at least one correct judgment;
     orders: how many prompts a pair gives;
     judgments = parsed (by the judge itself) + forced + unparsed (not even so); failures by kind,
       why the judge gave no verdict by itself; correct: verdict equal to the label;
-    more_judgments: drawn besides for DPO, in none of the other counts;
+    dpo: of the second stage, see `_preferred`; null where there is none, or not yet;
     samples, waves: {samples drawn (waves begun): prompts};
     kept: {letter: n} of training, as the table has it; curation: what the curation itself wrote,
       {kept: {letter: n}, dropped: {reason: n}}, null before;
@@ -165,7 +173,6 @@ def _iteration(
         "prompts": len(labels),
         "orders": 1 if asked.get("orders") == "one" else 2,
         "judgments": samples.total(),
-        "more_judgments": count(iteration.more_judgments),
         "strays": sum(id not in labels for id in samples),
         "parsed": parsed,
         "forced": forced,
@@ -178,8 +185,32 @@ def _iteration(
         "kept": _counts(letters),
         "curation": files.read_json(curation) if curation.exists() else None,
         "too_long": len(curve.get("too_long", ())) if curve is not None else None,
+        "dpo": _preferred(iteration, knobs) if "dpo" in knobs.get("stages", ()) else None,
         "annotated": iteration.prompts.complete() and iteration.judgments.complete(),
         "complete": iteration.training.complete() and curation.exists(),
+    }
+
+
+def _preferred(iteration: IterationDir, knobs: dict[str, Any]) -> dict[str, Any]:
+    """What DPO has to learn from, of which `knobs` are those of `finetune`:
+
+    judgments, more_judgments: drawn for it alone, in none of the iteration's other counts;
+    paired, pairs: prompts of which there are pairs of judgments, and these, as the table has them;
+    counts: what the choice itself wrote, {kept: {letter: pairs}, prompts,
+      prompts_dropped: {reason: n}, ..}; dropped: its `prompts_dropped`, empty before;
+    complete: whether the table and the counts are there.
+    """
+    own = knobs.get("dpo", {}).get("judgments") == "sft"
+    paired = [prompt_id for (prompt_id,) in read_columns(iteration.preferences, "prompt_id")]
+    chosen = files.read_json(iteration.preferring) if iteration.preferring.exists() else None
+    return {
+        "judgments": count(iteration.dpo_judgments) if own else 0,
+        "more_judgments": count(iteration.more_judgments),
+        "paired": len(set(paired)),
+        "pairs": len(paired),
+        "counts": chosen,
+        "dropped": (chosen or {}).get("prompts_dropped", {}),
+        "complete": iteration.preferences.complete() and chosen is not None,
     }
 
 
@@ -220,7 +251,7 @@ def pool_steps(funnel: dict[str, Any]) -> list[Step]:
     steps: list[Step] = []
     if intake is not None:
         steps.append(("read", intake["read"], {}))
-        lost = {key: intake[key] for key in ("rejected", "duplicates")}
+        lost = {key: n for key, n in intake.items() if key not in ("read", "kept")}
         steps.append(("taken in", intake["kept"], lost))
     elif taken_in:
         steps.append(("taken in", taken_in, {}))
@@ -246,6 +277,8 @@ def iteration_steps(each: dict[str, Any]) -> list[Step]:
         if each["too_long"] is not None:
             lost = {"too_long": each["too_long"]}
             steps.append(("trained on", kept - each["too_long"], lost))
+    if each["dpo"] is not None and each["dpo"]["complete"]:
+        steps.append(("with pairs for DPO", each["dpo"]["paired"], each["dpo"]["dropped"]))
     return steps
 
 
@@ -278,7 +311,7 @@ def _equations(funnel: dict[str, Any]) -> Iterator[Equation]:
     intake, pool, labels = funnel["intake"], funnel["pool"], funnel["labels"]
     selection, pairs = funnel["selection"], funnel["pairs"]
     if intake is not None:
-        parts = intake["rejected"] + intake["duplicates"] + intake["kept"]
+        parts = sum(n for key, n in intake.items() if key != "read")
         yield "rows read = rejected + duplicates + kept", intake["read"], parts
     if intake is not None and pool["complete"]:
         yield "rows kept at intake = rows of the pool", intake["kept"], pool["rows"]
@@ -323,6 +356,11 @@ def _of_iteration(each: dict[str, Any], pairs: dict[str, Any]) -> Iterator[Equat
         parts = total + sum(each["curation"]["dropped"].values())
         yield "prompts = kept + dropped", each["prompts"], parts
         yield "kept without a correct judgment = 0", max(0, total - each["with_correct"]), 0
+    dpo = each["dpo"]
+    if each["annotated"] and dpo is not None and dpo["complete"]:
+        parts = dpo["paired"] + sum(dpo["dropped"].values())
+        yield "prompts = with pairs for DPO + without", each["prompts"], parts
+        yield "pairs kept = rows of preferences", sum(dpo["counts"]["kept"].values()), dpo["pairs"]
 
 
 def _of_evaluation(each: dict[str, Any], pairs: dict[str, Any]) -> Iterator[Equation]:

@@ -29,12 +29,14 @@ from ste_jax.reporting.funnel import (
     read_config,
     reasons,
 )
+from ste_jax.reporting.lengths import left_out, length_table, lengths_section
 from ste_jax.reporting.page import Child, Safe, line, note, page, section, table, tag, words
 from ste_jax.reporting.plots import agreement_plot, loss_plot, share_of
 from ste_jax.reporting.tables import (
     cells,
     finetuning_table,
     iteration_table,
+    measure,
     number,
     stage_table,
 )
@@ -64,7 +66,7 @@ def write_report(run: RunDir) -> epath.Path:
     Raises:
       RequestError: not a run. WorkError: a damaged table, or the file cannot be written.
     """
-    counts = funnel(run)
+    counts, lengths = funnel(run), length_table(run)
     config = read_config(run)
     evaluated = [each for each in run.iterations() if each.evaluation.exists()]
     evaluations = {each.index: files.read_json(each.evaluation) for each in evaluated}
@@ -77,6 +79,7 @@ def write_report(run: RunDir) -> epath.Path:
         *_labelled(run, evaluations),
         _difference(evaluated, evaluations, config),
         _funnel(counts),
+        lengths_section(lengths, *cells(lengths)),
         _judgments_drawn(counts),
         _tables(run, counts),
         _loss(run),
@@ -129,8 +132,9 @@ def _agreement(evaluations: dict[int, dict[str, Any]]) -> Safe:
         title,
         agreement_plot([_judge_name(index) for index in evaluations], series),
         note(
-            f"On {last['n']} held-out pairs, each judged in both orders; votes: {last['votes']}. "
-            f"The labels were constructed by the recipe itself and not checked by people. {_PLOT}"
+            f"On {last['n']} held-out pairs, each judged in both orders; votes: {last['votes']}."
+            f"{left_out(last)} The labels were constructed by the recipe itself and not checked by "
+            f"people. {_PLOT}"
         ),
         tag("h3", "How they judge"),
         _habits(evaluations),
@@ -187,8 +191,9 @@ def _of_set(measured: dict[str, Any], *, greedy: bool) -> str:
     told = f" {measured['told']}" if measured.get("told") else ""
     asked = "greedily" if greedy else "as in annotation"
     return (
-        f"On {measured['n']} pairs, each judged in both orders: {measured['what']}.{told} Nothing "
-        f"was learnt or chosen by them. Judges were asked {asked}. {_PLOT}"
+        f"On {measured['n']} pairs, each judged in both orders: {measured['what']}."
+        f"{left_out(measured)}{told} Nothing was learnt or chosen by them. Judges were asked "
+        f"{asked}. {_PLOT}"
     )
 
 
@@ -216,15 +221,16 @@ def _steps(by_judge: dict[int, dict[str, Any]]) -> Safe:
 def _by(column: str, by_judge: dict[int, dict[str, Any]]) -> Safe:
     """Accuracy of every judge on each group of a set's pairs."""
     groups = by_judge[max(by_judge)]["by"][column]
-    rows: list[dict[str, Any]] = []
+    too_long = any(each.get("n_too_long") for each in groups.values())
+    judges = map(_judge_name, by_judge)  # a column may have one of these names
+    header = [column, "pairs", *(["too long"] if too_long else []), *judges]
+    body = []
     for group, of in groups.items():
-        row: dict[str, Any] = {column: group, "pairs": of["n"]}
-        for index, each in by_judge.items():
-            measured = each["by"].get(column, {}).get(group, {})
-            row[_judge_name(index)] = measured.get("accuracy")
-            row[f"{_judge_name(index)}_ci95"] = measured.get("accuracy_ci95")
-        rows.append(row)
-    return table(*cells(rows))
+        measured = [each["by"].get(column, {}).get(group, {}) for each in by_judge.values()]
+        told = [measure(each.get("accuracy"), each.get("accuracy_ci95")) for each in measured]
+        left_out = [number(of.get("n_too_long"))] if too_long else []
+        body.append([group, number(of["n"]), *left_out, *told])
+    return table(header, body)
 
 
 def _habits(evaluations: dict[int, dict[str, Any]]) -> Safe:
@@ -266,6 +272,8 @@ def _difference(
         return section(title, note(f"The two were not judged on the same prompts: {error}"))
     body: list[list[Child]] = []
     for key, name in _measures(evaluations[last.index]).items():
+        if difference[f"{key}_ci95"] is None:
+            return section(title, note("Of no pair were both judges asked."))
         low, high = difference[f"{key}_ci95"]
         told = "higher" if low > 0 else "lower" if high < 0 else "no difference shown"
         body.append(
@@ -374,6 +382,8 @@ def _drawn(each: dict[str, Any]) -> list[Safe]:
         told += f" Kept: {number(kept['A'])} A, {number(kept['B'])} B."
     if each["failures"]:
         told += f" Why no verdict of their own: {reasons(each['failures'])}."
+    if each["dpo"] and each["dpo"]["judgments"]:
+        told += f" For DPO, {number(each['dpo']['judgments'])} by the judge that SFT gave."
     return [
         tag("h3", _judge_name(each["iteration"])),
         tag("div", split, class_="bar"),
@@ -486,5 +496,5 @@ def _said(index: int, said: Said, label: str) -> Safe:
 def _config(run: RunDir) -> Safe:
     if not run.config.exists():
         return section("Config", note(_NOT_YET))
-    text = tag("pre", run.config.read_text(), class_="words code")
+    text = tag("pre", run.config.read_text(encoding="utf-8"), class_="words code")
     return section("Config", tag("details", tag("summary", "config.yaml as resolved"), text))

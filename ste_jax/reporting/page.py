@@ -11,8 +11,9 @@ import html
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeAlias
 
+from ste_jax.showing import harmless
+
 _CLIP = 6000
-_CONTROL = dict.fromkeys([*range(9), 11, 12, *range(14, 32), 127], "\ufffd")
 
 
 class Safe(str):
@@ -23,10 +24,11 @@ Child: TypeAlias = "str | Iterable[Child]"
 
 
 def escape(text: str) -> Safe:
-    """Text as markup that shows it; `Safe` stays as it is."""
+    """Text as markup that shows it, control characters and marks of direction by number; `Safe`
+    stays as it is."""
     if isinstance(text, Safe):
         return text
-    return Safe(html.escape(text.translate(_CONTROL), quote=True))
+    return Safe(html.escape(harmless(text), quote=True))
 
 
 def tag(name: str, *children: Child, **attributes: Any) -> Safe:

@@ -22,6 +22,7 @@ from ste_jax.reporting.funnel import (
     pool_steps,
     reasons,
 )
+from ste_jax.reporting.lengths import length_table
 from ste_jax.rundir import IterationDir, RunDir, read_metrics
 
 Event = dict[str, Any]
@@ -48,6 +49,9 @@ def iteration_table(run: RunDir, counts: dict[str, Any] | None = None) -> list[d
         _row(each, counts, annotated.get(each.index), events, evaluation, measures)
         for each, evaluation in zip(iterations, evaluations, strict=True)
     ]
+    if any(each.get("n_too_long") for each in evaluations):
+        for row, each in zip(rows, evaluations, strict=True):
+            row["held_out_pairs_too_long"] = each.get("n_too_long")
     return _with_sets(rows, evaluations)
 
 
@@ -70,6 +74,7 @@ def _with_sets(
     """The rows with what the judges came to on the sets of labelled pairs."""
     sets = [evaluation.get("sets", {}) for evaluation in evaluations]
     names = dict.fromkeys(name for each in sets for name in each)
+    own = set(rows[0]) if rows else set()
     for row, measured in zip(rows, sets, strict=True):
         for name in names:
             for title, key in (
@@ -78,8 +83,12 @@ def _with_sets(
                 (f"{name}_every_step_right", "sound"),
             ):
                 if any(key in each.get(name, {}) for each in sets):
+                    # a set may be called `validation`, and no set `set validation`
+                    title = f"set {title}" if title in own else title
                     row[title] = measured.get(name, {}).get(key)
                     row[f"{title}_ci95"] = measured.get(name, {}).get(f"{key}_ci95")
+            if any(each.get(name, {}).get("n_too_long") for each in sets):
+                row[f"{name}_too_long"] = measured.get(name, {}).get("n_too_long")
     return rows
 
 
@@ -99,9 +108,7 @@ def _row(
         "iteration": iteration.index,
         "instructions": sum(split.values()) if annotated else None,
         "pairs": counts["pairs"]["by_split"].get("train", 0) if annotated else None,
-        "samples_drawn": (
-            annotated["judgments"] + annotated["more_judgments"] if annotated else None
-        ),
+        "samples_drawn": _samples(annotated) if annotated else None,
         "kept_A": annotated["kept"]["A"] if annotated else None,
         "kept_B": annotated["kept"]["B"] if annotated else None,
         "tokens_drawn": drawn.get("new_tokens"),
@@ -115,6 +122,12 @@ def _row(
         row[name] = evaluation.get(key)
         row[f"{name}_ci95"] = evaluation.get(f"{key}_ci95")
     return row
+
+
+def _samples(annotated: dict[str, Any]) -> int:
+    """All judgments that were drawn to learn from."""
+    dpo = annotated["dpo"] or {"judgments": 0, "more_judgments": 0}
+    return int(annotated["judgments"] + dpo["judgments"] + dpo["more_judgments"])
 
 
 def stage_table(run: RunDir) -> list[dict[str, Any]]:
@@ -174,6 +187,7 @@ def _finetuning_row(iteration: IterationDir, out: IterationDir, name: str) -> di
         "truncated": len(curve.get("truncated", ())),
         "without_target": len(curve.get("without_target", ())),
         "steps": len(curve["steps"]),
+        "kept_step": curve.get("best_step"),
         "last_loss": last["loss"],
         "last_preference_accuracy": last.get("preference_accuracy"),
         "validation_accuracy": _validation(out),
@@ -250,7 +264,7 @@ def _validation(iteration: IterationDir) -> float | None:
 def cells(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
     """Header and body as texts: an interval joins its measure, a missing value is a dash."""
     names = [name for name in rows[0] if not name.endswith("_ci95")] if rows else []
-    body = [[_cell(row[name], row.get(f"{name}_ci95")) for name in names] for row in rows]
+    body = [[measure(row[name], row.get(f"{name}_ci95")) for name in names] for row in rows]
     return [name.replace("_", " ") for name in names], body
 
 
@@ -261,7 +275,8 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _cell(value: Any, interval: Any) -> str:
+def measure(value: Any, interval: Any) -> str:
+    """A number for people, with its interval where there is one."""
     if interval is not None:
         return f"{number(value)} [{number(interval[0])}, {number(interval[1])}]"
     return number(value)
@@ -292,9 +307,11 @@ def summary(run: RunDir) -> str:
         f"{prefix + name:36}{rows:>8,}   {reasons(lost)}".rstrip()
         for prefix, (name, rows, lost) in steps
     )
+    lengths = length_table(run)
     parts = [
         f"Rows that passed each step, and why others did not\n{funnel_rows or '(nothing yet)'}",
         *(f"Does not add up: {wrong}" for wrong in check_sums(counts)),
+        *(f"Lengths of the answers, in characters\n{render(rows)}" for rows in [lengths] if rows),
         f"By iteration\n{render(iteration_table(run, counts))}",
         *(f"By stage of fine-tuning\n{render(rows)}" for rows in [finetuning_table(run)] if rows),
         f"By stage\n{render(stage_table(run))}",

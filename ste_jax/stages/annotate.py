@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from ste_jax.config import AnnotateKnobs, DpoKnobs
 from ste_jax.generators.protocol import Generator
-from ste_jax.records import Judgment, Prompt
+from ste_jax.records import NOT_ASKED, Judgment, Prompt
 from ste_jax.stages.curate import failed_as
 from ste_jax.stages.drive import Story, drive
 from ste_jax.stages.judge import Judge, judge_samples
@@ -77,7 +77,7 @@ def wants_more(prompt: Prompt, judgments: Iterable[Judgment], kinds: Sequence[st
     """Whether a prompt has correct judgments, but none that failed in one of these ways, so that
     DPO can make no pair of them."""
     found = [failed_as(prompt.label, each) for each in judgments]
-    return None in found and not {"error", *kinds} & set(found)
+    return None in found and not {*NOT_ASKED, *kinds} & set(found)
 
 
 def _story(
@@ -94,7 +94,7 @@ def _story(
         for wave in indices:
             drawn = yield from judge_samples(prompt, judge, wave, generator, alone=alone)
             judgments += drawn
-            if any(each.failure == "error" for each in drawn):
+            if any(each.failure in NOT_ASKED for each in drawn):
                 break  # the prompt itself cannot be asked: more samples would fail alike
             if enough(prompt, drawn):
                 break

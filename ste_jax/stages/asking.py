@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ste_jax.config import RoleKnobs, SamplingKnobs
-from ste_jax.generators.protocol import Message, Request, Sampling
+from ste_jax.generators.protocol import Completion, Message, Request, Sampling
 from ste_jax.prompts.render import Template, load_template
+from ste_jax.prompts.thoughts import holds_mark as may_think
 
 
 @dataclass(frozen=True, kw_only=True)
 class Role:
-    """A role, ready to ask: its template, its sampling, and the key that its samples derive
-    from."""
+    """A role, ready to ask: its template, its sampling, the key that its samples derive from, and
+    what the model's chat template is given beside the messages."""
 
     name: str
     template: Template
     sampling: Sampling
     key: int
+    template_arguments: Mapping[str, Any] = field(default_factory=dict)
 
     def request(
         self, row_id: str, values: Mapping[str, str], history: Sequence[Message] = ()
@@ -33,22 +35,40 @@ class Role:
             sampling=self.sampling,
             key=self.key,
             continue_text=self.template.start,
+            template_arguments=self.template_arguments,
             alone=True,
         )
 
 
-def make_role(name: str, knobs: RoleKnobs, *, seed: int) -> Role:
-    """The role as a config describes it.
+def unasked(found: Completion) -> str:
+    """Why a request was not answered (one of `records.NOT_ASKED`); nothing where it was."""
+    if found.finish_reason != "error":
+        return ""
+    return "too_long" if found.too_long else "error"
+
+
+def make_role(name: str, knobs: RoleKnobs, *, seed: int, chat_template: str | None = None) -> Role:
+    """The role as a config describes it. Where the model's `chat_template` is known and has nothing
+    to do with thoughts or with an argument, that is left out: it decides nothing.
 
     Raises:
       RequestError: the template cannot be read.
     """
+    arguments = arguments_of(knobs)
+    if chat_template is not None and not may_think(chat_template):
+        arguments = {key: value for key, value in arguments.items() if key in chat_template}
     return Role(
         name=name,
         template=load_template(knobs.template, name),
         sampling=to_sampling(knobs.sampling),
         key=sample_key(seed, name, 0),
+        template_arguments=arguments,
     )
+
+
+def arguments_of(knobs: RoleKnobs) -> dict[str, Any]:
+    """The arguments that a role's knobs give to the chat template; null stands for none."""
+    return {key: value for key, value in knobs.template_arguments.items() if value is not None}
 
 
 def to_sampling(sampling: SamplingKnobs) -> Sampling:
@@ -81,7 +101,8 @@ def role_fingerprint(role: Role) -> list[Any]:
     ]
     # A filter that is off says nothing, as when there was none.
     knobs += [sampling.min_p] if sampling.min_p else []
-    return [role.name, role.template.fingerprint(), knobs, role.key]
+    arguments = [dict(role.template_arguments)] if role.template_arguments else []
+    return [role.name, role.template.fingerprint(), knobs, role.key, *arguments]
 
 
 def last_user_text(messages: Sequence[Message]) -> str:

@@ -2,7 +2,8 @@
 
 One correct judgment per prompt, that of the lowest sample index; optionally only where enough of
 the samples agree; equal numbers of A and B; optionally no more than so many. As a control they can
-be kept whatever their verdict.
+be kept whatever their verdict. A judgment that was cut off by length is learnt up to the end of its
+verdict's line, or not at all (`ste_jax.stages.ends`).
 
 For DPO, pairs of a correct and a failed judgment of one prompt: of all that there are some by hash,
 with equal numbers of A and B. Global, in memory bounded by ids."""
@@ -15,10 +16,11 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from ste_jax.config import CurateKnobs, DpoKnobs
-from ste_jax.records import Judgment, Prompt, TrainingExample, content_id, hash_order
+from ste_jax.records import NOT_ASKED, Judgment, Prompt, TrainingExample, content_id, hash_order
+from ste_jax.stages.ends import Cut, End, ended, is_cut_off, never
 
-VERSION = 2
-PREFER_VERSION = 1
+VERSION = 3
+PREFER_VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,32 +36,47 @@ class Curation:
 @dataclass
 class _Tally:
     label: str
+    why_not: str = "no_verdict"
+    """Why there is no verdict: one of `NOT_ASKED` where no sample was answered."""
+    drawn: int = 0
+    """How many samples were answered."""
     parsed: int = 0
     correct: int = 0
+    cut_off: bool = False
+    """Whether a verdict that would do was lost with the judgment's end."""
     best: tuple[int, str, str] | None = None
     """Of the judgment that would be kept: sample index, id, verdict."""
 
 
 def curate(
-    prompts: Iterable[Prompt], judgments: Iterable[Judgment], knobs: CurateKnobs
+    prompts: Iterable[Prompt],
+    judgments: Iterable[Judgment],
+    knobs: CurateKnobs,
+    cut: Cut = never,
 ) -> Curation:
-    """Choose. `prompts` and `judgments` are streams; only ids and counts are kept."""
+    """Choose. `prompts` and `judgments` are streams; only ids and counts are kept. `cut` as in
+    `ended`."""
     tallies = {prompt.id: _Tally(prompt.label) for prompt in prompts}
     for judgment in judgments:
         tally = tallies[judgment.prompt_id]
+        asked = judgment.failure not in NOT_ASKED
+        tally.drawn += asked
+        tally.why_not = "no_verdict" if tally.drawn else str(judgment.failure)
         tally.parsed += judgment.verdict is not None
         tally.correct += judgment.verdict == tally.label
         wanted = ("A", "B") if knobs.verdicts == "any" else (tally.label,)
         if judgment.verdict is not None and judgment.verdict in wanted:
+            if ended(judgment, cut) is None:
+                tally.cut_off = True
+                continue
             candidate = (judgment.sample, judgment.id, judgment.verdict)
             tally.best = candidate if tally.best is None else min(tally.best, candidate)
     dropped: Counter[str] = Counter()
     kept: dict[str, dict[str, str]] = {"A": {}, "B": {}}
     for id, tally in sorted(tallies.items()):
         if tally.best is None:
-            wrong = tally.parsed and knobs.verdicts == "correct"
-            dropped["no_correct" if wrong else "no_verdict"] += 1
-        elif tally.correct / tally.parsed < knobs.min_agreement:
+            dropped[_why_none(tally, knobs)] += 1
+        elif tally.correct / tally.drawn < knobs.min_agreement:
             dropped["low_agreement"] += 1
         else:
             kept[tally.best[2]][id] = tally.best[1]
@@ -77,6 +94,12 @@ def curate(
     )
 
 
+def _why_none(tally: _Tally, knobs: CurateKnobs) -> str:
+    if tally.cut_off:
+        return "cut_off"
+    return "no_correct" if tally.parsed and knobs.verdicts == "correct" else tally.why_not
+
+
 def _cut(kept: dict[str, dict[str, Any]], most: dict[str, int], purpose: str) -> int:
     """Leave at most so many of each letter, by hash; how many went."""
     gone = 0
@@ -88,34 +111,52 @@ def _cut(kept: dict[str, dict[str, Any]], most: dict[str, int], purpose: str) ->
 
 
 def training_examples(
-    prompts: Iterable[Prompt], judgments: Iterable[Judgment], is_kept: Callable[[Judgment], bool]
+    prompts: Iterable[Prompt],
+    judgments: Iterable[Judgment],
+    is_kept: Callable[[Judgment], bool],
+    cut: Cut = never,
 ) -> list[TrainingExample]:
     """The training rows of one shard."""
     by_id = {prompt.id: prompt for prompt in prompts}
     return [
         TrainingExample(
-            id=content_id("training", judgment.prompt_id, judgment.id),
+            id=content_id("training", judgment.prompt_id, judgment.id, *_told(judgment, end)),
             prompt_id=judgment.prompt_id,
             judgment_id=judgment.id,
             label=judgment.verdict or "",
             messages=by_id[judgment.prompt_id].messages,
-            completion=judgment.text,
-            completion_ids=judgment.token_ids,
+            completion=end.text,
+            completion_ids=end.token_ids,
             forced=judgment.forced,
         )
         for judgment in judgments
         if is_kept(judgment)
+        for end in [_ended(judgment, cut)]
     ]
 
 
-Failure = Literal["incorrect", "unparsed", "error"]
+def _ended(judgment: Judgment, cut: Cut) -> End:
+    """How a judgment that was chosen ends."""
+    found = ended(judgment, cut)
+    assert found is not None, f"{judgment.id} was chosen and has no end"
+    return found
+
+
+def _told(judgment: Judgment, end: End) -> list[int]:
+    """For the id of a row, where it holds less than the whole judgment."""
+    return [len(end.text)] if end.text != judgment.text else []
+
+
+Failure = Literal["incorrect", "unparsed", "error", "too_long"]
 
 
 def failed_as(label: str, judgment: Judgment) -> Failure | None:
-    """`incorrect`, `unparsed` or, where the prompt could not be asked, `error`; None if its verdict
-    is the prompt's `label`."""
+    """`incorrect`, `unparsed` or, where the prompt could not be asked, one of `NOT_ASKED`; None if
+    its verdict is the prompt's `label`."""
     if judgment.verdict == label:
         return None
+    if judgment.failure == "too_long":
+        return "too_long"
     if judgment.failure == "error":
         return "error"
     return "unparsed" if judgment.verdict is None else "incorrect"
@@ -149,6 +190,11 @@ class _Found:
     correct: list[str] = field(default_factory=list)
     failed: list[tuple[str, str]] = field(default_factory=list)
     """Ids and kinds of failure."""
+    lacking: str = "no_correct"
+    """What is said where none is correct: one of `NOT_ASKED` where no sample was answered."""
+    answered: bool = False
+    cut_off: bool = False
+    """Whether a correct one was lost with its end."""
 
 
 def prefer(
@@ -158,17 +204,19 @@ def prefer(
     *,
     balance: bool,
     more: Iterable[Judgment] = (),
+    cut: Cut = never,
 ) -> Preferences:
-    """Choose pairs for DPO. `prompts`, `judgments` and `more` are streams; only ids are kept.
+    """Choose pairs for DPO. `prompts`, `judgments` and `more` are streams; only ids are kept. `cut`
+    as in `ended`.
 
     Of `more`, drawn at a higher temperature, only those that failed are used. A prompt that could
     not be asked has no judgments: what its rows say is an error's text.
     """
     found = {prompt.id: _Found(prompt.label) for prompt in prompts}
     for judgment in judgments:
-        _take(found[judgment.prompt_id], judgment, knobs, may_be_chosen=True)
+        _take(found[judgment.prompt_id], judgment, knobs, cut)
     for judgment in more:
-        _take(found[judgment.prompt_id], judgment, knobs, may_be_chosen=False)
+        _take(found[judgment.prompt_id], judgment, knobs, None)
     pairs: dict[str, dict[str, tuple[str, Preferred]]] = {"A": {}, "B": {}}
     lost: Counter[str] = Counter()
     dropped: Counter[str] = Counter()
@@ -179,7 +227,8 @@ def prefer(
             for rejected, kind in of_prompt.failed
         ]
         if not every:
-            lost["no_correct" if not of_prompt.correct else "no_failed"] += 1
+            lacking = "cut_off" if of_prompt.cut_off else of_prompt.lacking
+            lost["no_failed" if of_prompt.correct else lacking] += 1
         every.sort(key=lambda pair: hash_order(f"{pair.chosen}/{pair.rejected}", "preference"))
         dropped["pairs_per_prompt"] += len(every[knobs.pairs_per_prompt :])
         for pair in every[: knobs.pairs_per_prompt]:
@@ -204,38 +253,51 @@ def prefer(
     )
 
 
-def _take(found: _Found, judgment: Judgment, knobs: DpoKnobs, *, may_be_chosen: bool) -> None:
-    """Puts a judgment where it can be paired."""
+def _take(found: _Found, judgment: Judgment, knobs: DpoKnobs, cut: Cut | None) -> None:
+    """Puts a judgment where it can be paired; a correct one only with a `cut`."""
     kind = failed_as(found.label, judgment)
+    found.answered |= kind not in NOT_ASKED
+    found.lacking = "no_correct" if found.answered else str(kind)
     if kind in knobs.negatives:
         found.failed.append((judgment.id, kind))
-    elif kind is None and may_be_chosen:
-        found.correct.append(judgment.id)
+    elif kind is None and cut is not None:
+        if ended(judgment, cut) is None:
+            found.cut_off = True
+        else:
+            found.correct.append(judgment.id)
 
 
 def preference_examples(
-    prompts: Iterable[Prompt], judgments: Iterable[Judgment], kept: Mapping[str, list[Preferred]]
+    prompts: Iterable[Prompt],
+    judgments: Iterable[Judgment],
+    kept: Mapping[str, list[Preferred]],
+    cut: Cut = never,
 ) -> list[TrainingExample]:
-    """The preference rows of one shard."""
+    """The preference rows of one shard. A failed judgment that was cut off stays so."""
     by_id = {judgment.id: judgment for judgment in judgments}
     made = []
     for prompt in prompts:
         for pair in kept.get(prompt.id, ()):
             chosen, rejected = by_id[pair.chosen], by_id[pair.rejected]
+            end = _ended(chosen, cut)
+            unlike: list[Any] = [*_told(chosen, end)]
+            cut_off = is_cut_off(rejected)
+            if rejected.finish_reason == "length" and not cut_off:
+                unlike.append("ended")
             made.append(
                 TrainingExample(
-                    id=content_id("preference", prompt.id, chosen.id, rejected.id),
+                    id=content_id("preference", prompt.id, chosen.id, rejected.id, *unlike),
                     prompt_id=prompt.id,
                     judgment_id=chosen.id,
                     label=prompt.label,
                     messages=prompt.messages,
-                    completion=chosen.text,
-                    completion_ids=chosen.token_ids,
+                    completion=end.text,
+                    completion_ids=end.token_ids,
                     forced=chosen.forced,
                     rejected=rejected.text,
                     rejected_ids=rejected.token_ids,
                     rejected_judgment_id=rejected.id,
-                    rejected_cut_off=rejected.finish_reason == "length",
+                    rejected_cut_off=cut_off,
                     negative=pair.negative,
                 )
             )

@@ -1,31 +1,49 @@
-"""How do somebody's files become the pool of instructions?
+"""How do somebody's rows become the pool of instructions?
 
-JSONL, JSON, CSV and Parquet files, the shipped set, or a `datasets` name are read as a stream; a
-row that cannot be used is set aside with file, line and reason; exact duplicates collapse. Columns
-that are not ours survive in `extra`."""
+A row that cannot be used is set aside with file, line and reason; what stands beside the
+instruction and belongs to it is read with it; exact duplicates collapse; a sample is drawn by hash.
+Columns that are not ours survive in `extra`."""
 
 from __future__ import annotations
 
-import csv
+import hashlib
+import heapq
 import json
-import os
-import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
-
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ste_jax import shipped
 from ste_jax.config import PoolKnobs
 from ste_jax.errors import RequestError
 from ste_jax.generators.protocol import Message
-from ste_jax.records import Instruction, instruction_id
+from ste_jax.records import Instruction, hash_order, instruction_id
+from ste_jax.stages.sources import READERS, Raw, Unreadable, read_source
+from ste_jax.stages.turns import (
+    at_path,
+    column_of,
+    earlier,
+    groups_around,
+    opening,
+    speaker,
+    text_of,
+    with_system,
+)
 
-VERSION = 1
-USUAL_FIELDS = ("instruction", "prompt", "question", "messages", "conversation", "turns", "text")
+VERSION = 2
+USUAL_FIELDS = (
+    "instruction",
+    "prompt",
+    "question",
+    "messages",
+    "conversation",
+    "conversations",
+    "turns",
+    "text",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,16 +55,56 @@ class Rejected:
     reason: str
 
 
-@dataclass(frozen=True)
-class _Raw:
-    file: str
-    line: int
-    values: Mapping[str, Any] | None
-    reason: str = ""
+class Filter:
+    """How many rows met `pool.require`, how many did not, and what these had instead."""
+
+    def __init__(self, require: Mapping[str, str]) -> None:
+        self.require = require
+        self.met, self.passed_over = 0, 0
+        self.had: dict[str, Counter[str]] = {}
+        self.columns: list[str] = []
+
+    def passes(self, values: Mapping[str, Any]) -> bool:
+        """Whether a row has all that is required."""
+        for path, wanted in self.require.items():
+            spellings = _spellings(at_path(values, path))
+            if wanted not in spellings:
+                found = self.had.setdefault(path, Counter())
+                had = spellings[0][:80]
+                if had in found or len(found) < _VALUES_KEPT:
+                    found[had] += 1
+                self.passed_over += 1
+                self.columns = self.columns or [str(name) for name in values]
+                return False
+        self.met += 1
+        return True
+
+    def told(self) -> str:
+        """What the rows that were passed over had, as a sentence."""
+        told = []
+        for path, found in self.had.items():
+            values = ", ".join(f"{value!r} ({rows} rows)" for value, rows in found.most_common(8))
+            more = " and others" if len(found) > 8 else ""
+            told.append(f"{path} is to be {self.require[path]!r}, and is {values}{more}")
+        return (
+            f"no row meets pool.require: {'; '.join(told)}; the columns are "
+            f"{', '.join(self.columns[:20])}"
+        )
 
 
-def read_pool(knobs: PoolKnobs) -> Iterator[Instruction | Rejected]:
-    """Instructions and rejected rows of all sources, in the order they are read.
+_VALUES_KEPT = 1000
+
+
+def _spellings(value: Any) -> list[str]:
+    """How a value may be written in `pool.require`: true also as JSON has it."""
+    if isinstance(value, bool):
+        return [str(value), str(value).lower()]
+    return [str(value)]
+
+
+def read_pool(knobs: PoolKnobs, kept: Filter | None = None) -> Iterator[Instruction | Rejected]:
+    """Instructions and rejected rows of all sources, in the order they are read; the rows that
+    `require` passes over are only counted, in `kept`.
 
     Duplicates are not collapsed here.
 
@@ -54,11 +112,12 @@ def read_pool(knobs: PoolKnobs) -> Iterator[Instruction | Rejected]:
       RequestError: a source does not exist or is not what its name says.
     """
     taken = 0
+    kept = kept or Filter(knobs.require)
     for source in knobs.path:
-        for raw in _read_source(source, knobs.split):
+        for raw in read_source(source, knobs.split):
             if knobs.limit and taken >= knobs.limit:
                 return
-            row = _instruction(raw, knobs)
+            row = _instruction(raw, knobs, kept)
             if row is None:
                 continue
             taken += isinstance(row, Instruction)
@@ -66,13 +125,22 @@ def read_pool(knobs: PoolKnobs) -> Iterator[Instruction | Rejected]:
 
 
 def source_identity(knobs: PoolKnobs) -> list[Any]:
-    """What tells whether the sources are the ones that were read: names, sizes, times of change."""
+    """What tells whether the sources are the ones that were read: names, and hashes of files."""
     identity: list[Any] = []
     for source in knobs.path:
         path = shipped.path_of(source)
-        stat = path.stat() if path.is_file() else None
-        identity.append([source, stat and stat.st_size, stat and stat.st_mtime_ns])
+        identity.append([source, _hash(path) if path.is_file() else None])
     return identity
+
+
+def _hash(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "blake2b").hexdigest()
+    except OSError as error:
+        raise RequestError(
+            f"instructions file {path} may not be read: {error.strerror or error}"
+        ) from error
 
 
 def missing_files(knobs: PoolKnobs) -> list[str]:
@@ -81,156 +149,26 @@ def missing_files(knobs: PoolKnobs) -> list[str]:
         source
         for source in knobs.path
         if source not in shipped.SHIPPED
-        and Path(source).suffix.lower() in _READERS
+        and Path(source).suffix.lower() in READERS
         and not Path(source).exists()
     ]
 
 
-def _read_source(source: str, split: str) -> Iterator[_Raw]:
-    path = shipped.path_of(source)
-    name = source if source in shipped.SHIPPED else str(path)
-    if path.is_file():
-        reader = _READERS.get(path.suffix.lower())
-        if reader is None:
-            known = ", ".join(sorted(_READERS))
-            raise RequestError(f"instructions file {name} must end in one of {known}")
-        if not os.access(path, os.R_OK):
-            raise RequestError(f"instructions file {name} may not be read: permission denied")
-        yield from reader(path, name)
-    elif path.suffix.lower() in _READERS or path.exists():
-        raise RequestError(f"instructions file {name} does not exist or is not a file")
-    else:
-        yield from _read_dataset(source, split)
+# ---------------------------------------------------------------------------------------------
+# One row
 
 
-def _read_jsonl(path: Path, name: str) -> Iterator[_Raw]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                values = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                yield _Raw(name, number, None, f"not JSON: {error}")
-                continue
-            yield _mapping(name, number, values)
-
-
-def _read_json(path: Path, name: str) -> Iterator[_Raw]:
-    try:
-        rows = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise RequestError(f"instructions file {name} is not JSON: {error}") from error
-    if not isinstance(rows, list):
-        raise RequestError(f"instructions file {name} must hold a JSON array of rows")
-    for number, values in enumerate(rows, start=1):
-        yield _mapping(name, number, values)
-
-
-def _mapping(name: str, number: int, values: Any) -> _Raw:
-    if isinstance(values, str):
-        values = {"instruction": values}
-    if not isinstance(values, dict):
-        return _Raw(name, number, None, "not an object with named fields")
-    return _Raw(name, number, values)
-
-
-def _read_csv(path: Path, name: str) -> Iterator[_Raw]:
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            for values in reader:
-                if None in values:
-                    yield _Raw(name, reader.line_num, None, "more fields than the header names")
-                else:
-                    yield _Raw(name, reader.line_num, values)
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise RequestError(f"instructions file {name} is not readable CSV: {error}") from error
-
-
-def _read_parquet(path: Path, name: str) -> Iterator[_Raw]:
-    try:
-        with pq.ParquetFile(path) as file:
-            number = 0
-            for batch in file.iter_batches(batch_size=1024):
-                for values in batch.to_pylist():
-                    number += 1
-                    yield _Raw(name, number, values)
-    except (pa.ArrowException, OSError) as error:
-        raise RequestError(f"instructions file {name} is not readable Parquet: {error}") from error
-
-
-_READERS = {
-    ".jsonl": _read_jsonl,
-    ".json": _read_json,
-    ".csv": _read_csv,
-    ".parquet": _read_parquet,
-}
-
-
-def _read_dataset(name: str, split: str) -> Iterator[_Raw]:
-    import datasets  # slow to import, and only needed for a hub's data set
-
-    try:
-        rows = datasets.load_dataset(name, split=split, streaming=True)
-        for number, values in enumerate(rows, start=1):
-            yield _Raw(name, number, values)
-    except Exception as error:  # the library raises many kinds, for one meaning
-        reason = " ".join(str(error).split())[:200]
-        raise RequestError(
-            f"instructions {name} is neither a file nor a data set that can be loaded: {reason}"
-        ) from error
-
-
-_STEP = re.compile(r"([^.\[\]]+)|\[(\d+)\]")
-
-
-def at_path(values: Any, path: str) -> Any:
-    """The value at a field path like `conversation[0].content`; None where it leads nowhere."""
-    for name, index in _STEP.findall(path):
-        if index:
-            if not isinstance(values, (list, tuple)) or int(index) >= len(values):
-                return None
-            values = values[int(index)]
-        else:
-            if not isinstance(values, Mapping) or name not in values:
-                return None
-            values = values[name]
-    return values
-
-
-def _instruction(raw: _Raw, knobs: PoolKnobs) -> Instruction | Rejected | None:
+def _instruction(raw: Raw, knobs: PoolKnobs, kept: Filter) -> Instruction | Rejected | None:
     """The row as an instruction, or why not; None for a row that a filter passes over."""
-
-    def reject(reason: str) -> Rejected:
-        return Rejected(file=raw.file, line=raw.line, reason=reason)
-
     if raw.values is None:
-        return reject(raw.reason)
-    for path, wanted in knobs.require.items():
-        if str(at_path(raw.values, path)) != wanted:
-            return None
-    path = knobs.instruction_field or _usual_field(raw.values)
-    if not path:
-        return reject(f"none of the fields {', '.join(USUAL_FIELDS)}; set pool.instruction_field")
-    value = at_path(raw.values, path)
-    messages = _messages(value)
-    if messages is None:
-        return reject(f"field {path} is not a text or a list of turns that begins with the user's")
-    if any(not turn["content"].strip() for turn in messages):
-        return reject(f"field {path} is empty")
-    if sum(len(turn["content"]) for turn in messages) > knobs.max_chars:
-        return reject(f"field {path} is longer than pool.max_chars={knobs.max_chars}")
-    top = re.split(r"[.\[]", path, maxsplit=1)[0]
-    rest = {key: item for key, item in raw.values.items() if key != top}
-    if knobs.id_field:
-        rest["source_id"] = at_path(raw.values, knobs.id_field)
-    extra = json.dumps(rest, ensure_ascii=False, sort_keys=True, default=str) if rest else ""
+        return Rejected(file=raw.file, line=raw.line, reason=raw.reason)
+    if not kept.passes(raw.values):
+        return None
     try:
-        for text in (extra, *(turn["role"] + turn["content"] for turn in messages)):
-            text.encode("utf-8")
-    except UnicodeEncodeError:
-        return reject("a text holds half of a surrogate pair")
+        messages, columns = _messages(raw.values, knobs)
+        extra = _extra(raw.values, columns, knobs.id_field)
+    except ValueError as error:
+        return Rejected(file=raw.file, line=raw.line, reason=str(error))
     return Instruction(
         id=instruction_id(messages),
         messages=messages,
@@ -239,31 +177,132 @@ def _instruction(raw: _Raw, knobs: PoolKnobs) -> Instruction | Rejected | None:
     )
 
 
+def _messages(values: Mapping[str, Any], knobs: PoolKnobs) -> tuple[tuple[Message, ...], set[str]]:
+    """What is asked, with all that belongs to it, and the columns that it was read from.
+
+    Raises:
+      ValueError: it cannot be used; says which field, and why.
+    """
+    path = knobs.instruction_field or _usual_field(values)
+    if not path:
+        has = ", ".join(map(str, list(values)[:8]))
+        raise ValueError(
+            f"none of the fields {', '.join(USUAL_FIELDS)} has a value; the row has {has}; set "
+            f"pool.instruction_field"
+        )
+    if speaker(values, path) not in ("", "user"):
+        raise ValueError(
+            f"field {path} is the turn of {speaker(values, path)}, not the user's; where it is one "
+            f"of a list, name the list in pool.instruction_field"
+        )
+    turns = _field(partial(opening, name=_last(path)), at_path(values, path), path)
+    columns = {column_of(values, path)}
+    systems: list[str] = []
+    before: list[Message] = []
+    texts: list[str] = []
+    for name in _beside(path, knobs.context_fields):
+        column = column_of(values, name)
+        if not column:
+            continue
+        value, hint = at_path(values, name), "; pool.context_fields tells whether it is read"
+        if _last(name) == "history":
+            before += _field(earlier, value, name, hint)
+        elif _last(name).startswith("system"):
+            systems.append(_field(text_of, value, name, hint))
+        else:
+            texts.append(_field(text_of, value, name, hint))
+        columns |= {column} & {name}  # what else lies in a column survives in `extra`
+    user = turns[-1]["content"]
+    if not user:
+        raise ValueError(f"field {path} is empty")
+    systems += [turn["content"] for turn in (*before, *turns) if turn["role"] == "system"]
+    said = [turn for turn in before if turn["role"] != "system"]
+    said.append(Message(role="user", content=_with_texts(user, texts)))
+    messages = with_system(systems, said)
+    if sum(len(turn["content"]) for turn in messages) > knobs.max_chars:
+        raise ValueError(f"field {path} is longer than pool.max_chars={knobs.max_chars}")
+    _check_text("".join(turn["content"] for turn in messages))
+    return messages, columns
+
+
+@lru_cache(maxsize=64)
+def _beside(path: str, names: tuple[str, ...]) -> tuple[str, ...]:
+    """Where the columns of these names may be: at the top of a row, and beside the instruction."""
+    places = [group + name for name in names for group in ("", *groups_around(path))]
+    # what holds the instruction, or lies in it, is read already
+    return tuple(
+        place
+        for place in dict.fromkeys(places)
+        if not any(
+            f"{inner}.".startswith((f"{outer}.", f"{outer}["))
+            for inner, outer in ((place, path), (path, place))
+        )
+    )
+
+
+def _last(path: str) -> str:
+    """The last name of a field path."""
+    return path.rpartition(".")[2]
+
+
 def _usual_field(values: Mapping[str, Any]) -> str:
-    return next((name for name in USUAL_FIELDS if values.get(name)), "")
+    given = ((name, values.get(name)) for name in USUAL_FIELDS)
+    return next((name for name, value in given if value and value == value), "")  # not NaN
 
 
-def _messages(value: Any) -> tuple[Message, ...] | None:
-    """A text is one user turn; a list of texts gives its first; a list of turns gives its system
-    turn, if it begins with one, and the user's first (the later ones answer replies that we do not
-    have)."""
-    if isinstance(value, str):
-        return (Message(role="user", content=value.strip()),)
-    if not isinstance(value, (list, tuple)) or not value:
-        return None
-    if isinstance(value[0], str):
-        return (Message(role="user", content=value[0].strip()),)
-    turns: list[Message] = []
-    for turn in value:
-        role, content = at_path(turn, "role"), at_path(turn, "content")
-        if not isinstance(role, str) or not isinstance(content, str):
-            return None
-        turns.append(Message(role=role, content=content.strip()))
-        if role == "user":
-            return tuple(turns)
-        if role != "system" or len(turns) > 1:
-            return None  # no chat template takes it, and the user asked for nothing yet
-    return None
+def _field(read: Any, value: Any, name: str, hint: str = "") -> Any:
+    """What `read` makes of a field's value; what is wrong with it is told with the field's name."""
+    if isinstance(value, Unreadable):
+        raise ValueError(f"field {name} cannot be read: {value.reason}{hint}")
+    try:
+        return read(value)
+    except ValueError as error:
+        raise ValueError(f"field {name} {error}{hint}") from None
+
+
+_NO_INPUT = "<noinput>"
+"""What Self-Instruct writes where an instruction has no input."""
+
+
+def _with_texts(user: str, texts: Iterable[str]) -> str:
+    """The user's turn, followed by the texts that it does not hold already."""
+    for text in texts:
+        if text and text != _NO_INPUT and f"\n{text}\n" not in f"\n{user}\n":
+            user = f"{user}\n\n{text}"
+    return user
+
+
+def _extra(values: Mapping[str, Any], columns: set[str], id_field: str) -> str:
+    """The other columns as JSON; what could not be read is left out."""
+    rest = {key: item for key, item in values.items() if key not in columns}
+    if id_field:
+        rest["source_id"] = at_path(values, id_field)
+    kept = {key: item for key, item in rest.items() if not isinstance(item, Unreadable)}
+    if not kept:
+        return ""
+    try:
+        text = json.dumps(kept, ensure_ascii=False, sort_keys=True, default=str)
+    except TypeError:  # a map of Parquet has keys that are no texts
+        text = json.dumps(_text_keys(kept), ensure_ascii=False, sort_keys=True, default=str)
+    _check_text(text)
+    return text
+
+
+def _text_keys(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _text_keys(item) for key, item in value.items()}
+    return [_text_keys(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _check_text(text: str) -> None:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise ValueError("a text holds half of a surrogate pair") from None
+
+
+# ---------------------------------------------------------------------------------------------
+# All rows
 
 
 def collapse(
@@ -286,3 +325,34 @@ def collapse(
             seen.add(row.id)
             counts["kept"] += 1
             yield row
+
+
+class Sample:
+    """So many instructions, those whose ids' hashes come first: the same ones in whatever order
+    they are read, and a larger sample holds a smaller one. 0 takes all."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.drawn: list[tuple[int, str]] = []
+        """A heap whose first has the largest hash (with its sign turned)."""
+
+    def passing(self, rows: Iterable[Instruction]) -> Iterator[Instruction]:
+        """The rows that belong to the sample of what was read so far: all of the sample, and few
+        others. Memory: ids alone."""
+        for row in rows:
+            place = (-hash_order(row.id, "sample"), row.id)
+            if len(self.drawn) < self.size:
+                heapq.heappush(self.drawn, place)
+            elif self.size and heapq.heappushpop(self.drawn, place) == place:
+                continue
+            yield row
+
+    def count(self, counts: dict[str, int]) -> None:
+        """Put right what `collapse` counted as kept."""
+        left_out = counts["kept"] - len(self.drawn)
+        if self.size and left_out:
+            counts["kept"], counts["not_sampled"] = len(self.drawn), left_out
+
+    def ids(self) -> frozenset[str]:
+        """The ids of the sample, once all rows were read."""
+        return frozenset(id for _, id in self.drawn)

@@ -14,11 +14,12 @@ from ste_jax.generators.protocol import Completion, Generator, Request
 from ste_jax.prompts.parse import Verdict, parse_verdict
 from ste_jax.prompts.render import Template, transcript
 from ste_jax.prompts.sentences import last_full_sentence
+from ste_jax.prompts.thoughts import closing_of, whole
 from ste_jax.records import ORDERS, Judgment, Pair, Prompt, content_id, hash_order
-from ste_jax.stages.asking import Role
+from ste_jax.stages.asking import Role, unasked
 from ste_jax.stages.drive import Story, drive
 
-VERSION = 1
+VERSION = 2
 FORCED_TOKENS = 4
 """Room for the letter and the closing brackets after a forced opening."""
 
@@ -86,6 +87,7 @@ def judge_samples(
         samples=samples,
         key=role.key,
         continue_text=role.template.start,
+        template_arguments=role.template_arguments,
         alone=alone,
     )
     (free,) = yield (request,)
@@ -95,11 +97,11 @@ def judge_samples(
         forces = [_force(request, judge, done, generator) for done in lacking]
         if forces:
             answers = yield [force for force, _ in forces]
-            for done, (force, kept), (answer,) in zip(lacking, forces, answers, strict=True):
+            for done, (force, text), (answer,) in zip(lacking, forces, answers, strict=True):
                 if answer.finish_reason == "error":
                     continue  # no room for a verdict: the judgment stays as the judge ended it
                 judgments[done.sample] = _forced_judgment(
-                    judgments[done.sample], force, kept, answer
+                    judgments[done.sample], force, text, answer
                 )
     return [judgments[sample] for sample in samples]
 
@@ -108,8 +110,8 @@ _FORCEABLE = ("no_verdict", "cut_off")
 
 
 def _judgment(prompt: Prompt, judge: Judge, done: Completion) -> Judgment:
-    failed = done.finish_reason == "error"
-    text = done.error if failed else judge.role.template.start + done.text
+    failed = unasked(done)
+    text = done.error if failed else whole(done, judge.role.template.start)
     parsed = Verdict(None, None) if failed else parse_verdict(text, done.finish_reason)
     ids = done.continued_ids + done.token_ids
     return Judgment(
@@ -121,7 +123,7 @@ def _judgment(prompt: Prompt, judge: Judge, done: Completion) -> Judgment:
         text=text,
         token_ids=ids,
         verdict=parsed.verdict,
-        failure="error" if failed else parsed.failure,
+        failure=failed or parsed.failure,
         forced=False,
         finish_reason=done.finish_reason,
         free_tokens=len(ids),
@@ -131,16 +133,18 @@ def _judgment(prompt: Prompt, judge: Judge, done: Completion) -> Judgment:
 def _force(
     request: Request, judge: Judge, done: Completion, generator: Generator
 ) -> tuple[Request, str]:
-    """The request that continues a judgment up to a verdict, and the text that it keeps.
+    """The request that continues a judgment up to a verdict, and the judgment's text up to there.
 
     What was cut off ends with its last full sentence; white space at its end goes. Where a token
-    holds more than that, it goes as a whole: the text kept is the text of the tokens kept.
+    holds more than that, it goes as a whole: the text kept is the text of the tokens kept. Thoughts
+    that are open at its end are closed.
     """
     cut = last_full_sentence(done.text) if done.finish_reason == "length" else 0
     kept = (done.text[:cut] if cut else done.text).rstrip()
     ids, text_of_ids = generator.prefix(done, len(kept))
     start = judge.role.template.start
-    text = judge.knobs.force_text
+    so_far = whole(dataclasses.replace(done, text=text_of_ids if ids else kept), start)
+    text = closing_of(so_far) + judge.knobs.force_text
     force = Request(
         id=f"{request.id}/force/{done.sample}",
         messages=request.messages,
@@ -154,14 +158,15 @@ def _force(
         ),
         key=request.key,
         continue_ids=done.continued_ids + ids if ids else (),
-        continue_text=text if ids else start + kept + text,
+        continue_text=text if ids else so_far + text,
+        template_arguments=request.template_arguments,
         alone=True,
     )
-    return force, (start + text_of_ids if ids else "")
+    return force, so_far + text
 
 
-def _forced_judgment(free: Judgment, force: Request, kept: str, answer: Completion) -> Judgment:
-    text = kept + force.continue_text + answer.text
+def _forced_judgment(free: Judgment, force: Request, so_far: str, answer: Completion) -> Judgment:
+    text = so_far + answer.text
     parsed = parse_verdict(text, answer.finish_reason)
     return dataclasses.replace(
         free,

@@ -2,7 +2,8 @@
 
 MinHash signatures (Broder 1997) with banding find the candidates in memory of a few hundred bytes
 per text; the candidates' texts are then read again and compared exactly, by the Jaccard similarity
-of their pairs of words."""
+of their pairs of words. Scripts that are written without spaces have no words to find: there it is
+runs of a few characters, each beginning one further."""
 
 from __future__ import annotations
 
@@ -10,30 +11,53 @@ import hashlib
 import itertools
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 import numpy.typing as npt
 
+VERSION = 2
 HASHES = 64
 BANDS = 16
 PAIRS_PER_BUCKET = 20_000
 """About how many pairs one bucket may give; more than 140 texts that agree in a band reach it."""
 _PRIME = (1 << 61) - 1
-_WORD = re.compile(r"\w+")
+_HAN_AND_KANA = (
+    "\u3005-\u3007\u3040-\u309f\u30a1-\u30fa\u30fc-\u30ff\u3100-\u312f\u31a0-\u31bf\u31f0-\u31ff"
+    "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f\U0001b000-\U0001b16f"
+    "\U00020000-\U0003ffff"
+)
+_THAI_AND_ALIKE = (
+    "\u0e01-\u0e3a\u0e40-\u0e4e\u0e81-\u0ecf\u0edc-\u0edf\u1000-\u103f\u1050-\u109f"
+    "\u1780-\u17d3\u17dc-\u17dd\ua9e0-\ua9ef\ua9fa-\ua9fe\uaa60-\uaa7f"
+)
+"""Thai, Lao, Burmese, Khmer: letters, so that a word is about twice as long."""
+_TOKEN = re.compile(
+    f"(?P<two>[{_HAN_AND_KANA}]+)|(?P<three>[{_THAI_AND_ALIKE}]+)"
+    rf"|[^\W{_HAN_AND_KANA}{_THAI_AND_ALIKE}]+"
+)
+
+
+def _tokens(text: str) -> list[str]:
+    """Words in order, lower case; of scripts without spaces two or three characters at a time."""
+    found: list[str] = []
+    for match in _TOKEN.finditer(text.lower()):
+        run, size = match[0], {"two": 2, "three": 3}.get(match.lastgroup or "", len(match[0]))
+        found += [run[start : start + size] for start in range(max(1, len(run) - size + 1))]
+    return found
 
 
 def shingles(text: str) -> frozenset[str]:
     """Pairs of neighbouring words, lower case; of a single word, the word; of none, the text."""
-    words = _WORD.findall(text.lower())
+    words = _tokens(text)
     if len(words) < 2:
         return frozenset(words or [" ".join(text.split())])
     return frozenset(f"{first} {second}" for first, second in itertools.pairwise(words))
 
 
 def words(text: str) -> frozenset[str]:
-    """The words of a text, lower case."""
-    return frozenset(_WORD.findall(text.lower()))
+    """The words of a text, lower case; see `_tokens` for texts without spaces."""
+    return frozenset(_tokens(text))
 
 
 def jaccard(first: frozenset[str], second: frozenset[str]) -> float:
@@ -44,16 +68,19 @@ def jaccard(first: frozenset[str], second: frozenset[str]) -> float:
 
 
 def drop_near_duplicates(
-    texts: Callable[[], Iterable[tuple[str, str]]], threshold: float
+    texts: Callable[[], Iterable[tuple[str, str]]],
+    threshold: float,
+    contexts: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
     """Ids whose text is nearly that of a kept one, each with the id of that one.
 
-    `texts` gives (id, text) and is called twice. Of two alike the one whose id comes first stays,
+    `texts` gives (id, text) and is called twice. Texts of different `contexts` (by id; none is one
+    of its own) are not alike, whatever they say. Of two alike the one whose id comes first stays,
     so the answer does not depend on the order of reading. `threshold` 1 or more switches it off.
     """
     if threshold >= 1:
         return {}
-    candidates = _candidates(texts())
+    candidates = _candidates(texts(), contexts or {})
     involved = {id for pair in candidates for id in pair}
     sets = {id: shingles(text) for id, text in texts() if id in involved}
     neighbours: dict[str, set[str]] = defaultdict(set)
@@ -68,16 +95,18 @@ def drop_near_duplicates(
     return dropped
 
 
-def _candidates(texts: Iterable[tuple[str, str]]) -> set[tuple[str, str]]:
-    """Pairs of ids that agree in at least one band of their signatures."""
+def _candidates(
+    texts: Iterable[tuple[str, str]], contexts: Mapping[str, str]
+) -> set[tuple[str, str]]:
+    """Pairs of ids of one context that agree in at least one band of their signatures."""
     generator = np.random.default_rng(0)
     factors = generator.integers(1, 1 << 31, HASHES, dtype=np.uint64)
     offsets = generator.integers(0, _PRIME, HASHES, dtype=np.uint64)
-    buckets: dict[tuple[int, bytes], list[str]] = defaultdict(list)
+    buckets: dict[tuple[int, bytes, str], list[str]] = defaultdict(list)
     for id, text in texts:
         signature = _signature(shingles(text), factors, offsets)
         for band, part in enumerate(np.split(signature, BANDS)):
-            buckets[band, part.tobytes()].append(id)
+            buckets[band, part.tobytes(), contexts.get(id, "")].append(id)
     pairs: set[tuple[str, str]] = set()
     for ids in buckets.values():
         ids.sort()

@@ -14,8 +14,17 @@ from ste_jax.config import SelectKnobs
 from ste_jax.errors import RequestError, WorkError
 from ste_jax.generators.protocol import Completion, Generator, Request, Score, ScoreRequest
 from ste_jax.prompts.parse import parse_category, parse_difficulty
-from ste_jax.records import Instruction, Label, LabelScore, Selection, hash_order
-from ste_jax.stages.asking import Role, last_user_text
+from ste_jax.prompts.thoughts import whole
+from ste_jax.records import (
+    NOT_ASKED,
+    Instruction,
+    Label,
+    LabelScore,
+    Selection,
+    content_id,
+    hash_order,
+)
+from ste_jax.stages.asking import Role, history_of, last_user_text, unasked
 from ste_jax.stages.drive import Story, drive
 from ste_jax.stages.near_duplicates import drop_near_duplicates
 
@@ -70,10 +79,11 @@ def _places(instruction: str, knobs: SelectKnobs) -> dict[str, str]:
 def _parsed_label(
     row: Instruction, completion: Completion, role: Role, knobs: SelectKnobs
 ) -> Label:
-    text = role.template.start + completion.text
-    if completion.error:
+    text = whole(completion, role.template.start)
+    failed = unasked(completion)
+    if failed:
         return Label(
-            id=row.id, category=None, difficulty=None, failure="error", text=completion.error
+            id=row.id, category=None, difficulty=None, failure=failed, text=completion.error
         )
     category, failure = parse_category(text, knobs.categories)
     problem: str | None = failure
@@ -119,12 +129,12 @@ def _label_by_score(
             rated = score.rows(batch, difficulties, starts)
         for row, name, scored, rating in zip(batch, names, found, rated, strict=True):
             level = _best(rating.scores)
-            error = scored.error or rating.error
+            error, long = scored.error or rating.error, scored.too_long or rating.too_long
             done = Label(
                 id=row.id,
                 category=name,
                 difficulty=int(level) if level is not None else None,
-                failure="error" if error else None,
+                failure=("too_long" if long else "error") if error else None,
                 text=error,
             )
             yield row, done, scored.scores + rating.scores
@@ -144,6 +154,7 @@ class _Scored:
 
     scores: list[LabelScore] = field(default_factory=list)
     error: str = ""
+    too_long: bool = False
 
 
 @dataclass(frozen=True)
@@ -190,12 +201,13 @@ class _Scorer:
             messages=self.role.template.messages((), **_places(text, self.knobs)),
             completions=tuple(f" {label}" for label in labels),
             continue_text=start,
+            template_arguments=self.role.template_arguments,
         )
 
 
 def _scored(score: Score, scale: _Scale) -> _Scored:
     if score.error:
-        return _Scored(error=score.error)
+        return _Scored(error=score.error, too_long=score.too_long)
     scores = [
         LabelScore(
             id=score.request_id,
@@ -231,7 +243,7 @@ def choose(
 ) -> list[Selection]:
     """The fate of every instruction, ordered by id.
 
-    `instructions` is called twice and read as a stream: texts are looked at, not kept.
+    `instructions` is called three times and read as a stream: texts are looked at, not kept.
     """
     by_id = {found.id: found for found in labels}
     fates: dict[str, tuple[str, str]] = {}
@@ -241,7 +253,9 @@ def choose(
     texts = lambda: (  # noqa: E731 - read twice
         (row.id, last_user_text(row.messages)) for row in instructions() if row.id in standing
     )
-    for id, original in drop_near_duplicates(texts, knobs.near_duplicate_threshold).items():
+    contexts = {row.id: context for row in instructions() if (context := _context(row))}
+    alike = drop_near_duplicates(texts, knobs.near_duplicate_threshold, contexts)
+    for id, original in alike.items():
         fates[id] = ("near_duplicate", original)
     eligible = sorted(id for id, (fate, _) in fates.items() if fate == "kept")
     kept = _fill_quotas([by_id[id] for id in eligible], knobs)
@@ -261,7 +275,15 @@ def choose(
     ]
 
 
+def _context(row: Instruction) -> str:
+    """What tells apart questions that sound alike: a hash of what was said before, if anything."""
+    before = [[turn["role"], turn["content"]] for turn in history_of(row.messages)]
+    return content_id("context", before) if before else ""
+
+
 def _eligible(found: Label, knobs: SelectKnobs) -> tuple[str, str]:
+    if found.failure in NOT_ASKED:
+        return str(found.failure), found.text
     if found.category is None:
         return "no_category", found.failure or ""
     if found.category in knobs.drop_categories:

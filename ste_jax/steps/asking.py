@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from ste_jax import preemption
+from ste_jax import checkpoints, preemption
 from ste_jax.context import Context
 from ste_jax.decoding.engine import Progress
 from ste_jax.generators.openai import OpenAIGenerator
 from ste_jax.generators.protocol import Generator
 from ste_jax.rundir import IterationDir
+from ste_jax.tokenizers import CHAT_TEMPLATE, load_tokenizer
 from ste_jax.workplan import ShardedStage, run_sharded
 
 
@@ -31,6 +33,12 @@ def ask(
     note: Callable[[int], None] = lambda rows: None  # noqa: E731 - until there is work
     status: Callable[[], str] = lambda: ""  # noqa: E731
 
+    def ready() -> None:
+        if endpoint:
+            OpenAIGenerator(context.config.endpoints[endpoint], preemption.poll).close()
+        else:
+            context.generator(asked.checkpoint)
+
     def working(rows: Iterator[Any]) -> Iterator[Any]:
         nonlocal note, status
         in_flight = context.in_flight(endpoint)
@@ -48,12 +56,23 @@ def ask(
         yield from work(rows, generator, in_flight)
 
     run_sharded(
-        stage,
+        dataclasses.replace(stage, ready=ready),
         working,
         context.processes,
         on_shard=lambda shard, rows: note(rows),
         status=lambda: status(),
     )
+
+
+def chat_template_of(asked: IterationDir, endpoint: str = "") -> str | None:
+    """The chat template of an iteration's judge; None for that of an endpoint, which nobody
+    knows."""
+    if endpoint:
+        return None
+    directory = asked.checkpoint / checkpoints.TOKENIZER
+    if (directory / CHAT_TEMPLATE).exists():  # without reading the rest
+        return str((directory / CHAT_TEMPLATE).read_text())
+    return load_tokenizer(directory).chat_template
 
 
 def _pace(progress: Progress) -> str:

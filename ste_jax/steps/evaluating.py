@@ -12,36 +12,35 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from ste_jax import files, preemption
-from ste_jax.config import LabelledSetKnobs
+from ste_jax.config import Config, LabelledSetKnobs
 from ste_jax.context import Context
 from ste_jax.errors import RequestError, WorkError
 from ste_jax.evaluation.metrics import measure, measure_groups
 from ste_jax.evaluation.traces import CHECKERS
 from ste_jax.generators.protocol import Generator
-from ste_jax.records import Pair, Prompt
-from ste_jax.rundir import IterationDir, JudgedDir, fingerprint
+from ste_jax.records import NOT_ASKED, Pair, Prompt
+from ste_jax.rundir import IterationDir, JudgedDir, RunDir, fingerprint
 from ste_jax.stages import judge
 from ste_jax.steps.asking import ask
 from ste_jax.steps.judging import judge_fingerprint, make_judge, make_prompts, pairs_of_split
-from ste_jax.steps.pool import answers_of
+from ste_jax.steps.pool import answers_of, is_read, read_labelled
 from ste_jax.workplan import ShardedStage
 
 
-def check_labelled(context: Context) -> None:
-    """Looks, before anything is asked, whether the labelled sets can be measured as they are to be.
-    Process 0 alone.
+def check_sets(config: Config, run: RunDir) -> None:
+    """Looks, before a run is begun or changed, whether its labelled sets can be read and measured
+    as they are to be.
 
     Raises:
-      RequestError: the steps of judgments are to be checked where nobody can.
+      RequestError: one cannot be read, or the steps of judgments are to be checked where nobody
+        can.
     """
-    context.processes.from_first("traces", lambda: _check_traces(context))
-
-
-def _check_traces(context: Context) -> None:
-    for knobs in context.config.evaluate.sets:
-        if not knobs.traces:
+    for knobs in config.evaluate.sets:
+        there = is_read(run, knobs)
+        if there and not knobs.traces:
             continue
-        for pair in context.run.labelled(knobs.name).rows():
+        pairs = run.labelled(knobs.name).rows() if there else read_labelled(knobs)
+        for pair in pairs if knobs.traces else ():
             if not CHECKERS[knobs.traces].knows(pair):
                 raise RequestError(
                     f"evaluate.sets: {knobs.name} has traces: {knobs.traces}, and "
@@ -115,10 +114,14 @@ def _measure(context: Context, here: IterationDir, model: str) -> None:
         raise WorkError(
             "evaluate: there are no held-out pairs; raise select.heldout or look at pairs/dropped"
         )
-    found = measure(
-        prompts, here.heldout.judgments.rows(), bootstrap=context.config.evaluate.bootstrap
-    )
     knobs = context.config.evaluate
+    found = measure(prompts, here.heldout.judgments.rows(), bootstrap=knobs.bootstrap)
+    if sum(found["failures"].get(kind, 0) for kind in NOT_ASKED) == len(prompts):
+        first = next(iter(here.heldout.judgments.rows()))
+        raise WorkError(
+            f"evaluate: iteration {here.index}'s judge could be asked about not one of the "
+            f"{found['n']} held-out pairs; the first: {first.text}"
+        )
     files.write_json(
         here.evaluation,
         {
@@ -149,7 +152,7 @@ def _measure_set(context: Context, here: IterationDir, knobs: LabelledSetKnobs) 
     found = measure(prompts, judgments, bootstrap=bootstrap, steps=steps)
     by = {}
     for column in knobs.by:
-        groups = {id: str(json.loads(pair.extra)[column]) for id, pair in pairs.items()}
+        groups = {id: _group(json.loads(pair.extra)[column]) for id, pair in pairs.items()}
         by[column] = measure_groups(prompts, judgments, groups, bootstrap=bootstrap)
     return {
         "what": f"agreement with the labels of {knobs.data}",
@@ -158,3 +161,8 @@ def _measure_set(context: Context, here: IterationDir, knobs: LabelledSetKnobs) 
         **found,
         "by": by,
     }
+
+
+def _group(value: Any) -> str:
+    """What the pairs with this value in a column are called; JSON can escape half a character."""
+    return str(value).encode("utf-8", "replace").decode()

@@ -2,21 +2,21 @@
 
 By the stages of `finetune.stages`, one after another: the first from the seed (or the previous
 judge), each other from what the one before it gave. Every few steps the judge is measured on the
-validation pairs, through the decoding engine, and the best of these is the stage's result. The last
-stage's is the iteration's; the others' lie below `stages/`."""
+validation pairs, through the decoding engine; the best of these, or what the stage began with if
+that was better, is the stage's result. The last stage's is the iteration's; the others' lie below
+`stages/`."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
-import jax
 from tqdm import tqdm
 
-from ste_jax import checkpoints, files, judge_card, preemption, rundir
+from ste_jax import checkpoints, files, judge_card, marks, preemption, rundir
+from ste_jax.assistant_turn import turn_ids
 from ste_jax.context import Context
-from ste_jax.decoding.memory import bytes_per_device
 from ste_jax.errors import WorkError
 from ste_jax.finetuning import packing
 from ste_jax.finetuning.loop import finetune
@@ -25,23 +25,27 @@ from ste_jax.finetuning.objectives import Preference
 from ste_jax.finetuning.packing import Example, Unit
 from ste_jax.finetuning.reference import reference_scores
 from ste_jax.finetuning.stage import objective_of, stage_knobs, told
+from ste_jax.finetuning.state import handed_out
 from ste_jax.finetuning.step_bar import StepBar
-from ste_jax.generators.local import LocalGenerator
 from ste_jax.models.decoder import Decoder
-from ste_jax.opening import Opened, hand_over_model, open_generator, open_model
-from ste_jax.records import Prompt, ReferenceScore, TrainingExample
+from ste_jax.opening import Opened, open_model
+from ste_jax.records import ReferenceScore, TrainingExample
 from ste_jax.rundir import IterationDir, fingerprint
-from ste_jax.sharding import make_mesh
-from ste_jax.stages import judge
-from ste_jax.steps.judging import judge_fingerprint, make_judge, validation_prompts
+from ste_jax.steps.curating import prefer
+from ste_jax.steps.judging import (
+    dpo_asks_sft,
+    judge_fingerprint,
+    judge_for_dpo,
+    make_judge,
+    validation_prompts,
+)
 from ste_jax.steps.pool import answers_of, is_there, model_of
+from ste_jax.steps.validating import Validation, Validator
 from ste_jax.strict import to_dict
-from ste_jax.tokenizers import Tokenizer
+from ste_jax.tokenizers import NO_ARGUMENTS, Tokenizer
 from ste_jax.tracking import Tracker
 
-VERSION = 1
-ROOM = 1.2
-"""Times what decoding keeps in memory must be free for it, since its programs need some, too."""
+VERSION = 2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,27 +74,31 @@ def stages_of(context: Context, iteration: int) -> list[Stage]:
 
 
 def finetune_iteration(context: Context, iteration: int) -> None:
-    """Train iteration K's judge; a stage is done where its loss curve lies beside its
-    checkpoint."""
+    """Train iteration K's judge; a stage is done where its loss curve lies beside its checkpoint.
+    Before DPO, the judge that SFT gave makes the judgments that DPO pairs."""
     stages = stages_of(context, iteration)
     for stage in stages:
+        if stage.name == "dpo" and dpo_asks_sft(context.config):
+            judge_for_dpo(context, iteration, stage.parent)
+            prefer(context, iteration, stage.chosen.dpo_judgments)
         _finetune(context, stage)
     kept = {stage.out.root.name for stage in stages[:-1]}
     context.processes.from_first("old stages", lambda: _forget_others(stages[-1].chosen, kept))
 
 
 def _forget_others(here: IterationDir, kept: set[str]) -> None:
-    """Remove the judges of stages that the iteration no longer has."""
+    """Move aside the judges of stages that the iteration no longer has."""
     if here.stages.exists():
         for place in here.stages.iterdir():
             if place.name not in kept:
+                _clear(here, here.stage(place.name))
                 files.remove(place)
 
 
 def _finetune(context: Context, stage: Stage) -> None:
     config, out, parent = context.config, stage.out, stage.parent
     judging = make_judge(context, parent, "validate", out.index)
-    prompts = validation_prompts(context, judging)
+    validation = Validation(judging, validation_prompts(context, judging))
     table = stage.chosen.preferences if stage.name == "dpo" else stage.chosen.training
     data = rundir.row_ids([table])
     stage_told: list[Any] = [told(stage_knobs(config.finetune, stage.name))]
@@ -99,44 +107,113 @@ def _finetune(context: Context, stage: Stage) -> None:
     print_ = fingerprint(
         "finetune" if stage.name == "sft" else f"finetune {stage.name}",
         VERSION,
-        [*stage_told, judge_fingerprint(judging), [prompt.id for prompt in prompts]],
+        [
+            *stage_told,
+            judge_fingerprint(judging),
+            [prompt.id for prompt in validation.prompts],
+        ],
         model=answers_of(context, parent),
         inputs=data,
     )
-    mark = out.finetune_mark
-
-    def stale() -> bool:
-        if rundir.marked(mark) != print_:
-            _take_over(stage, print_)
-        begun = rundir.marked(mark) == print_
-        lost = out.loss_curve.exists() and not is_there(out)
-        if not begun or lost:
-            # the state first: what it ended with must not outlive the checkpoint
-            for path in (out.train_state, out.loss_curve, out.checkpoint, out.evaluation):
-                files.remove(path)
-            rundir.mark(mark, print_)
-        return not out.loss_curve.exists()
-
-    if not context.processes.from_first(f"begin {stage.name}", stale):
+    reference = _reference_print(context, stage, data)
+    if not context.processes.from_first(
+        f"begin {stage.name}", lambda: _is_wanted(stage, print_, reference)
+    ):
         return
+    # Where only the last can be the result, what it begins with need not be measured.
+    may_stay = config.finetune.select == "best"
+    start = validation.of_start(context, parent) if may_stay else None
     context.forget_model()
-    opened = open_model(
-        str(parent.checkpoint),
-        config.finetune.mesh,
-        dtype=config.finetune.dtype,
-        param_dtype=config.finetune.param_dtype,
-    )
+    opened = _open(context, parent)
     rows = list(table.rows())
+    arguments = judging.role.template_arguments
     units: Sequence[Unit]
     if stage.name == "dpo":
-        preferences = make_preferences(rows, opened.tokenizer)
+        preferences = make_preferences(rows, opened.tokenizer, arguments)
         _check_letters(context, stage, rows, preferences)
         units = _with_reference(context, stage, preferences, opened, data)
     else:
-        units = make_examples(rows, opened.tokenizer)
+        units = make_examples(rows, opened.tokenizer, arguments)
         _check_letters(context, stage, rows, units)
-    validate = _Validator(context, opened, judging, prompts)
-    _train(context, stage, opened, units, validate, print_, data)
+    # Now that nothing is left that would refuse it.
+    context.processes.from_first(f"room {stage.name}", lambda: _make_room(stage, print_))
+    _train(context, stage, opened, units, validation, start, print_, data)
+
+
+def _open(context: Context, judge_dir: IterationDir) -> Opened:
+    """A judge, as it is trained."""
+    knobs = context.config.finetune
+    return open_model(
+        str(judge_dir.checkpoint), knobs.mesh, dtype=knobs.dtype, param_dtype=knobs.param_dtype
+    )
+
+
+def _is_wanted(stage: Stage, print_: str, reference: str) -> bool:
+    """Whether the stage's judge is still to be made; where it is there, so is what it was held to,
+    of the fingerprint `reference`. Process 0 alone.
+
+    Raises:
+      WorkError: it was made, and its checkpoint is damaged.
+    """
+    out = stage.out
+    _check_judge(out)
+    if _made_under(out) != print_:
+        _take_over(stage, print_)
+        _check_judge(out)
+    if _made_under(out) != print_ or not out.loss_curve.exists():
+        return True
+    if stage.name == "dpo":
+        table, mark = stage.chosen.reference, stage.chosen.reference_mark
+        if (marks.aside(mark, reference) / table.directory.name).exists():
+            marks.change_over(mark, [table.directory], reference)
+        table.check()  # else nobody would read it again
+    return not is_there(out)
+
+
+def _check_judge(out: IterationDir) -> None:
+    """Raises `WorkError` for a checkpoint that is damaged, whatever is to lie in its place."""
+    begun = (out.checkpoint / checkpoints.CARD).exists() or out.loss_curve.exists()
+    if out.checkpoint.exists() and begun and not is_there(out):
+        raise WorkError(
+            f"{out.checkpoint} is damaged: its card cannot be read; put a copy of it back, or move "
+            "it away and run again: it is trained anew"
+        )
+
+
+def _made_under(there: IterationDir) -> str:
+    """The fingerprint of what was trained there. A mark that is lost is made again of the
+    checkpoint's card."""
+    print_ = marks.marked(there.finetune_mark)
+    if not print_ and is_there(there):
+        print_ = model_of(there)
+        marks.mark(there.finetune_mark, print_)
+    return print_
+
+
+def _make_room(stage: Stage, print_: str) -> None:
+    """Nothing of another judge, or of one that is gone, lies where this one is trained."""
+    out, mark = stage.out, stage.out.finetune_mark
+    if _made_under(out) != print_:
+        _clear(stage.chosen, out)
+    elif out.loss_curve.exists() or (handed_out(out.train_state) and not is_there(out)):
+        # the state first: what it ended with must not outlive the checkpoint
+        for path in (out.train_state, out.loss_curve, out.checkpoint, out.evaluation):
+            files.remove(path)
+    marks.mark(mark, print_)
+
+
+def _clear(here: IterationDir, out: IterationDir) -> None:
+    """Move a judge aside, be it the best so far of a training that was not ended; of one that came
+    to no checkpoint, nothing is kept."""
+    if out.checkpoint.exists() or out.loss_curve.exists():
+        marks.put_aside(out.finetuned, here.finetune_mark, _made_under(out))
+    for path in out.finetuned:
+        files.forget(path)
+
+
+def _aside(here: IterationDir, print_: str) -> IterationDir:
+    """Where an iteration's judge lies that was made under another fingerprint than today's."""
+    return IterationDir(marks.aside(here.finetune_mark, print_), here.index, here.shards)
 
 
 def _check_letters(
@@ -166,12 +243,14 @@ def _train(
     stage: Stage,
     opened: Opened,
     units: Sequence[Unit],
-    validate: _Validator,
+    validation: Validation,
+    start: dict[str, Any] | None,
     print_: str,
     data: str,
 ) -> None:
     config, out = context.config, stage.out
     knobs = stage_knobs(config.finetune, stage.name)
+    validate = Validator(context, opened, validation)
     name = f"{out.index}-{stage.name}"
     tracker = Tracker(
         config.track,
@@ -199,6 +278,7 @@ def _train(
                 "examples": len(units),
                 "step": step,
                 "validation": metrics,
+                "validated_as": validation.told(context),
             },
             barrier=context.processes.barrier,
         )
@@ -233,7 +313,10 @@ def _train(
             log=log,
             stop_requested=preemption.requested,
             objective=objective_of(config.finetune, stage.name),
+            start=start,
         )
+    if result.best_step == 0 and start is not None:
+        save_model(_open(context, stage.parent).model, 0, result.validations[0])
     curve = {
         "stage": stage.name,
         "examples": len(units),
@@ -248,66 +331,101 @@ def _train(
     context.processes.from_first("loss curve", lambda: files.write_json(out.loss_curve, curve))
 
 
-def make_examples(rows: Sequence[TrainingExample], tokenizer: Tokenizer) -> list[Example]:
-    """The ids of each prompt and the ids that were sampled; nothing is tokenized again.
+def make_examples(
+    rows: Sequence[TrainingExample],
+    tokenizer: Tokenizer,
+    arguments: Mapping[str, Any] = NO_ARGUMENTS,
+) -> list[Example]:
+    """The ids of each prompt, made with the chat template's `arguments` as where the judge was
+    asked, and the ids that were sampled; nothing is tokenized again.
 
     A judgment that was ended from outside (a forced verdict, a stop string) gets the end-of-turn
     token that the model did not come to print, so that the next judge learns to stop there. One
-    from an endpoint has no ids: its text is encoded.
+    from an endpoint has no ids: its text is encoded, with its thoughts as this model writes them.
     """
-    prompts = tokenizer.prompt_ids_batch(row.messages for row in rows)
+    prompts = tokenizer.prompt_ids_batch((row.messages for row in rows), arguments)
     return [
         Example(
             id=row.id,
             prompt_ids=prompt_ids,
-            completion_ids=_ended(_ids(row.completion, row.completion_ids, tokenizer), tokenizer),
+            completion_ids=_ended(_ids(row, "chosen", tokenizer, arguments), tokenizer),
         )
         for row, prompt_ids in zip(rows, prompts, strict=True)
     ]
 
 
-def make_preferences(rows: Sequence[TrainingExample], tokenizer: Tokenizer) -> list[Preference]:
+def make_preferences(
+    rows: Sequence[TrainingExample],
+    tokenizer: Tokenizer,
+    arguments: Mapping[str, Any] = NO_ARGUMENTS,
+) -> list[Preference]:
     """Likewise of a correct and a failed judgment. A failed one that was cut off stays so: nothing
     is learnt of how it would have ended."""
-    prompts = tokenizer.prompt_ids_batch(row.messages for row in rows)
+    prompts = tokenizer.prompt_ids_batch((row.messages for row in rows), arguments)
     return [
         Preference(
             id=row.id,
             prompt_ids=prompt_ids,
-            chosen_ids=_ended(_ids(row.completion, row.completion_ids, tokenizer), tokenizer),
-            rejected_ids=_rejected_ids(row, tokenizer),
+            chosen_ids=_ended(_ids(row, "chosen", tokenizer, arguments), tokenizer),
+            rejected_ids=_rejected_ids(row, tokenizer, arguments),
         )
         for row, prompt_ids in zip(rows, prompts, strict=True)
     ]
 
 
-def _ids(text: str, ids: Sequence[int], tokenizer: Tokenizer) -> tuple[int, ...]:
-    return tuple(ids) or tuple(tokenizer.encode(text, continues=True))
+def _ids(
+    row: TrainingExample,
+    which: Literal["chosen", "rejected"],
+    tokenizer: Tokenizer,
+    arguments: Mapping[str, Any],
+) -> tuple[int, ...]:
+    if which == "chosen":
+        text, ids = row.completion, row.completion_ids
+    else:
+        text, ids = row.rejected or "", row.rejected_ids or ()
+    if ids:
+        return tuple(ids)
+    return tuple(turn_ids(tokenizer, text, tokenizer.opened_thoughts(row.messages, arguments)))
 
 
-def _rejected_ids(row: TrainingExample, tokenizer: Tokenizer) -> tuple[int, ...]:
-    ids = _ids(row.rejected or "", row.rejected_ids or (), tokenizer)
+def _rejected_ids(
+    row: TrainingExample, tokenizer: Tokenizer, arguments: Mapping[str, Any]
+) -> tuple[int, ...]:
+    ids = _ids(row, "rejected", tokenizer, arguments)
     return ids if row.rejected_cut_off else _ended(ids, tokenizer)
 
 
 def _ended(ids: tuple[int, ...], tokenizer: Tokenizer) -> tuple[int, ...]:
-    return ids if ids and ids[-1] in tokenizer.eos_ids else ids + tokenizer.eos_ids[:1]
+    return ids if ids and ids[-1] in tokenizer.eos_ids else (*ids, tokenizer.end_of_turn_id)
 
 
 def _take_over(stage: Stage, print_: str) -> None:
-    """What the stage has made as the last of an iteration, when it is no longer that, or the other
-    way round, it need not make again. Nothing is moved within an object store."""
-    there = stage.chosen if stage.out != stage.chosen else stage.chosen.stage(stage.name)
-    done = there.loss_curve.exists() and is_there(there)
-    if files.is_remote(there.root) or rundir.marked(there.finetune_mark) != print_ or not done:
+    """What the stage has made before, under these knobs or as the last of an iteration when it is
+    no longer that, or the other way round, it need not make again."""
+    other = stage.chosen if stage.out != stage.chosen else stage.chosen.stage(stage.name)
+    aside = _aside(stage.chosen, print_)
+    for there in (other, aside):
+        # what was set aside before it was done goes on where it was
+        done = there.loss_curve.exists() or there == aside
+        if not (done and is_there(there)) or _made_under(there) != print_:
+            continue
+        _clear(stage.chosen, stage.out)
+        # The mark comes last: without it, what a kill has left half moved is made again.
+        for place in there.finetuned[:-1]:
+            if place.exists():
+                files.move(place, stage.out.root / place.name)
+        marks.mark(stage.out.finetune_mark, print_)
+        files.forget(there.finetune_mark)
         return
-    made = [place for place in there.finetuned if place.exists()]
-    for place in stage.out.finetuned:
-        files.remove(place)
-    stage.out.root.mkdir(parents=True, exist_ok=True)
-    # The mark comes last: without it, what a kill has left half moved is made again.
-    for place in made:
-        place.rename(stage.out.root / place.name)
+
+
+def _reference_print(context: Context, stage: Stage, data: str) -> str:
+    """The fingerprint of what a stage's first model says of its pairs."""
+    knobs = stage_knobs(context.config.finetune, stage.name)
+    shape = [knobs.sequence_length, knobs.batch_rows, knobs.accumulate, knobs.dtype]
+    return fingerprint(
+        "reference", 1, [*shape, knobs.param_dtype], model=model_of(stage.parent), inputs=data
+    )
 
 
 def _with_reference(
@@ -323,17 +441,12 @@ def _with_reference(
     Raises:
       Preempted: asked to stop; finished shards are kept.
     """
-    table, knobs = stage.chosen.reference, stage_knobs(context.config.finetune, stage.name)
-    mark = stage.chosen.reference_mark
-    shape = [knobs.sequence_length, knobs.batch_rows, knobs.accumulate, knobs.dtype]
-    print_ = fingerprint(
-        "reference", 1, [*shape, knobs.param_dtype], model=model_of(stage.parent), inputs=data
-    )
+    knobs = stage_knobs(context.config.finetune, stage.name)
+    table, mark = stage.chosen.reference, stage.chosen.reference_mark
+    print_ = _reference_print(context, stage, data)
 
     def missing() -> list[int]:
-        if rundir.marked(mark) != print_:
-            table.remove()
-            rundir.mark(mark, print_)
+        marks.change_over(mark, [table.directory], print_)
         return [shard for shard in range(table.shards) if not table.done(shard)]
 
     by_id = {each.id: each for each in preferences}
@@ -371,79 +484,7 @@ def _with_reference(
     lacking = [e.id for e in preferences if e.length <= knobs.sequence_length and e.id not in known]
     if lacking:
         raise WorkError(
-            f"{table.directory} lacks the score of {lacking[0]}; remove it and run again"
+            f"{table.directory} lacks the score of {lacking[0]}; move it away and run again: it is "
+            "made anew"
         )
     return [dataclasses.replace(each, reference=known.get(each.id)) for each in preferences]
-
-
-class _Validator:
-    """Measures a judge in training on the validation pairs: greedy, both orders, forced if the run
-    forces. Each process judges its share of the prompts with its own copy of the weights."""
-
-    def __init__(
-        self, context: Context, opened: Opened, judging: judge.Judge, prompts: list[Prompt]
-    ) -> None:
-        self._context, self._opened = context, opened
-        self._judging, self._prompts = judging, prompts
-
-    def __call__(self, model: Decoder, step: int, release: Callable[[], None]) -> dict[str, Any]:
-        context, judging = self._context, self._judging
-        processes = context.processes
-        mine = self._prompts[processes.index :: processes.count]
-        generator = self._generator(model, release)
-        counts = [0, 0, 0]
-        note = context.meter("validate", judging.iteration, generator)
-        for prompt, (judgment,) in judge.judge_all(
-            mine, generator, judging.greedy(), 1, in_flight=context.in_flight()
-        ):
-            counts[0] += 1
-            counts[1] += judgment.verdict == prompt.label
-            counts[2] += judgment.failure is None
-        note(len(mine))
-        every = processes.gather(f"validate {step}", counts)
-        total, right, parsed = (sum(each) for each in zip(*every, strict=True))
-        if not total:
-            return {"n_prompts": 0, "accuracy": None}
-        return {"n_prompts": total, "accuracy": right / total, "parsed": parsed / total}
-
-    def _generator(self, model: Decoder, release: Callable[[], None]) -> LocalGenerator:
-        """The weights in training, on this process's own devices in the decoding type."""
-        context, tokenizer = self._context, self._opened.tokenizer
-        knobs = context.config.decoding
-        mesh = make_mesh(knobs.mesh, jax.local_devices())
-        if self._in_memory(model):
-            local, received = hand_over_model(model, mesh, knobs.dtype)
-            context.log("handed_over", bytes_received=received)
-            return LocalGenerator(local, tokenizer, knobs, mesh)
-        # A name that is swept where a kill leaves it.
-        place = context.run.root / "validated.partial-weights"
-        checkpoints.save_checkpoint(
-            place, model, tokenizer=tokenizer, provenance={}, barrier=context.processes.barrier
-        )
-        release()
-        generator = open_generator(str(place), knobs)
-        context.processes.barrier("validated: read")
-        context.processes.from_first("validated: removed", lambda: files.remove(place))
-        context.log("handed_over", bytes_received=None)
-        return generator
-
-    def _in_memory(self, model: Decoder) -> bool:
-        """Whether the weights are handed over beside the training state. All processes agree."""
-        config = self._context.config
-        if config.finetune.handover != "auto":
-            return config.finetune.handover == "memory"
-        if config.finetune.lora.rank:
-            return True
-        mesh = make_mesh(config.decoding.mesh, jax.local_devices())
-        needed = ROOM * bytes_per_device(model.config, config.decoding, mesh)
-        left = map(_free_bytes, jax.local_devices())
-        fits = all(needed <= free for free in left if free is not None)
-        return all(self._context.processes.gather("handover", fits))
-
-
-def _free_bytes(device: jax.Device) -> int | None:
-    """What a device has left; None where it does not tell."""
-    told = device.memory_stats() or {}
-    if "bytes_limit" not in told or "bytes_in_use" not in told:
-        return None
-    return int(told["bytes_limit"]) - int(told["bytes_in_use"])

@@ -1,4 +1,5 @@
-"""How does an iteration's judge judge the pairs that the next one learns from?"""
+"""How are the pairs judged that an iteration learns from: by the last iteration's judge for SFT, by
+the one that SFT gave for DPO?"""
 
 from __future__ import annotations
 
@@ -9,8 +10,8 @@ from typing import Any
 
 from etils import epath
 
-from ste_jax import files, preemption
-from ste_jax.config import Config
+from ste_jax import files, marks, preemption
+from ste_jax.config import AnnotateKnobs, Config
 from ste_jax.context import Context
 from ste_jax.generators.protocol import Generator
 from ste_jax.records import Judgment, Pair, Prompt
@@ -41,49 +42,95 @@ def judge_fingerprint(judging: judge.Judge) -> list[Any]:
 
 
 def annotate(context: Context, iteration: int) -> None:
-    """The last iteration's judge judges every training pair. For DPO it judges those again that
-    have a correct judgment and none that failed."""
+    """The last iteration's judge judges every training pair. For DPO, where it learns from the same
+    judgments, it judges those again that have a correct judgment and none that failed."""
     _annotate(context, iteration)
-    if dpo_wants_more(context.config):
-        _annotate_more(context, iteration)
-    else:
-        here = context.run.iteration(iteration)
+    here = context.run.iteration(iteration)
+    if not dpo_wants_more(context.config):
         context.processes.from_first("annotate_more", lambda: _forget_more(here))
+    elif not dpo_asks_sft(context.config):
+        asked = _asked_to_annotate(context, iteration)
+        _annotate_more(context, iteration, asked, here.judgments)
+
+
+def judge_for_dpo(context: Context, iteration: int, parent: IterationDir) -> None:
+    """The judge that DPO begins with, `parent`'s, judges every training pair, all samples of each;
+    and then more of those that have a correct judgment and none that failed."""
+    here, knobs = context.run.iteration(iteration), context.config.annotate
+    asked = _Asked(parent, make_judge(context, parent, "dpo_judgments", iteration))
+    knobs = dataclasses.replace(knobs, policy="all")
+    stage = ShardedStage(
+        name="dpo_judgments",
+        print_=_print(context, "dpo_judgments", annotation.VERSION, _told(knobs), asked),
+        home=here.root,
+        inputs=here.prompts.read,
+        outputs=(here.dpo_judgments,),
+        input_of=lambda table, row: row.prompt_id,
+        derived=_preferences(here),
+    )
+    story = partial(annotation.annotate, judge=asked.judging, knobs=knobs)
+    _judge(context, iteration, stage, story, asked)
+    if dpo_wants_more(context.config):
+        _annotate_more(context, iteration, asked, here.dpo_judgments)
+
+
+def dpo_asks_sft(config: Config) -> bool:
+    """Whether DPO learns from judgments of the judge that SFT gave."""
+    return "dpo" in config.finetune.stages and config.finetune.dpo.judgments == "sft"
 
 
 def dpo_wants_more(config: Config) -> bool:
-    """Whether judgments are drawn for DPO alone."""
+    """Whether more judgments are drawn, at a higher temperature, for DPO alone."""
     return "dpo" in config.finetune.stages and config.finetune.dpo.more_samples > 0
 
 
+@dataclasses.dataclass(frozen=True)
+class _Asked:
+    """Who judges, and how."""
+
+    place: IterationDir
+    """Where that judge lies."""
+    judging: judge.Judge
+    endpoint: str = ""
+
+
 def _annotate(context: Context, iteration: int) -> None:
-    here, judging = context.run.iteration(iteration), _annotating(context, iteration)
-    knobs = context.config.annotate
-    told = to_dict(knobs)
-    del told["generator"]  # whose answers they are is told apart
-    del told["orders"]  # it decides which prompts there are, not what is made of each
+    here, knobs = context.run.iteration(iteration), context.config.annotate
+    asked = _asked_to_annotate(context, iteration)
     pairs_of = pairs_of_split(context, "train")
-    make_prompts(context, here.prompts, here.root, pairs_of, judging, orders=knobs.orders)
+    make_prompts(context, here.prompts, here.root, pairs_of, asked.judging, orders=knobs.orders)
+    derived = [here.curate_mark, here.curation, here.training.directory]
     stage = ShardedStage(
         name="annotate",
-        print_=_print(context, iteration, "annotate", annotation.VERSION, told, judging),
+        print_=_print(context, "annotate", annotation.VERSION, _told(knobs), asked),
         home=here.root,
         inputs=here.prompts.read,
         outputs=(here.judgments,),
         input_of=lambda table, row: row.prompt_id,
-        derived=(here.curate_mark, here.curation, here.training.directory, *_preferences(here)),
+        derived=derived if dpo_asks_sft(context.config) else [*derived, *_preferences(here)],
     )
-    _judge(context, iteration, stage, partial(annotation.annotate, judge=judging, knobs=knobs))
+    story = partial(annotation.annotate, judge=asked.judging, knobs=knobs)
+    _judge(context, iteration, stage, story, asked)
 
 
-def _annotate_more(context: Context, iteration: int) -> None:
+def _told(knobs: AnnotateKnobs) -> dict[str, Any]:
+    """What of the knobs decides which judgments there are of a prompt."""
+    told = to_dict(knobs)
+    del told["generator"]  # whose answers they are is told apart
+    del told["orders"]  # it decides which prompts there are, not what is made of each
+    return told
+
+
+def _annotate_more(context: Context, iteration: int, asked: _Asked, drawn: Table[Judgment]) -> None:
+    """More samples, at a higher temperature, of the prompts of which `drawn` holds correct
+    judgments and none that failed."""
     here, config = context.run.iteration(iteration), context.config
     knobs, dpo = config.annotate, config.finetune.dpo
-    judging = _annotating(context, iteration).at(dpo.more_temperature)
+    asked = dataclasses.replace(asked, judging=asked.judging.at(dpo.more_temperature))
 
     def wanting(shard: int) -> list[Prompt]:
         judgments: dict[str, list[Judgment]] = {}
-        for row in here.judgments.read(shard):
+        for row in drawn.read(shard):
             judgments.setdefault(row.prompt_id, []).append(row)
         return [
             prompt
@@ -94,43 +141,38 @@ def _annotate_more(context: Context, iteration: int) -> None:
     told = [knobs.samples, list(knobs.waves), dpo.more_samples, list(dpo.negatives)]
     stage = ShardedStage(
         name="annotate_more",
-        print_=_print(context, iteration, "annotate_more", annotation.MORE_VERSION, told, judging),
+        print_=_print(context, "annotate_more", annotation.MORE_VERSION, told, asked),
         home=here.root,
         inputs=wanting,
         outputs=(here.more_judgments,),
         input_of=lambda table, row: row.prompt_id,
         derived=_preferences(here),
     )
-    story = partial(annotation.annotate_more, judge=judging, knobs=knobs, dpo=dpo)
-    _judge(context, iteration, stage, story)
+    story = partial(annotation.annotate_more, judge=asked.judging, knobs=knobs, dpo=dpo)
+    _judge(context, iteration, stage, story, asked)
 
 
 def _forget_more(here: IterationDir) -> None:
     """What was drawn for a DPO that is no more wanted so."""
-    files.remove(here.root / "annotate_more.json")
-    here.more_judgments.remove()
+    mark = here.root / "annotate_more.json"
+    marks.put_aside([here.more_judgments.directory], mark, marks.marked(mark))
+    files.forget(mark)
 
 
 def _preferences(here: IterationDir) -> tuple[epath.Path, ...]:
     return here.prefer_mark, here.preferring, here.preferences.directory
 
 
-def _endpoint(context: Context, iteration: int) -> str:
-    return context.config.annotate.generator.get(str(iteration), "")
+def _asked_to_annotate(context: Context, iteration: int) -> _Asked:
+    """The last iteration's judge, or the endpoint that stands in its place."""
+    place = context.run.iteration(iteration - 1)
+    endpoint = context.config.annotate.generator.get(str(iteration), "")
+    return _Asked(place, make_judge(context, place, "annotate", iteration, endpoint), endpoint)
 
 
-def _annotating(context: Context, iteration: int) -> judge.Judge:
-    """The judge whose judgments an iteration learns from."""
-    asked = context.run.iteration(iteration - 1)
-    return make_judge(context, asked, "annotate", iteration, _endpoint(context, iteration))
-
-
-def _print(
-    context: Context, iteration: int, name: str, version: int, told: Any, judging: judge.Judge
-) -> str:
-    asked = context.run.iteration(iteration - 1)
-    model = answers_of(context, asked, _endpoint(context, iteration))
-    return fingerprint(name, version, [told, judge_fingerprint(judging)], model=model)
+def _print(context: Context, name: str, version: int, told: Any, asked: _Asked) -> str:
+    model = answers_of(context, asked.place, asked.endpoint)
+    return fingerprint(name, version, [told, judge_fingerprint(asked.judging)], model=model)
 
 
 def _judge(
@@ -138,13 +180,13 @@ def _judge(
     iteration: int,
     stage: ShardedStage,
     story: Callable[..., Iterator[tuple[Prompt, list[Judgment]]]],
+    asked: _Asked,
 ) -> None:
     def work(rows: Iterator[Prompt], generator: Generator, in_flight: int) -> Iterator[Any]:
         for row, found in story(rows, generator, in_flight=in_flight, poll=preemption.poll):
             yield row, (found,)
 
-    asked = context.run.iteration(iteration - 1)
-    ask(context, stage, iteration, asked, work, _endpoint(context, iteration))
+    ask(context, stage, iteration, asked.place, work, asked.endpoint)
 
 
 def pairs_of_split(context: Context, split: str) -> Callable[[int], list[Pair]]:

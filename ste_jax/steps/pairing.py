@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ste_jax import preemption
+from ste_jax.checkpoints import TOKENIZER
 from ste_jax.context import Context
 from ste_jax.errors import WorkError
 from ste_jax.generators.protocol import Generator
@@ -14,18 +15,22 @@ from ste_jax.records import Instruction, Pair
 from ste_jax.rundir import RunDir, fingerprint
 from ste_jax.stages import pair as pairing
 from ste_jax.stages.asking import make_role, role_fingerprint
-from ste_jax.steps.asking import ask
+from ste_jax.steps.asking import ask, chat_template_of
 from ste_jax.steps.pool import answers_of
 from ste_jax.strict import to_dict
+from ste_jax.tokenizers import load_tokenizer
 from ste_jax.workplan import ShardedStage
 
 
 def make_pairs(context: Context) -> None:
     """Two answers per kept instruction, of which one is known to be better."""
     run, config, seed = context.run, context.config, context.run.iteration(0)
-    respond = make_role("respond", config.roles.respond, seed=config.seed)
-    modify = make_role("modify", config.roles.modify, seed=config.seed)
     knobs, elsewhere = to_dict(config.pair), config.pair.generator
+    chat = chat_template_of(seed, elsewhere)
+    respond, modify = (
+        make_role(name, getattr(config.roles, name), seed=config.seed, chat_template=chat)
+        for name in ("respond", "modify")
+    )
     del knobs["generator"]  # whose answers they are is told apart
     asked = [knobs, role_fingerprint(respond), role_fingerprint(modify)]
     model = answers_of(context, seed, elsewhere)
@@ -39,6 +44,7 @@ def make_pairs(context: Context) -> None:
     )
 
     def work(rows: Iterator[Instruction], generator: Generator, in_flight: int) -> Iterator[Any]:
+        counting = load_tokenizer(str(seed.checkpoint / TOKENIZER))
         for row, found in pairing.pair(
             rows,
             generator,
@@ -46,6 +52,7 @@ def make_pairs(context: Context) -> None:
             modify,
             config.pair,
             in_flight=in_flight,
+            count_tokens=lambda text: len(counting.encode(text)),
             poll=preemption.poll,
         ):
             yield row, (([], [found]) if isinstance(found, Pair) else ([found], []))

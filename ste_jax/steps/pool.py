@@ -11,16 +11,20 @@ from typing import Any
 
 from etils import epath
 
-from ste_jax import checkpoints, files, judge_card, preemption, rundir, shipped
+from ste_jax import checkpoints, files, judge_card, marks, preemption, shipped
+from ste_jax.config import LabelledSetKnobs, PoolKnobs
 from ste_jax.context import Context
 from ste_jax.errors import RequestError, SteError, WorkError
 from ste_jax.evaluation.readers import read_pairs
 from ste_jax.importing import write_checkpoint
 from ste_jax.opening import locate, source_fingerprint
 from ste_jax.records import Instruction, Pair, shard_of
-from ste_jax.rundir import IterationDir, Table, fingerprint
+from ste_jax.rundir import IterationDir, RunDir, Table, fingerprint
 from ste_jax.stages import intake
 from ste_jax.strict import to_dict
+
+_BEING_WRITTEN = "being written"
+"""The mark of a table while it is: a kill leaves a part of it beside a part of what was there."""
 
 
 def take_in(context: Context) -> None:
@@ -28,30 +32,55 @@ def take_in(context: Context) -> None:
     context.processes.from_first("intake", lambda: _take_in(context))
 
 
+def pool_mark(run: RunDir) -> epath.Path:
+    """Where it is remembered what the pool was read from."""
+    return run.root / "instructions" / "intake.json"
+
+
+def pool_print(knobs: PoolKnobs) -> str:
+    """What the pool is read from, and how; the latter alone before the stroke."""
+    source = fingerprint("source", 1, intake.source_identity(knobs))
+    return f"{_read_how(knobs, intake.VERSION)}/{source}"
+
+
+def _read_how(knobs: PoolKnobs, version: int) -> str:
+    told, usual = to_dict(knobs), to_dict(PoolKnobs())
+    for later in ("sample", "context_fields"):
+        if told[later] == usual[later]:
+            del told[later]
+    return fingerprint("intake", version, told)
+
+
+def is_taken_in(run: RunDir, knobs: PoolKnobs) -> bool:
+    """Whether the pool is there as it is to be, or all that can be had of it."""
+    if not run.begun() or not run.pool.complete():
+        return False
+    print_, there = pool_print(knobs), marks.marked(pool_mark(run))
+    gone = intake.missing_files(knobs)
+    like_it = tuple(_read_how(knobs, version) for version in (intake.VERSION, 1))
+    if gone and (not there or there.startswith(like_it)):
+        warnings.warn(f"going on with the pool that was taken in: {gone[0]} is gone", stacklevel=2)
+        return True
+    return there == print_
+
+
 def _take_in(context: Context) -> None:
     run, knobs = context.run, context.config.pool
-    asked = fingerprint("intake", intake.VERSION, to_dict(knobs))
-    print_ = f"{asked}/{fingerprint('source', 1, intake.source_identity(knobs))}"
-    mark = run.root / "instructions" / "intake.json"
-    there = rundir.marked(mark) if run.pool.complete() else ""
-    if there == print_:
+    if is_taken_in(run, knobs):
         return
-    gone = intake.missing_files(knobs)
-    if gone and there.startswith(asked):
-        warnings.warn(f"going on with the pool that was taken in: {gone[0]} is gone", stacklevel=2)
-        return
+    mark, print_ = pool_mark(run), pool_print(knobs)
     counts: dict[str, int] = {}
     set_aside: list[intake.Rejected] = []
+    required, sample = intake.Filter(knobs.require), intake.Sample(knobs.sample)
     spill = epath.Path(f"{run.pool.directory}.partial-spill")
     try:
-        _spill(spill, intake.collapse(intake.read_pool(knobs), counts, set_aside), run.pool.shards)
+        rows = intake.collapse(intake.read_pool(knobs, required), counts, set_aside)
+        _spill(spill, sample.passing(rows), run.pool.shards)
         if not counts["kept"]:
-            first = f"; the first: {set_aside[0]}" if set_aside else ""
-            paths = ", ".join(knobs.path)
-            raise WorkError(f"intake: no instruction in {paths} could be used{first}")
-        files.remove(mark)  # from here on the old pool is no more
-        run.pool.remove()
-        _write_pool(run.pool, spill)
+            raise nothing_to_take_in(knobs, required, set_aside)
+        sample.count(counts)
+        marks.mark(mark, _BEING_WRITTEN)  # from here on the old pool is no more
+        run.pool.expect(_write_pool(run.pool, spill, sample), counts["kept"])
     except OSError as error:
         raise WorkError(
             f"intake: could not write below {spill.parent}: {error.strerror or error}; make room "
@@ -59,43 +88,63 @@ def _take_in(context: Context) -> None:
         ) from error
     finally:
         files.remove(spill)
+    if required.passed_over:
+        counts["read"] += required.passed_over
+        counts["filtered"] = required.passed_over
     lines = [json.dumps(vars(each), ensure_ascii=False) + "\n" for each in set_aside]
     files.write_whole(run.rejected, "".join(lines).encode())
-    manifest = files.read_json(run.manifest)
-    files.write_json(run.manifest, {**manifest, "intake": counts})
-    rundir.mark(mark, print_)
+    files.write_twice(run.manifest, {**run.read_manifest(), "intake": counts})
+    marks.mark(mark, print_)
     context.log("intake", **counts)
 
 
+def nothing_to_take_in(
+    knobs: PoolKnobs, required: intake.Filter, set_aside: list[intake.Rejected]
+) -> SteError:
+    """The error of a pool without an instruction."""
+    if required.passed_over and not required.met:
+        return RequestError(f"intake: {required.told()}")
+    first = ""
+    if set_aside:
+        first = f"; the first: {set_aside[0].file}, line {set_aside[0].line}: {set_aside[0].reason}"
+    return WorkError(f"intake: no instruction in {', '.join(knobs.path)} could be used{first}")
+
+
 def _spill(spill: epath.Path, rows: Iterator[Instruction], shards: int) -> None:
-    """Spread a stream over one file per shard."""
+    """Spread a stream over one directory per shard, of files that are written once each: in an
+    object store nothing can be appended to."""
     files.remove(spill)
-    spill.mkdir(parents=True)
     waiting: dict[int, list[str]] = defaultdict(list)
 
-    def flush() -> None:
+    def flush(part: int) -> None:
         for shard, lines in waiting.items():
-            with (spill / str(shard)).open("a") as file:
-                file.writelines(lines)
+            place = spill / str(shard)
+            place.mkdir(parents=True, exist_ok=True)
+            (place / f"{part:08d}").write_text("".join(lines))
         waiting.clear()
 
+    number = 0
     for number, row in enumerate(rows, start=1):
         waiting[shard_of(row.id, shards)].append(json.dumps(vars(row)) + "\n")
         if number % _ROWS_IN_MEMORY == 0:
-            flush()
+            flush(number // _ROWS_IN_MEMORY)
         preemption.poll()
-    flush()
+    flush(number // _ROWS_IN_MEMORY + 1)
 
 
-def _write_pool(pool: Table[Instruction], spill: epath.Path) -> None:
-    """The spilled rows as a table: one shard is in memory."""
+def _write_pool(pool: Table[Instruction], spill: epath.Path, sample: intake.Sample) -> int:
+    """The spilled rows of the sample as a table: one shard is in memory. Returns how many there
+    are."""
+    total, drawn = 0, sample.ids()
     for shard in range(pool.shards):
-        file = spill / str(shard)
-        lines = file.read_text().splitlines() if file.exists() else []
-        made = [json.loads(line) for line in lines]
-        pool.write(
+        place = spill / str(shard)
+        parts = sorted(place.iterdir()) if place.exists() else []
+        made = [json.loads(line) for part in parts for line in part.read_text().splitlines()]
+        made = [row for row in made if not sample.size or row["id"] in drawn]
+        total += pool.write(
             shard, [Instruction(**{**row, "messages": tuple(row["messages"])}) for row in made]
         )
+    return total
 
 
 _ROWS_IN_MEMORY = 4096
@@ -112,27 +161,66 @@ def take_in_labelled(context: Context) -> None:
 
 def _take_in_labelled(context: Context) -> None:
     for knobs in context.config.evaluate.sets:
-        table = context.run.labelled(knobs.name)
-        path = shipped.path_of(knobs.data)
-        mark = context.run.root / "labelled" / f"{knobs.name}.json"
-        content = hashlib.blake2b(path.read_bytes()).hexdigest() if path.is_file() else ""
-        print_ = fingerprint("labelled", 1, [knobs.benchmark, knobs.by], inputs=content)
-        if table.complete() and rundir.marked(mark) == print_:
+        if is_read(context.run, knobs):
             continue
+        table, mark = context.run.labelled(knobs.name), labelled_mark(context.run, knobs)
         by_shard: dict[int, list[Pair]] = {shard: [] for shard in range(table.shards)}
-        for pair in read_pairs(knobs.benchmark, path):
-            columns = json.loads(pair.extra or "{}")
-            missing = [name for name in knobs.by if name not in columns]
-            if missing:
-                raise RequestError(
-                    f"evaluate.sets: {knobs.data} has a row without the column {missing[0]!r}, by "
-                    f"which {knobs.name} is to be told apart"
-                )
+        pairs = read_labelled(knobs)
+        for pair in pairs:
             by_shard[shard_of(pair.instruction_id, table.shards)].append(pair)
-        files.remove(mark)
-        for shard, rows in by_shard.items():
-            table.write(shard, rows)
-        rundir.mark(mark, print_)
+        marks.mark(mark, _BEING_WRITTEN)
+        written = sum(table.write(shard, rows) for shard, rows in by_shard.items())
+        table.expect(written, len(pairs))
+        marks.mark(mark, labelled_print(knobs))
+
+
+def labelled_mark(run: RunDir, knobs: LabelledSetKnobs) -> epath.Path:
+    """Where it is remembered what a labelled set was read from."""
+    return run.root / "labelled" / f"{knobs.name}.json"
+
+
+def labelled_print(knobs: LabelledSetKnobs) -> str:
+    """What a labelled set is read from, and how; the latter alone before the stroke."""
+    path = shipped.path_of(knobs.data)
+    content = hashlib.blake2b(path.read_bytes()).hexdigest() if path.is_file() else ""
+    source = fingerprint("labelled", 2, [knobs.benchmark, knobs.by], inputs=content)
+    return f"{_labelled_how(knobs)}/{source}"
+
+
+def _labelled_how(knobs: LabelledSetKnobs) -> str:
+    return fingerprint("labelled", 2, [knobs.data, knobs.benchmark, knobs.by])
+
+
+def is_read(run: RunDir, knobs: LabelledSetKnobs) -> bool:
+    """Whether a labelled set is there as it is to be, or all that can be had of it."""
+    if not run.begun() or not run.labelled(knobs.name).complete():
+        return False
+    there = marks.marked(labelled_mark(run, knobs))
+    if not shipped.path_of(knobs.data).exists() and there.startswith(f"{_labelled_how(knobs)}/"):
+        warnings.warn(
+            f"going on with the pairs of {knobs.name} that were read: {knobs.data} is gone",
+            stacklevel=2,
+        )
+        return True
+    return there == labelled_print(knobs)
+
+
+def read_labelled(knobs: LabelledSetKnobs) -> list[Pair]:
+    """The pairs of a labelled set.
+
+    Raises:
+      RequestError: the file cannot be read, or lacks a column that accuracy is told apart by.
+    """
+    pairs = list(read_pairs(knobs.benchmark, shipped.path_of(knobs.data), knobs.by))
+    for pair in pairs:
+        columns = json.loads(pair.extra or "{}")
+        missing = [name for name in knobs.by if name not in columns]
+        if missing:
+            raise RequestError(
+                f"evaluate.sets: {knobs.data} has a row without the column {missing[0]!r}, by "
+                f"which {knobs.name} is to be told apart"
+            )
+    return pairs
 
 
 def import_seed(context: Context) -> None:
@@ -187,7 +275,12 @@ def answers_of(context: Context, iteration: IterationDir, endpoint: str = "") ->
     """What decides an iteration's judge's answers besides the question: its parameters and what
     types it is asked in. Of an `endpoint` it is the model, wherever that is served."""
     if endpoint:
-        return f"endpoint/{context.config.endpoints[endpoint].model}"
+        knobs = context.config.endpoints[endpoint]
+        unsent = [
+            name for name in knobs.leave_out if name != "seed"
+        ]  # it decides nothing by itself
+        without = f" without {', '.join(sorted(unsent))}" if unsent else ""
+        return f"endpoint/{knobs.model}{without}"
     decoding = context.config.decoding
     weights = "" if decoding.weights == "dtype" else f"/{decoding.weights}"
     return f"{model_of(iteration)}/{decoding.dtype}{weights}"

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from ste_jax import files, preemption, rundir
+from ste_jax import files, marks, preemption, rundir
 from ste_jax.context import Context
 from ste_jax.errors import WorkError
 from ste_jax.generators.protocol import Generator
 from ste_jax.records import Instruction, Selection, shard_of
 from ste_jax.rundir import fingerprint
-from ste_jax.stages import select
+from ste_jax.stages import near_duplicates, select
 from ste_jax.stages.asking import make_role, role_fingerprint
-from ste_jax.steps.asking import ask
+from ste_jax.steps.asking import ask, chat_template_of
 from ste_jax.steps.pool import answers_of
 from ste_jax.strict import to_dict
 from ste_jax.workplan import ShardedStage
@@ -23,7 +24,12 @@ from ste_jax.workplan import ShardedStage
 def label(context: Context) -> None:
     """One label per instruction of the pool."""
     run, knobs, seed = context.run, context.config.select, context.run.iteration(0)
-    role = make_role("classify", context.config.roles.classify, seed=context.config.seed)
+    role = make_role(
+        "classify",
+        context.config.roles.classify,
+        seed=context.config.seed,
+        chat_template=chat_template_of(seed, knobs.generator),
+    )
     asked = [knobs.labels, knobs.content_free, knobs.categories, select.needs_difficulty(knobs)]
     stage = ShardedStage(
         name="label",
@@ -37,6 +43,7 @@ def label(context: Context) -> None:
         inputs=run.pool.read,
         outputs=(run.label_scores, run.labels),
         input_of=lambda table, row: row.id,
+        together=knobs.labels == "score",
     )
 
     def work(rows: Iterator[Instruction], generator: Generator, in_flight: int) -> Iterator[Any]:
@@ -57,28 +64,31 @@ def _choose(context: Context) -> None:
     run, knobs = context.run, context.config.select
     asked = to_dict(knobs)
     del asked["generator"]  # who labelled is told by the labels' own mark
+    asked["near_duplicates"] = near_duplicates.VERSION
     print_ = fingerprint("choose", select.VERSION, asked, inputs=rundir.row_ids([run.labels]))
-    labels_print = rundir.marked(run.root / "instructions" / "label.json")
+    labels_print = marks.marked(run.root / "instructions" / "label.json")
     print_ = fingerprint("choose", select.VERSION, print_, model=labels_print)
     mark = run.root / "instructions" / "choose.json"
-    if rundir.marked(mark) == print_ and run.selected.complete() and run.selection.complete():
+    if marks.marked(mark) == print_ and run.selected.complete() and run.selection.complete():
+        run.selection.check()
         return
-    files.remove(mark)
     chosen = select.choose(run.pool.rows, run.labels.rows(), knobs)
     by_shard: dict[int, list[Any]] = {shard: [] for shard in range(run.shards)}
     for each in chosen:
         by_shard[shard_of(each.id, run.shards)].append(each)
     kept = {each.id: each for each in chosen if each.fate == "kept"}
-    for shard, rows in by_shard.items():
-        run.selection.write(shard, rows)
-        pool = [row for row in run.pool.read(shard) if row.id in kept]
-        run.selected.write(shard, [_with_fate(row, kept[row.id]) for row in pool])
     if not kept:
-        fates: dict[str, int] = {}
-        for each in chosen:
-            fates[each.fate] = fates.get(each.fate, 0) + 1
-        raise WorkError(f"select: no instruction was kept of {len(chosen)}: {fates}")
-    rundir.mark(mark, print_)
+        counts = dict(Counter(each.fate for each in chosen))
+        raise WorkError(f"select: no instruction was kept of {len(chosen)}: {counts}")
+    files.forget(mark)
+    fates, selected = 0, 0
+    for shard, rows in by_shard.items():
+        fates += run.selection.write(shard, rows)
+        pool = [row for row in run.pool.read(shard) if row.id in kept]
+        selected += run.selected.write(shard, [_with_fate(row, kept[row.id]) for row in pool])
+    run.selection.expect(fates, len(chosen))
+    run.selected.expect(selected, len(kept))
+    marks.mark(mark, print_)
     context.log("selected", kept=len(kept), of=len(chosen))
 
 

@@ -42,6 +42,7 @@ class Letters:
     """Tokens and text of the small model."""
 
     eos_ids = EOS
+    thinks = False
 
     def encode(self, text: str, *, continues: bool = False) -> list[int]:
         del continues
@@ -49,6 +50,9 @@ class Letters:
 
     def decode(self, ids: Sequence[int]) -> str:
         return "".join(LETTERS[token] for token in ids if token > 2)
+
+    def opened_thoughts(self, messages: Sequence[Any], arguments: Any = None) -> str:
+        return ""
 
     def prompt_ids(self, messages: Sequence[Any], continue_text: str = "") -> list[int]:
         turns = [[0, *self.encode(message["content"])] for message in messages]

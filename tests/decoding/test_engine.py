@@ -80,8 +80,16 @@ def test_a_sample_is_the_same_alone_in_a_crowd_in_another_order_and_in_waves() -
     assert waves == together
 
 
-@pytest.mark.parametrize("as_list", [True, False], ids=["list", "stacked"])
-@pytest.mark.parametrize("windows", [False, True], ids=["plain", "windows"])
+@pytest.mark.parametrize(
+    ("windows", "as_list"),
+    [
+        pytest.param(False, True, id="plain-list"),
+        pytest.param(True, False, id="windows-stacked"),
+        pytest.param(False, False, id="plain-stacked", marks=pytest.mark.slow),
+        pytest.param(True, True, id="windows-list", marks=pytest.mark.slow),
+    ],
+)
+@pytest.mark.usefixtures("optimized")
 def test_a_sample_is_the_same_however_far_others_have_come(
     windows: bool, as_list: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -240,13 +248,14 @@ def test_rows_that_cannot_be_drawn_fail_alone() -> None:
     assert errors.keys() == wrong.keys()
     assert "33 tokens" in errors["long"] and "prompt_buckets" in errors["long"]
     assert "top_p=0.0" in errors["top_p"]
+    assert [name for (name, _), one in found.items() if one.too_long] == ["long"]
 
 
 def test_more_than_the_models_positions_fails() -> None:
     engine = small.engine(new_buckets=(48,))
     engine.submit(sampled("x", max_new_tokens=40), prompt(0, 25))
     (one,) = engine.completions()
-    assert "more than the model's 64 positions" in one.error
+    assert one.too_long and "more than the model's 64 positions" in one.error
 
 
 POISON = 7

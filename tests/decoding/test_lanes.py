@@ -58,4 +58,8 @@ def test_what_fits_nowhere_is_told(prompt: int, new: int, why: str) -> None:
 )
 def test_knobs_that_cannot_be_run(wrong: dict[str, Any], named: str) -> None:
     with pytest.raises(RequestError, match=named):
-        check_knobs(DecodingKnobs(**{"prompt_buckets": (16,), "prefill_chunk": 8, **wrong}))
+        check_knobs(
+            DecodingKnobs(
+                **{"prompt_buckets": (16,), "new_buckets": (8,), "prefill_chunk": 8, **wrong}
+            )
+        )

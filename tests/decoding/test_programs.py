@@ -11,6 +11,7 @@ import pytest
 from ste_jax.decoding import attend as attend_module
 from ste_jax.decoding.engine import empty_control
 from ste_jax.decoding.programs import NOTHING, Programs
+from tests.compiling import OPTIMIZED
 from tests.decoding import small
 
 GROUPS, ROWS, PROMPT, NEW = 2, 3, 32, 24
@@ -35,7 +36,7 @@ def test_the_caches_are_written_in_place(
         control=empty_control(GROUPS, ROWS),
         eos_ids=np.array(small.EOS, np.int32),
     )
-    text = lowered.compile().as_text()
+    text = lowered.compile(OPTIMIZED).as_text()
     size = rf"(?:{block}|{NEW % block})" if NEW % block else f"{NEW}"
     past = rf"f32\[{GROUPS},{ROWS},2,(?:8,{size}|{size},8)\]"
     of_a_block = 4  # keys and values of 2 layers

@@ -20,6 +20,7 @@ from transformers.generation.logits_process import (
 )
 
 from ste_jax.decoding.sampling import row_keys, sample
+from tests.compiling import OPTIMIZED
 
 Array = np.ndarray[Any, Any]
 
@@ -72,7 +73,7 @@ def assert_drawn_from(share: Array, counts: Array, least: int) -> int:
     return freedom
 
 
-drawing = jax.jit(sample, static_argnames="columns")
+drawing = jax.jit(sample, static_argnames="columns", compiler_options=OPTIMIZED)
 
 
 def draw(

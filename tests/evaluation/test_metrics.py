@@ -78,7 +78,9 @@ def test_by_hand() -> None:
     found = measure(*judge(said), bootstrap=50)
     expected: dict[str, Any] = {
         "n": 4,
+        "n_too_long": 0,
         "n_prompts": 8,
+        "n_prompts_too_long": 0,
         "votes": 3,
         "accuracy": 4 / 8,
         "consistent_accuracy": 1 / 4,
@@ -383,3 +385,60 @@ def test_a_judgment_is_sound_where_each_of_its_steps_is() -> None:
     assert (found["step_solved"], found["step_concluded"]) == (0.75, 0.5)
     assert found["sound"] == 0.25
     assert found["sound_of_right"] == 0.5
+
+
+# ---------------------------------------------------------------------------------------------
+# Prompts that do not fit
+
+
+def without_room(said: Sequence[Judgment], *prompt_ids: str) -> list[Judgment]:
+    lost = {"verdict": None, "failure": "too_long", "forced": False}
+    return [
+        Judgment(**{**vars(one), **lost}) if one.prompt_id in prompt_ids else one for one in said
+    ]
+
+
+def test_prompts_that_do_not_fit_are_in_no_share() -> None:
+    right: list[list[Said]] = [["A"], ["B"]]
+    prompts, judgments = judge([right, [["B"], ["B"]], right, right])
+    # Of the second pair one order, of the third both.
+    gone = without_room(judgments, "q001ab", "q002ab", "q002ba")
+    found = measure(prompts, gone, bootstrap=20)
+    assert (found["n"], found["n_too_long"]) == (4, 2)
+    assert (found["n_prompts"], found["n_prompts_too_long"]) == (8, 3)
+    assert found["accuracy"] == 1.0 and found["consistent_accuracy"] == 1.0
+    assert found["unparsed"] == 0.0 and found["parsed_unforced"] == 1.0
+    assert found["share_a"] == 2 / 5
+    assert found["failures"] == {"too_long": 3}
+    # An error is no lack of room: what the judge failed to say is wrong.
+    failed = [Judgment(**{**vars(one), "failure": "error"}) if one.verdict is None else one
+              for one in gone]  # fmt: skip
+    assert measure(prompts, failed, bootstrap=1)["accuracy"] == 5 / 8
+
+
+def test_where_nothing_fits_every_share_is_null() -> None:
+    prompts, judgments = judge([[["A"], ["B"]]])
+    found = measure(prompts, without_room(judgments, "q000ab", "q000ba"), bootstrap=5)
+    assert found["n_too_long"] == 1
+    assert all(found[name] is None and found[f"{name}_ci95"] is None for name in SHARES)
+    json.dumps(found, allow_nan=False)
+
+
+def test_two_judges_are_compared_on_what_fits_both() -> None:
+    right: list[list[Said]] = [["A"], ["B"]]
+    wrong: list[list[Said]] = [["B"], ["A"]]
+    prompts, of_a = judge([right, wrong, wrong])
+    _, of_b = judge([right, right, wrong])
+    found = compare(prompts, without_room(of_a, "q002ab", "q002ba"), of_b, bootstrap=5)
+    assert (found["n"], found["n_too_long"], found["accuracy"]) == (3, 1, 0.5)
+    found = compare(prompts, of_a, without_room(of_b, "q001ab", "q001ba"), bootstrap=5)
+    assert (found["n_too_long"], found["accuracy"], found["consistent_accuracy"]) == (1, 0.0, 0.0)
+
+
+def test_groups_say_how_many_did_not_fit() -> None:
+    prompts, judgments = judge([[["A"], ["B"]], [["A"], ["A"]]])
+    gone = without_room(judgments, "q001ba")
+    found = metrics.measure_groups(prompts, gone, {"p000": "easy", "p001": "hard"}, bootstrap=5)
+    assert found["hard"]["n_too_long"] == 1 and found["hard"]["accuracy"] == 1.0
+    assert found["hard"]["consistent_accuracy"] is None
+    assert found["easy"]["n_too_long"] == 0

@@ -88,6 +88,7 @@ def main() -> int:
         return 75
     if jax.process_index() == 0:
         (root / "came-to.json").write_text(json.dumps(dataclasses.asdict(result)))
+    print("done", flush=True)
     return 0
 
 

@@ -94,6 +94,7 @@ class Trained:
         self.examples: Sequence[Unit] = EXAMPLES
         self.objective: Objective | None = None
         self.let_go = False
+        self.start: dict[str, Any] | None = None
         self.mesh = ONE
         self.model: Decoder | None = None
         self.log: Callable[[dict[str, Any]], None] = self.logged.append
@@ -121,4 +122,5 @@ class Trained:
             log=self.log,
             stop_requested=lambda: self.stop(),
             objective=self.objective,
+            start=self.start,
         )

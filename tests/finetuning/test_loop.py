@@ -41,6 +41,9 @@ pytestmark = [
 Check = Callable[[FinetuneResult, Trained], None]
 
 
+LEDGER = ("ledger.json", "ledger.json.copy")
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[FinetuneResult, Trained]:
     """One to which nothing happens."""
@@ -62,7 +65,8 @@ def check(undisturbed: tuple[FinetuneResult, Trained]) -> Check:
         # Steps that were taken again were logged alike.
         assert all(without_seconds(e) == want.steps[e["step"] - 1] for e in trained.logged)
         home = next((trained.root / "state").iterdir())
-        assert [path.name for path in home.iterdir()] == ["result.json"]
+        left = {path.name for path in home.iterdir()}
+        assert left == {"result.json", "result.json.copy"}
 
     return check
 
@@ -240,7 +244,7 @@ def stopped_after_six(trained: Trained) -> epath.Path:
         trained.run()
     trained.stop = lambda: False
     home = next((trained.root / "state").iterdir())
-    assert sorted(path.name for path in home.iterdir()) == ["4", "6", "ledger.json"]
+    assert sorted(path.name for path in home.iterdir()) == ["4", "6", *LEDGER]
     return home
 
 
@@ -442,7 +446,7 @@ def test_as_many_states_are_kept_as_the_knob_says(trained: Trained, check: Check
     with pytest.raises(Preempted):
         trained.run()
     home = next((trained.root / "state").iterdir())
-    assert sorted(path.name for path in home.iterdir()) == ["6", "8", "9", "ledger.json"]
+    assert sorted(path.name for path in home.iterdir()) == ["6", "8", "9", *LEDGER]
     trained.stop = lambda: False
     check(trained.run(), trained)
 
@@ -465,3 +469,28 @@ def test_what_is_too_long_is_cut_off_if_it_is_asked_for(trained: Trained) -> Non
     assert (result.dropped, result.truncated) == (["prompt"], ["long"])
     cut = long.cut(32)
     assert (cut.length, cut.prompt_ids) == (32, long.prompt_ids)
+
+
+def test_what_it_begins_with_may_be_the_best(trained: Trained) -> None:
+    trained.start = {"accuracy": 0.5}
+    polls = iter([False] * 5 + [True])
+    trained.stop = lambda: next(polls)
+    with pytest.raises(Preempted):
+        trained.run()
+    trained.stop = lambda: False
+    trained.start = {"accuracy": 0.0}  # what was measured first counts
+    result = trained.run()
+    assert [v["step"] for v in result.validations] == [0, 4, 8, 10]
+    assert (result.best_step, result.best_accuracy) == (0, 0.5)
+    assert trained.kept is None  # who began with it has it still
+    assert trained.measured == [4, 8, 10]
+
+
+def test_of_equals_what_was_trained_is_the_best(
+    trained: Trained, undisturbed: tuple[FinetuneResult, Trained]
+) -> None:
+    trained.start = {"accuracy": 0.1}
+    result = trained.run()
+    assert (result.best_step, result.best_accuracy) == (10, 0.1)
+    assert result.steps == undisturbed[0].steps
+    assert trained.kept is not None

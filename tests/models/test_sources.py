@@ -201,7 +201,7 @@ def test_a_hub_name_is_fetched_by_the_hub_client(
         return str(snapshot)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    source = resolve("org/some-model")
+    source = resolve("hf:org/some-model")
     assert (source.kind, str(source.path), source.name) == ("hf", str(snapshot), "org/some-model")
     assert "*.safetensors" in asked["org/some-model"]
     assert not any("bin" in pattern for pattern in asked["org/some-model"])
@@ -212,8 +212,33 @@ def test_a_hub_that_does_not_answer_is_one_sentence(monkeypatch: pytest.MonkeyPa
         raise ConnectionError("no route\nand much more")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    with pytest.raises(WorkError, match=r"org/some-model: .*hub \(no route\)$"):
-        resolve("org/some-model")
+    with pytest.raises(WorkError, match=r"hf:org/some-model: .*hub \(no route\)$"):
+        resolve("hf:org/some-model")
+
+
+@pytest.mark.parametrize("given", ["runs/nope", "org/some-model", "models/none.gguf", "hf:org"])
+def test_a_path_that_is_not_there_is_looked_up_nowhere(
+    given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def download(name: str, allow_patterns: list[str]) -> str:
+        raise AssertionError(f"{name} was looked up")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RequestError, match=given) as caught:
+        resolve(given)
+    assert (f"hub is hf:{given}" in str(caught.value)) == (given in ("runs/nope", "org/some-model"))
+
+
+@pytest.mark.parametrize("beside", [(), ("tokenizer.json", "config.json"), ("training_args.bin",)])
+def test_an_adapter_alone_is_refused_with_its_base(tmp_path: Path, beside: tuple[str, ...]) -> None:
+    path = directory(tmp_path / "m", "adapter_model.safetensors", *beside)
+    (path / "adapter_config.json").write_text('{"base_model_name_or_path": "org/base"}')
+    with pytest.raises(RequestError, match=r"holds an adapter .* base model org/base and give"):
+        resolve(str(path))
+    (path / "adapter_config.json").write_text("[")
+    with pytest.raises(RequestError, match=r"merge it into its base model and give"):
+        resolve(str(path))
 
 
 def test_nothing_here_imports_jax() -> None:

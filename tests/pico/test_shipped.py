@@ -65,6 +65,7 @@ def test_its_tokenizer_is_the_one_that_the_command_makes(seed: Path) -> None:
     assert json.loads(made.to_str()) == json.loads((seed / "tokenizer.json").read_text())
 
 
+@pytest.mark.usefixtures("one_device")
 def test_it_plays_every_role() -> None:
     found = measure_skills(open_generator("pico", CONFIG.decoding), "dev", 150)
     assert found["answers"] > 0.85 and found["checks"] > 0.7

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -48,7 +50,27 @@ from ste_jax.prompts.parse import (
 )
 def test_verdict_is_the_judges_own(text: str, verdict: str) -> None:
     assert parse_verdict(text) == (verdict, None)
-    assert parse_verdict(text.replace("\n", "\r\n"), "length") == (verdict, None)
+    assert parse_verdict(text.replace("\n", "\r\n")) == (verdict, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "verdict"),
+    [
+        ("A is better.\n\n[[A]]\n\nThat is to say, A", "A"),
+        ("### **[[B]]**.\nFor", "B"),
+        ("1. [[A]]\n2. it", "A"),
+        ('It says so.\n\n"[[A]]"', "A"),
+        ("One may think of [[B]] first.\n[[A]]\nBut", "A"),
+        ("Final verdict: [[A]]", None),
+        ("So I would say [[A]], were it not", None),
+        ("[[A]] is what one would say,", None),
+        ("[[A]] or [[B]]", None),
+    ],
+)
+def test_of_a_text_that_was_cut_off_a_mark_counts_on_a_line_of_its_own(
+    text: str, verdict: str | None
+) -> None:
+    assert parse_verdict(text, "length") == (verdict, None if verdict else "cut_off")
 
 
 @pytest.mark.parametrize(
@@ -94,7 +116,7 @@ def test_no_verdict(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["[[A]]\n[[B]]", "[[A]] or [[B]]", "[[tie]]\n\n[[A]]", "[[B]]\n\n```\nx\n```\n[[A]]"]
+    "text", ["[[A]]\n[[B]]", "[[A]]\n- [[B]]", "[[tie]]\n\n[[A]]", "[[B]]\n\n```\nx\n```\n[[A]]"]
 )
 def test_two_verdicts_are_none(text: str) -> None:
     assert parse_verdict(text) == (None, "conflict")
@@ -128,7 +150,7 @@ def test_a_quoted_mark_changes_no_verdict(
     assert parse_verdict("\n".join(lines)).verdict == "A"
     at = data.draw(st.integers(0, len(lines)))
     if data.draw(st.booleans()):
-        lines.insert(at, data.draw(st.sampled_from(BETWEEN)))
+        lines[at:at] = [data.draw(st.sampled_from(BETWEEN)), ""]  # a block quote ends there
     else:
         lines.insert(at, f"so: {data.draw(st.sampled_from(BESIDE))} it is")
     assert parse_verdict("\n".join(lines)) == ("A", None)
@@ -249,6 +271,71 @@ def test_modified_sections(text: str) -> None:
     assert parse_modified(text, with_response=True) == (BOTH, None)
     assert parse_modified(text, with_response=False) == (BOTH._replace(response=None), None)
     assert parse_modified(text, with_response=True, finish_reason="length") == (None, "cut_off")
+
+
+@pytest.mark.parametrize(
+    "mark",
+    [
+        "[/{}]", "[End of {}]", "[The End of {}]", "[The End of the {}]", "[END {}]", "[{} End]",
+        "</{}>", "**[/{}]**", "`[/{}]`", "=== End of {} ===", "(End of {})", "<|end of {}|>",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("before", ["\n", "\n\n", " ", ""])
+@pytest.mark.parametrize("after", ["", "\n", "\n\nI hope that this helps!\n"])
+def test_a_section_ends_at_its_closing_mark(mark: str, before: str, after: str) -> None:
+    one = ONE.rstrip() + before + mark.format("Modified Instruction") + "\n\n"
+    two = TWO.rstrip() + before + mark.format("Response") + after
+    assert parse_modified(one + two, with_response=True) == (BOTH, None)
+    assert parse_modified(one, with_response=False) == (BOTH._replace(response=None), None)
+
+
+@pytest.mark.parametrize("mark", ["[END]", "[The End]", "[/]", "End of response", "---\n[/Answer]"])
+def test_less_plain_closing_marks(mark: str) -> None:
+    assert parse_modified(f"{ONE}{TWO.rstrip()}\n{mark}", with_response=True) == (BOTH, None)
+
+
+@pytest.mark.parametrize(
+    "mark",
+    ["### [/Response]", "> [/Response]", "- [/Response]", "### **[/Response]**", "- `[/Response]`:"]
+    + ["### End ###", "=== The End ===", "[Response/]", "[/Resp]", "## [End]", "[End]", "[/]"],
+)
+@pytest.mark.parametrize("after", ["", "\n", "\nI hope that this helps!\n\nBye."])
+def test_a_closing_mark_may_be_decorated_and_be_followed(mark: str, after: str) -> None:
+    text = f"{ONE}{TWO.rstrip()}\n{mark}{after}"
+    assert parse_modified(text, with_response=True) == (BOTH, None)
+
+
+@pytest.mark.parametrize(
+    "piece", ["</answer>\n", "<answer>\n</answer>\n", "[end] ", "### End", "- "]
+)
+def test_closing_marks_take_linear_time(piece: str) -> None:
+    began = time.process_time()
+    text = f"{ONE}{RESPONSE_MARK}\n<answer>" + piece * (200_000 // len(piece))
+    assert parse_modified(text + "x", with_response=True)[0] is not None
+    assert time.process_time() - began < 2
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "<r>\n<answer/>\n</r>",
+        "They lived happily.\n**The End**",
+        "<response>5</response>",
+        "Write `<answer>` first and `</answer>` last: <answer>5</answer>",
+        "Say [end] and go on.",
+        "This is the end of the answer",
+        "items[end]\nitems[0]",
+        "We come to the end of response times.",
+    ],
+)
+def test_what_only_looks_like_a_closing_mark_stays(answer: str) -> None:
+    found, _ = parse_modified(f"{ONE}{RESPONSE_MARK}\n{answer}", with_response=True)
+    assert found is not None and found.response == answer
+
+
+def test_a_section_that_is_closed_at_once_is_empty() -> None:
+    text = f"{ONE}{RESPONSE_MARK}\n[/Response]\nNothing."
+    assert parse_modified(text, with_response=True) == (None, "empty_response")
 
 
 @pytest.mark.parametrize(

@@ -191,9 +191,9 @@ def test_a_damaged_or_foreign_shard_is_named(fake_run: Callable[..., Any]) -> No
     run = fake_run().begin().run
     path = run.pool.path(1)
     path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(WorkError, match=r"00001-of-00003\.parquet is not a readable table"):
+    with pytest.raises(WorkError, match=r"00001-of-00003\.parquet is damaged"):
         list(read_columns(run.pool, "id"))
     score = LabelScore(id="x", kind="category", label="coding", logprob=-1.0, calibrated=0.0)
     Table(run.pool.directory, LabelScore, 3).write(1, [score])
-    with pytest.raises(WorkError, match=r"00001-of-00003\.parquet is not a readable table"):
+    with pytest.raises(WorkError, match=r"00001-of-00003\.parquet is damaged"):
         list(read_columns(run.pool, "id", "messages"))

@@ -203,7 +203,8 @@ def test_markup_is_escaped_once_and_our_own_never() -> None:
 
 
 def test_control_characters_are_shown_as_such() -> None:
-    assert escape("a\x00\x1b[31m\r\n\tb") == "a\ufffd\ufffd[31m\r\n\tb"
+    assert escape("a\x00\x1b[31m\r\n\tb") == "a\\u0000\\u001b[31m\n\tb"
+    assert escape("\u202e[[A]]\u2066\x9b") == "\\u202e[[A]]\\u2066\\u009b"
 
 
 def test_long_words_are_cut_with_a_remark() -> None:

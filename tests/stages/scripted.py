@@ -21,7 +21,8 @@ Reply = str | tuple[str, str]
 
 @dataclass
 class Scripted:
-    """`reply(request, sample)` is a text, or (text, finish reason). Token ids are code points."""
+    """`reply(request, sample)` is a text, or (text, finish reason), of which "too_long" is an error
+    of its own. Token ids are code points."""
 
     reply: Callable[[Request, int], Reply]
     logprobs: Callable[[ScoreRequest, str], float] = lambda request, completion: 0.0
@@ -42,7 +43,8 @@ class Scripted:
         while self._queue:
             request, sample = self._queue.pop() if self.last_first else self._queue.popleft()
             said = self.reply(request, sample)
-            text, reason = said if isinstance(said, tuple) else (said, "stop")
+            text, told = said if isinstance(said, tuple) else (said, "stop")
+            reason = "error" if told == "too_long" else told
             yield Completion(
                 request_id=request.id,
                 sample=sample,
@@ -51,6 +53,7 @@ class Scripted:
                 finish_reason=reason,  # type: ignore[arg-type]
                 continued_ids=request.continue_ids + tuple(map(ord, request.continue_text)),
                 error=text if reason == "error" else "",
+                too_long=told == "too_long",
             )
 
     def release(self, id: str) -> None:

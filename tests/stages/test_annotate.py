@@ -88,11 +88,12 @@ def test_all_draws_every_sample_and_releases_every_prompt():
 def test_a_prompt_that_cannot_be_asked_is_asked_once():
     judge = make_judge(force_verdict=True)
     knobs = AnnotateKnobs(samples=8, waves=(2,), policy="all")
-    generator = Scripted(lambda request, sample: ("too long", "error"))
-    ((_, judgments), *_) = annotate(prompts(judge, 1), generator, judge, knobs, in_flight=1)
-    assert [(j.failure, j.verdict, j.forced, j.text) for j in judgments] == [
-        ("error", None, False, "too long")
-    ] * 2
+    for failure in ("error", "too_long"):
+        generator = Scripted(lambda request, sample, kind=failure: ("4000 tokens", kind))
+        ((_, judgments), *_) = annotate(prompts(judge, 1), generator, judge, knobs, in_flight=1)
+        assert [(j.failure, j.verdict, j.forced, j.text) for j in judgments] == [
+            (failure, None, False, "4000 tokens")
+        ] * 2
 
 
 def test_more_are_drawn_until_one_has_failed_as_is_wanted():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -68,6 +69,20 @@ def test_kept_are_correct_balanced_and_of_the_lowest_index(drawn):
     kept = Counter(labels[id] for id in found.kept)
     assert kept["A"] == kept["B"] == found.kept_letters["A"] == found.kept_letters["B"]
     assert len(found.kept) + sum(found.dropped.values()) == len(prompts)
+
+
+@pytest.mark.parametrize("kind", ["error", "too_long"])
+def test_what_could_not_be_asked_has_a_reason_of_its_own(kind):
+    prompts = [prompt(0, "A"), prompt(1, "A")]
+    drawn = [(0, 0, None), (0, 1, None), (1, 0, kind), (1, 1, None)]
+    judgments = [judgment(n, s, None) for n, s, _ in drawn]
+    judgments[:2] = [dataclasses.replace(each, failure=kind) for each in judgments[:2]]
+    judgments[2] = dataclasses.replace(judgments[2], failure=kind)
+    found = curate(prompts, judgments, CurateKnobs())
+    # Of the second prompt one sample was answered, without a verdict.
+    assert found.dropped == {kind: 1, "no_verdict": 1}
+    chosen = prefer(prompts, judgments, DpoKnobs(), balance=False)
+    assert chosen.prompts_dropped == {kind: 1, "no_correct": 1}
 
 
 def test_reasons():

@@ -12,6 +12,7 @@ import pytest
 from ste_jax.config import PoolKnobs
 from ste_jax.errors import RequestError
 from ste_jax.records import Instruction
+from ste_jax.stages import sources
 from ste_jax.stages.intake import Rejected, at_path, collapse, read_pool
 
 ROWS = [{"instruction": "one", "n": 1}, {"instruction": "two", "n": 2}]
@@ -46,6 +47,35 @@ def test_a_file_that_is_not_what_it_says(tmp_path, ending):
     path.write_text("{nothing")
     with pytest.raises(RequestError, match=f"pool.{ending}"):
         texts(path)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "./typo",
+        "../typo",
+        "/no/such/pool",
+        "~/pool",
+        "my/own/pool",
+        "data/",
+        "a/b.txt",
+        "b.jsonl.gz",
+    ],
+)
+def test_a_name_of_a_file_is_not_looked_up_as_a_data_set(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    monkeypatch.setattr(sources, "_read_dataset", lambda *_: pytest.fail("looked up"))
+    with pytest.raises(RequestError, match=r"does not exist|is not a file"):
+        texts(name)
+
+
+@pytest.mark.parametrize("name", ["squad", "owner/name", "owner/name-v1.5"])
+def test_a_name_of_a_data_set_is_looked_up(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    row = sources.Raw(name, 1, {"instruction": "Name a lake."})
+    monkeypatch.setattr(sources, "_read_dataset", lambda *_: iter([row]))
+    assert texts(name) == ["Name a lake."]
 
 
 @pytest.mark.parametrize("name", ["absent.jsonl", "pool.txt"])
@@ -124,3 +154,12 @@ def test_a_row_with_too_many_fields_and_half_a_surrogate_are_set_aside(tmp_path)
     lines.write_text('{"instruction": "ok", "other": "\\ud800"}\n')
     (row,) = read_pool(PoolKnobs(path=(str(lines),)))
     assert isinstance(row, Rejected) and "surrogate" in row.reason
+
+
+def test_zeros_of_a_crash_cost_their_line_and_nan_is_no_instruction(tmp_path):
+    path = tmp_path / "pool.jsonl"
+    path.write_bytes(b'{"instruction": NaN, "text": "ok"}\n\0\0\0\0\0\n[{"text": "a"}]\n')
+    first, second, third = read_pool(PoolKnobs(path=(str(path),)))
+    assert isinstance(first, Instruction) and first.messages[0]["content"] == "ok"
+    assert second.line == 2 and "UTF-16" not in second.reason
+    assert "end in .json" in third.reason

@@ -35,18 +35,22 @@ def knobs(**changes) -> SelectKnobs:
 
 def test_generated_labels_and_their_failures():
     said = {"a": " coding", "b": " writing or coding", "c": " nothing", "d": ("no", "error")}
+    said["e"] = ("4000 tokens", "too_long")
     generator = Scripted(lambda request, sample: said[request.messages[0]["content"]])
     rows = [instruction(text) for text in said]
-    found = {
-        row.messages[0]["content"]: (made.category, made.failure)
-        for row, made, _ in label(rows, generator, role(), knobs(), in_flight=2)
-    }
+    labels = [made for _, made, _ in label(rows, generator, role(), knobs(), in_flight=2)]
+    texts = {row.id: row.messages[0]["content"] for row in rows}
+    found = {texts[made.id]: (made.category, made.failure) for made in labels}
     assert found == {
         "a": ("coding", None),
         "b": (None, "conflict"),
         "c": (None, "no_category"),
         "d": (None, "error"),
+        "e": (None, "too_long"),
     }
+    chosen = choose(lambda: iter(rows), labels, knobs())
+    fates = {each.detail: each.fate for each in chosen}
+    assert fates["4000 tokens"] == "too_long" and fates["no"] == "error"
 
 
 def test_scores_are_calibrated_so_that_no_category_swallows_all():
@@ -146,3 +150,17 @@ def test_scores_are_not_asked_of_a_generator_that_has_none():
     generator = Scripted(lambda r, s: "", capabilities=Capabilities())
     with pytest.raises(RequestError, match=r"select\.labels=generate"):
         list(label([instruction("x")], generator, role(), knobs(labels="score"), in_flight=1))
+
+
+def test_the_same_question_under_another_system_turn_is_no_near_duplicate():
+    def under(system: str) -> Instruction:
+        turns = [("system", system), ("user", "Tell me about the river Rhine please")]
+        messages = tuple({"role": role, "content": content} for role, content in turns)
+        return Instruction(id=instruction_id(messages), messages=messages, source="test")
+
+    rows = [under("Answer in French."), under("Answer in German.")]
+    labels = [
+        Label(id=row.id, category="writing", difficulty=None, failure=None, text="") for row in rows
+    ]
+    fates = choose(lambda: iter(rows), labels, knobs(max_category_share=1.0))
+    assert [fate.fate for fate in fates] == ["kept", "kept"]

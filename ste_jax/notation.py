@@ -1,0 +1,157 @@
+"""How is JSON or YAML of somebody else's read, so that no value silently becomes another?
+
+A key that stands twice is refused. In YAML, keys are texts, and what YAML 1.1 takes for an octal
+number (010), a sexagesimal one (1:30) or a date stays the text that was written, which a number's
+place then refuses."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+
+DEEPEST = 100
+"""Lists and objects within one another; no row of a pool or a benchmark needs as many."""
+_TOO_DEEP = f"lists and objects are nested more than {DEEPEST} deep"
+_BYTE_ORDER_MARKS = {
+    b"\xff\xfe\0\0": "UTF-32",
+    b"\0\0\xfe\xff": "UTF-32",
+    b"\xff\xfe": "UTF-16",
+    b"\xfe\xff": "UTF-16",
+}
+
+
+def from_json(data: str | bytes) -> Any:
+    """The value of a JSON text; bytes are UTF-8, with or without a byte order mark.
+
+    Raises:
+      ValueError: not JSON, not UTF-8, a key stands twice, or nested too deep; says which.
+    """
+    text = as_text(data) if isinstance(data, bytes) else data
+    try:
+        value = json.loads(text, object_pairs_hook=_distinct)
+    except RecursionError:
+        raise ValueError(_TOO_DEEP) from None
+    check_depth(value, text.count("[") + text.count("{"))
+    return value
+
+
+def check_depth(value: Any, openings: int = DEEPEST + 1) -> None:
+    """Refuse what is nested too deep; at most `openings` lists and objects are in the value.
+
+    Raises:
+      ValueError: it is.
+    """
+    level, depth = [value], 0
+    while openings > DEEPEST:
+        level = [each for each in level if isinstance(each, (dict, list))]
+        if not level:
+            return
+        if depth == DEEPEST:
+            raise ValueError(_TOO_DEEP)
+        depth += 1
+        inner = [each.values() if isinstance(each, dict) else each for each in level]
+        level = list(itertools.chain.from_iterable(inner))
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError(f"the key {first_twice([name for name, _ in pairs])!r} stands twice")
+    return found
+
+
+def first_twice(names: Sequence[str]) -> str:
+    """The first of the names that stands more than once; empty if none does."""
+    return next((name for name, count in Counter(names).items() if name and count > 1), "")
+
+
+def as_text(data: bytes) -> str:
+    """Bytes of UTF-8 as text, without a byte order mark.
+
+    Raises:
+      ValueError: they are something else; names UTF-16 and UTF-32.
+    """
+    check_encoding(data)
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8: {error.reason} at byte {error.start}") from None
+
+
+def check_encoding(start: bytes) -> None:
+    """Refuse the beginning of a text that is not UTF-8 but of two or four bytes a character.
+
+    Raises:
+      ValueError: it is; names the encoding.
+    """
+    name = next((name for mark, name in _BYTE_ORDER_MARKS.items() if start.startswith(mark)), "")
+    even, odd = start[:4:2], start[1:4:2]
+    if len(start) >= 4 and ((all(even) and not any(odd)) or (all(odd) and not any(even))):
+        name = name or "UTF-16"  # Latin letters, each with a byte of 0
+    if name:
+        raise ValueError(f"it is {name}, not UTF-8; convert it (iconv -f {name} -t UTF-8)")
+
+
+def from_yaml(text: str) -> Any:
+    """The value of a YAML text.
+
+    Raises:
+      ValueError: not YAML, a key stands twice, or nested too deep; says which, and where.
+    """
+    try:
+        return yaml.load(text, _Loader)
+    except RecursionError:
+        raise ValueError("lists and groups are nested too deep") from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"line {mark.line + 1}: " if mark else ""
+        raise ValueError(f"{where}{error.problem or error.context}") from error
+    except yaml.YAMLError as error:
+        raise ValueError(" ".join(str(error).split())) from error
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's, but for keys and for numbers that do not mean what they look like."""
+
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        node = super().compose_mapping_node(anchor)
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
+                continue
+            key.tag = "tag:yaml.org,2002:str"
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value!r} stands twice", key.start_mark
+                )
+            seen.add(key.value)
+        return node
+
+
+_INT = re.compile(r"[-+]?(?:0|[1-9][0-9_]*|0b[01_]+|0x[0-9a-fA-F_]+)")
+_FLOAT = re.compile(
+    r"[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+][0-9]+)?|\.[0-9][0-9_]*(?:[eE][-+][0-9]+)?"
+    r"|\.(?:inf|Inf|INF))|\.(?:nan|NaN|NAN)"
+)
+
+
+def _resolvers() -> dict[str, list[tuple[str, re.Pattern[str]]]]:
+    """PyYAML's rules for plain scalars, without octals, sexagesimals and dates."""
+    narrowed = {"tag:yaml.org,2002:int": _INT, "tag:yaml.org,2002:float": _FLOAT}
+    return {
+        first: [
+            (tag, re.compile(rf"(?:{narrowed[tag].pattern})\Z") if tag in narrowed else pattern)
+            for tag, pattern in rules
+            if tag != "tag:yaml.org,2002:timestamp"
+        ]
+        for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+_Loader.yaml_implicit_resolvers = _resolvers()

@@ -1,0 +1,64 @@
+"""Can all that a run reads be opened?
+
+Asked before a run's directory is begun, and before anything in it is changed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from ste_jax import checkpoints
+from ste_jax.config import Config, PoolKnobs
+from ste_jax.generators.openai import OpenAIGenerator
+from ste_jax.models.load import open_weights
+from ste_jax.opening import locate
+from ste_jax.records import Instruction
+from ste_jax.rundir import RunDir
+from ste_jax.stages import intake
+from ste_jax.steps.pool import is_taken_in, is_there, nothing_to_take_in
+from ste_jax.tokenizers import load_tokenizer
+
+
+def check_sources(config: Config, run: RunDir) -> None:
+    """Opens what is still to be read: the model, the pool, the endpoints.
+
+    Raises:
+      RequestError, WorkError: one of them cannot be read, or holds nothing that could be used.
+    """
+    if not _is_imported(config, run):
+        _check_model(config.model)
+    if not is_taken_in(run, config.pool):
+        _check_pool(config.pool)
+    if not run.begun():
+        named = {config.select.generator, config.pair.generator}
+        for name in sorted({*named, *config.annotate.generator.values()} - {""}):
+            OpenAIGenerator(config.endpoints[name]).close()
+
+
+def _is_imported(config: Config, run: RunDir) -> bool:
+    """Whether the run holds a seed of that name; whether it is the same is asked later."""
+    if not run.begun() or not is_there(seed := run.iteration(0)):
+        return False
+    there = checkpoints.read_card(seed.checkpoint)["provenance"]
+    return bool(there.get("source") == config.model)
+
+
+def _check_model(model: str) -> None:
+    found = locate(model)
+    if found.kind == "checkpoint":
+        load_tokenizer(str(found.path / checkpoints.TOKENIZER))
+    else:
+        open_weights(found)
+        load_tokenizer(str(found.path))
+
+
+def _check_pool(knobs: PoolKnobs) -> None:
+    for source in knobs.path:
+        next(intake.read_pool(dataclasses.replace(knobs, path=(source,))), None)
+    set_aside: list[intake.Rejected] = []
+    required = intake.Filter(knobs.require)
+    for row in intake.read_pool(knobs, required):
+        if isinstance(row, Instruction):
+            return
+        set_aside.append(row)
+    raise nothing_to_take_in(knobs, required, set_aside)
