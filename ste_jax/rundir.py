@@ -19,10 +19,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Generic
 
-import yaml
 from etils import epath
 
-from ste_jax import files, records
+from ste_jax import files, notation, records
 from ste_jax.errors import RequestError, WorkError
 from ste_jax.records import Row
 
@@ -291,12 +290,12 @@ class RunDir:
     def _rebuilt(self) -> dict[str, Any]:
         """The manifest again, of what lies in the run."""
         try:
-            config = yaml.safe_load(self.config.read_text())
+            config = notation.from_yaml(self.config.read_text(encoding="utf-8"))
             shards, iterations = int(config["pool"]["shards"]), int(config["iterations"])
             shapes = {k: v for k, v in config["decoding"].items() if k not in NO_SHAPES}
             roles = {name: config["roles"][name]["sampling"] for name in ("respond", "judge")}
             caps = {name: int(sampling["max_new_tokens"]) for name, sampling in roles.items()}
-        except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise RequestError(
                 f"{self.manifest} and {self.config} cannot be read; put a copy of one of them back"
             ) from error

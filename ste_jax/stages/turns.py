@@ -68,7 +68,7 @@ def _names(path: str) -> tuple[str, ...]:
 
 def speaker(values: Mapping[str, Any], path: str) -> str:
     """Who says what a path leads to, where that lies in a turn: a role, or empty."""
-    turns = [f"{name}." for name in _names(path)[1:]] + ([""] if path in CONTENT_NAMES else [])
+    turns = groups_around(path) + ([""] if path in CONTENT_NAMES else [])
     said = (at_path(values, turn + name) for turn in turns for name in ROLE_NAMES)
     return next((ROLES[each.lower()] for each in said if _is_role(each)), "")
 

@@ -71,7 +71,7 @@ def chat_template_of(asked: IterationDir, endpoint: str = "") -> str | None:
         return None
     directory = asked.checkpoint / checkpoints.TOKENIZER
     if (directory / CHAT_TEMPLATE).exists():  # without reading the rest
-        return str((directory / CHAT_TEMPLATE).read_text())
+        return str((directory / CHAT_TEMPLATE).read_text(encoding="utf-8"))
     return load_tokenizer(directory).chat_template
 
 

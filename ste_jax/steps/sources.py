@@ -10,13 +10,11 @@ import dataclasses
 from ste_jax import checkpoints
 from ste_jax.config import Config, PoolKnobs
 from ste_jax.generators.openai import OpenAIGenerator
-from ste_jax.models.load import open_weights
-from ste_jax.opening import locate
+from ste_jax.opening import locate, look_at
 from ste_jax.records import Instruction
 from ste_jax.rundir import RunDir
 from ste_jax.stages import intake
 from ste_jax.steps.pool import is_taken_in, is_there, nothing_to_take_in
-from ste_jax.tokenizers import load_tokenizer
 
 
 def check_sources(config: Config, run: RunDir) -> None:
@@ -26,7 +24,7 @@ def check_sources(config: Config, run: RunDir) -> None:
       RequestError, WorkError: one of them cannot be read, or holds nothing that could be used.
     """
     if not _is_imported(config, run):
-        _check_model(config.model)
+        look_at(locate(config.model))
     if not is_taken_in(run, config.pool):
         _check_pool(config.pool)
     if not run.begun():
@@ -41,15 +39,6 @@ def _is_imported(config: Config, run: RunDir) -> bool:
         return False
     there = checkpoints.read_card(seed.checkpoint)["provenance"]
     return bool(there.get("source") == config.model)
-
-
-def _check_model(model: str) -> None:
-    found = locate(model)
-    if found.kind == "checkpoint":
-        load_tokenizer(str(found.path / checkpoints.TOKENIZER))
-    else:
-        open_weights(found)
-        load_tokenizer(str(found.path))
 
 
 def _check_pool(knobs: PoolKnobs) -> None:
