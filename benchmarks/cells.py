@@ -25,20 +25,20 @@ import numpy as np
 from etils import epath
 from numpy.typing import NDArray
 
-from ste_jax import compilation_cache, files, preemption
-from ste_jax.config_file import load_config
-from ste_jax.distributed import Processes
+from ste_jax.config.load import load_config
 from ste_jax.errors import SteError, WorkError
 from ste_jax.evaluation.metrics import with_intervals
 from ste_jax.evaluation.traces import CHECKERS
+from ste_jax.parallel.processes import Processes
 from ste_jax.pico.answers import is_right, stated
 from ste_jax.pico.traces import led_to
 from ste_jax.pico.world import understand
-from ste_jax.pipeline import run
+from ste_jax.pipeline.recipe import run
 from ste_jax.records import Judgment, Pair, Prompt
 from ste_jax.reporting.columns import read_verdicts
 from ste_jax.reporting.examples import orders_right
-from ste_jax.rundir import RunDir
+from ste_jax.run.layout import RunDir
+from ste_jax.system import compilation_cache, files, preemption
 
 SETS = ("same-task", "other-task")
 """The labelled sets that pico's judges are measured on."""

@@ -28,17 +28,18 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from ste_jax import shipped
-from ste_jax.config import DecodingKnobs, MeshKnobs
+from ste_jax.commands.evaluate import PROMPT_BUCKETS, JudgeOptions, card_of, make_judge
+from ste_jax.config.schema import DecodingKnobs, MeshKnobs
 from ste_jax.evaluation.readers import read_pairs
-from ste_jax.evaluation.runner import PROMPT_BUCKETS, JudgeOptions, card_of, make_judge
+from ste_jax.model_io.open_model import open_generator, open_model
 from ste_jax.models.attention import causal
 from ste_jax.models.decoder import Decoder
 from ste_jax.models.int8 import with_int8
-from ste_jax.opening import locate, open_generator, open_model
-from ste_jax.parameters import parameters_of, with_parameters
+from ste_jax.models.parameters import parameters_of, with_parameters
 from ste_jax.reporting.tables import markdown
+from ste_jax.run.best import locate
 from ste_jax.stages import judge
+from ste_jax.system import shipped
 
 WIDTH = 256
 """Tokens of one text at most."""
@@ -117,9 +118,7 @@ def verdicts(model: str, kind: str, number: int) -> dict[tuple[str, str], tuple[
     )
     pairs = list(read_pairs("pairs", shipped.path_of("pico/same-task")))[:number]
     prompts = [one for pair in pairs for one in judge.build_prompts(pair, judging.role.template)]
-    judged = judge.judge_all(
-        prompts, open_generator(str(found.path), knobs), judging, 1, in_flight=64
-    )
+    judged = judge.judge_all(prompts, open_generator(found, knobs), judging, 1, in_flight=64)
     return {
         (prompt.pair_id, prompt.order): (one.verdict, one.verdict == prompt.label)
         for prompt, (one,) in judged
@@ -138,7 +137,7 @@ def main() -> int:
                         help="pairs for the seed judge (default: %(default)s)")  # fmt: skip
     parser.add_argument("--json", type=Path, metavar="FILE", help="the figures also as JSON")
     given = parser.parse_args()
-    opened = open_model(given.model, MeshKnobs(), dtype=OWN, param_dtype=OWN)
+    opened = open_model(locate(given.model), MeshKnobs(), dtype=OWN, param_dtype=OWN)
     texts = shipped_texts()
     if given.texts:
         texts = [json.loads(line)["text"] for line in given.texts.read_text().splitlines()]

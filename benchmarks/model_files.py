@@ -30,11 +30,11 @@ from safetensors.numpy import save_file
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.claims import claim_told
-from ste_jax import shipped
+from ste_jax.model_io.families import FAMILIES
+from ste_jax.model_io.tensor_map import stored
 from ste_jax.models.config import ModelConfig
-from ste_jax.models.families import FAMILIES
-from ste_jax.models.stored import stored
 from ste_jax.reporting.tables import markdown
+from ste_jax.system import shipped
 
 ALLOWED = 1.5e9
 """Bytes of resident memory above the arrays that an import may take."""

@@ -46,7 +46,7 @@ from benchmarks.claims import claim_told
 from ste_jax.reporting.page import note, page, section, tag
 from ste_jax.reporting.plots import agreement_plot, share_of
 from ste_jax.reporting.tables import markdown
-from ste_jax.rundir import RunDir
+from ste_jax.run.layout import RunDir
 
 SHUFFLED = Cell(name="shuffled", told="labels shuffled", prepare=shuffle_labels)
 OTHERS = (

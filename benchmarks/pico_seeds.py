@@ -32,7 +32,7 @@ from benchmarks.cells import (
 )
 from benchmarks.claims import claim_told
 from ste_jax.reporting.tables import markdown
-from ste_jax.rundir import RunDir
+from ste_jax.run.layout import RunDir
 
 BEFORE = "step_before_the_verdict"
 MEASURES = {

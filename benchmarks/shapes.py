@@ -6,8 +6,8 @@ from pathlib import Path
 
 import yaml
 
+from ste_jax.model_io.families import FAMILIES
 from ste_jax.models.config import ModelConfig
-from ste_jax.models.families import FAMILIES
 
 PUBLISHED = Path(__file__).parents[1] / "configs" / "models" / "published.yaml"
 

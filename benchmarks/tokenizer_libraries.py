@@ -24,7 +24,7 @@ from typing import Any, get_args
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from ste_jax.reporting.tables import markdown
-from ste_jax.tokenizers import Library, Tokenizer, load_tokenizer
+from ste_jax.tokenization.tokenizer import Library, Tokenizer, load_tokenizer
 
 LENGTH = 4000
 """Characters of one text, about a thousand tokens."""

@@ -33,7 +33,13 @@ from benchmarks.tpu_training import (
     training_failures,
     training_rows,
 )
-from ste_jax.aot import (
+from ste_jax.config.schema import DecodingKnobs, MeshKnobs
+from ste_jax.decoding.engine import empty_control
+from ste_jax.decoding.programs import Programs
+from ste_jax.errors import SteError
+from ste_jax.models.config import ModelConfig
+from ste_jax.models.decoder import abstract_decoder
+from ste_jax.planning.compile import (
     HBM_ONLY,
     Chip,
     Compiled,
@@ -42,13 +48,7 @@ from ste_jax.aot import (
     missing_libtpu,
     topology_mesh,
 )
-from ste_jax.config import DecodingKnobs, MeshKnobs
-from ste_jax.decoding.engine import empty_control
-from ste_jax.decoding.programs import Programs
-from ste_jax.errors import SteError
-from ste_jax.hlo_cost import Cost, UnknownTripsError
-from ste_jax.models.config import ModelConfig
-from ste_jax.models.decoder import abstract_decoder
+from ste_jax.planning.hlo_cost import Cost, UnknownTripsError
 from ste_jax.reporting.tables import markdown
 
 LIMIT = 1.3

@@ -15,11 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.shapes import published
-from ste_jax.aot import chip_of, compile_for, topology_mesh
-from ste_jax.config import FinetuneKnobs, MeshKnobs
+from ste_jax.config.schema import FinetuneKnobs, MeshKnobs
 from ste_jax.finetuning.packing import Example, Rows, fill
 from ste_jax.finetuning.train_step import make_train_step, step_flops
 from ste_jax.models.config import ModelConfig
+from ste_jax.planning.compile import chip_of, compile_for, topology_mesh
 
 LENGTH = 4096
 FORWARD, BACKWARD = 2, 7

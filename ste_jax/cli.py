@@ -14,9 +14,10 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, get_args
 
-from ste_jax import __version__, ranges
+from ste_jax import __version__
+from ste_jax.config import ranges
 from ste_jax.errors import RequestError, SteError, unexpected
-from ste_jax.showing import say, show
+from ste_jax.system.showing import say, show
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -159,12 +160,13 @@ def _add_processes(parser: Any) -> None:
 
 
 def _processes(arguments: argparse.Namespace) -> Any:
-    from ste_jax.jax_settings import settle
+    from ste_jax.system.jax_settings import settle
 
     settle()  # before JAX is loaded
-    from ste_jax import distributed, preemption
+    from ste_jax.parallel.processes import initialize
+    from ste_jax.system import preemption
 
-    processes = distributed.initialize(
+    processes = initialize(
         arguments.coordinator,
         arguments.processes,
         arguments.process_id,
@@ -202,11 +204,11 @@ def _add_run(commands: Any) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     from etils import epath
 
-    from ste_jax.config_file import load_config
+    from ste_jax.config.load import load_config
 
     config = load_config(arguments.config, arguments.overrides)
     processes = _processes(arguments)
-    from ste_jax.pipeline import run
+    from ste_jax.pipeline.recipe import run
 
     root = epath.Path(arguments.dir or os.path.join("runs", config.name))
     done = run(config, root, processes, new_shapes=arguments.new_shapes)
@@ -240,7 +242,7 @@ def _stage(arguments: argparse.Namespace) -> int:
     from etils import epath
 
     processes = _processes(arguments)
-    from ste_jax.pipeline import run_stage
+    from ste_jax.pipeline.recipe import run_stage
 
     run_stage(arguments.stage, epath.Path(arguments.run), arguments.iteration, processes)
     return 0
@@ -257,7 +259,7 @@ def _report(arguments: argparse.Namespace) -> int:
     from etils import epath
 
     from ste_jax.reporting.html import write_report
-    from ste_jax.rundir import RunDir
+    from ste_jax.run.layout import RunDir
 
     run = RunDir(epath.Path(arguments.run))
     write_report(run)
@@ -321,7 +323,7 @@ def _add_judging(parser: Any) -> None:
 
 
 def _judge_options(arguments: argparse.Namespace) -> Any:
-    from ste_jax.evaluation.runner import JudgeOptions
+    from ste_jax.commands.evaluate import JudgeOptions
 
     names = [field.name for field in dataclasses.fields(JudgeOptions)]
     return JudgeOptions(**{name: getattr(arguments, name) for name in names})
@@ -341,7 +343,7 @@ def _add_judge(commands: Any) -> None:
 
 def _judge(arguments: argparse.Namespace) -> int:
     _alone()
-    from ste_jax.evaluation.runner import judge_two
+    from ste_jax.commands.evaluate import judge_two
 
     say(judge_two(_judge_options(arguments), arguments.instruction, arguments.a, arguments.b))
     return 0
@@ -369,7 +371,7 @@ def _add_generate(commands: Any) -> None:
 
 def _generate(arguments: argparse.Namespace) -> int:
     _alone()
-    from ste_jax.generating import GenerateOptions, generate
+    from ste_jax.commands.generate import GenerateOptions, generate
 
     names = [field.name for field in dataclasses.fields(GenerateOptions)]
     say(generate(GenerateOptions(**{name: getattr(arguments, name) for name in names})))
@@ -388,7 +390,7 @@ def _add_evaluate(commands: Any) -> None:
 
 def _evaluate(arguments: argparse.Namespace) -> int:
     _alone()
-    from ste_jax.evaluation.runner import evaluate_benchmark, told
+    from ste_jax.commands.evaluate import evaluate_benchmark, told
 
     result = evaluate_benchmark(
         _judge_options(arguments), arguments.benchmark, arguments.data, arguments.out
@@ -404,7 +406,7 @@ def _add_score(commands: Any) -> None:
 
 def _score(arguments: argparse.Namespace) -> int:
     _alone()  # it asks no model, but loads what would
-    from ste_jax.evaluation.runner import score_again, told
+    from ste_jax.commands.evaluate import score_again, told
 
     say(told(score_again(arguments.out)))
     return 0
@@ -419,7 +421,7 @@ def _add_import(commands: Any) -> None:
 
 def _import(arguments: argparse.Namespace) -> int:
     _alone()
-    from ste_jax.importing import import_model
+    from ste_jax.commands.import_model import import_model
 
     say(import_model(arguments.source, arguments.checkpoint, arguments.dtype))
     return 0
@@ -445,7 +447,7 @@ def _add_export(commands: Any) -> None:
 
 def _export(arguments: argparse.Namespace) -> int:
     _alone()
-    from ste_jax.exporting import export_model
+    from ste_jax.commands.export_model import export_model
 
     say(export_model(arguments.model, arguments.directory, arguments.dtype))
     return 0
@@ -453,8 +455,8 @@ def _export(arguments: argparse.Namespace) -> int:
 
 def _alone() -> None:
     """A command of one process: SIGTERM stops it in good order, compiled programs are kept."""
-    from ste_jax import preemption
-    from ste_jax.jax_settings import settle
+    from ste_jax.system import preemption
+    from ste_jax.system.jax_settings import settle
 
     settle()
     preemption.install()

@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ste_jax.errors import WorkError
-from ste_jax.generators.protocol import Message
+from ste_jax.generation import Message
 
 SCHEMA_VERSION = 1
 

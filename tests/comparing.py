@@ -12,10 +12,10 @@ import jax
 import numpy as np
 from etils import epath
 
-from ste_jax.checkpoints import load_checkpoint, read_card
-from ste_jax.config import MeshKnobs
-from ste_jax.parameters import parameters_of
-from ste_jax.sharding import make_mesh
+from ste_jax.checkpoints.checkpoint import load_checkpoint, read_card
+from ste_jax.config.schema import MeshKnobs
+from ste_jax.models.parameters import parameters_of
+from ste_jax.parallel.sharding import make_mesh
 
 RESULTS = ("evaluation.json", "finetune.json", "curation.json")
 

@@ -62,7 +62,7 @@ def finished(tmp_path_factory):
     from etils import epath
 
     from ste_jax.cli import main
-    from ste_jax.rundir import RunDir
+    from ste_jax.run.layout import RunDir
     from tests import tiny
 
     with once_for_all_workers(tmp_path_factory, "tiny") as root:

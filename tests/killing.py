@@ -96,7 +96,7 @@ def in_round(number: int) -> None:
 
 
 def in_append(number: int) -> None:
-    from ste_jax.generators import batch
+    from ste_jax.commands import batch
 
     append, calls = batch._append, 0
 

@@ -11,8 +11,8 @@ from unittest import mock
 
 import sentencepiece
 
-from ste_jax import sentencepiece_conversion
-from ste_jax.tokenizers import Library, Tokenizer, load_tokenizer
+from ste_jax.tokenization import sentencepiece_conversion
+from ste_jax.tokenization.tokenizer import Library, Tokenizer, load_tokenizer
 from tests import chats
 
 TEXTS = [

@@ -31,15 +31,15 @@ from benchmarks.training import limit as limit_training
 from benchmarks.training import ours as ours_training
 from benchmarks.training import peers as peers_training
 from benchmarks.training import work as training
-from ste_jax import files
 from ste_jax.errors import WorkError
 from ste_jax.models.config import ModelConfig
 from ste_jax.records import Judgment, Pair, Prompt
-from ste_jax.rundir import RunDir
-from ste_jax.tokenizers import Tokenizer, load_tokenizer
+from ste_jax.run.layout import RunDir
+from ste_jax.system import files
+from ste_jax.tokenization.tokenizer import Tokenizer, load_tokenizer
 from tests import chats, sentencepieces
 from tests.comparing import assert_same_files
-from tests.test_labelled_sets import write_pairs
+from tests.pipeline.test_labelled_sets import write_pairs
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,8 @@
 """Do imports go down only?
 
-cli -> pipeline -> steps -> stages -> (records, prompts, generators.protocol); the engine side
-knows nothing of stages and recipe; what is plain Python brings no JAX. Imports inside functions
-count like the others, except where a test looks at what a started interpreter really loaded.
+Between folders in the order of `FOLDERS`; the model side knows nothing of the recipe; what is plain
+Python brings no JAX. Imports inside functions count like the others, except where a test looks at
+what a started interpreter really loaded.
 """
 
 from __future__ import annotations
@@ -19,77 +19,46 @@ import pytest
 import ste_jax
 
 PACKAGE = Path(ste_jax.__file__).parent
-ENGINE = (
+FOLDERS = (
+    "errors",
+    "system",
+    "generation",
+    "records",
+    "config",
+    "prompts",
+    "tokenization",
+    "parallel",
+    "endpoints",
+    "stages",
     "models",
+    "checkpoints",
     "decoding",
     "finetuning",
-    "checkpoints",
-    "tokenizers",
-    "sharding",
-    "parameters",
-    "aot",
-    "hlo",
-    "hlo_cost",
-    "handover",
-    "generators.local",
-)
-ABOVE_THE_ENGINE = (
-    "cli",
-    "pipeline",
-    "steps",
-    "stages",
-    "context",
-    "marks",
-    "rundir",
-    "records",
+    "planning",
+    "model_io",
+    "run",
+    "pico",
     "evaluation",
     "reporting",
+    "commands",
+    "pipeline",
+    "cli",
 )
-ENGINE_KNOBS = {"DecodingKnobs", "FinetuneKnobs", "LoraKnobs", "MeshKnobs", "SamplingKnobs"}
-# What each plain part may import of the package.
-PLAIN = {
-    "errors": (),
-    "generators.protocol": (),
-    "ranges": (),
-    "strict": ("errors", "ranges"),
-    "config": ("ranges",),
-    "notation": (),
-    "config_file": (
-        "config",
-        "decoding.lanes",
-        "endpoint_check",
-        "notation",
-        "strict",
-        "template_arguments",
-        "errors",
-    ),
-    "endpoint_check": ("config", "errors"),
-    "template_arguments": ("errors",),
-    "generators.secret": (),
-    "generators.wire": ("config", "endpoint_check", "errors", "generators.secret"),
-    "generators.answers": (),
-    "generators.openai": (
-        "config",
-        "endpoint_check",
-        "errors",
-        "generators.answers",
-        "generators.protocol",
-        "generators.wire",
-    ),
-    "records": ("errors", "generators.protocol"),
-    "prompts": ("prompts", "notation", "errors", "generators.protocol"),
-    "shipped": (),
-    "stages": (
-        "shipped",
-        "notation",
-        "stages",
-        "prompts",
-        "records",
-        "config",
-        "errors",
-        "generators.protocol",
-    ),
-}
+"""All that lies at the top of the package, bottom to top: each answers one question, and imports
+only what lies below it."""
+MODEL_SIDE = (
+    "parallel",
+    "tokenization",
+    "models",
+    "checkpoints",
+    "decoding",
+    "finetuning",
+    "planning",
+)
+RECIPE = ("records", "stages", "run", "evaluation", "reporting", "commands", "pipeline", "cli")
+MODEL_KNOBS = {"DecodingKnobs", "FinetuneKnobs", "LoraKnobs", "MeshKnobs", "SamplingKnobs"}
+PLAIN = ("errors", "generation", "records", "config", "prompts", "endpoints", "stages")
+"""What loads no JAX."""
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "tensorstore"}
 HEAVY = JAX | {"numpy", "pyarrow", "datasets", "transformers", "tensorflow", "torch", "etils"}
 
@@ -131,9 +100,31 @@ KNOWN = modules(PACKAGE)
 IMPORTS = {name: imports(name, KNOWN) for name in KNOWN}
 
 
+def folder(module: str) -> str:
+    """The folder (or the file at the top) that a module of the package lies in."""
+    return module.split(".")[1] if "." in module else ""
+
+
+def test_the_list_holds_all_that_lies_at_the_top() -> None:
+    there = {
+        path.stem
+        for path in PACKAGE.iterdir()
+        if path.suffix == ".py" or (path.is_dir() and any(path.rglob("*.py")))
+    }
+    assert there - {"__init__"} == set(FOLDERS)
+    assert len(FOLDERS) == len(set(FOLDERS))
+
+
 def test_the_parts_named_here_exist() -> None:
-    named = {*ENGINE, *ABOVE_THE_ENGINE, *PLAIN}
+    named = {*MODEL_SIDE, *RECIPE, *PLAIN}
     assert {part for part in named if not any(under(name, [part]) for name in KNOWN)} == set()
+
+
+@pytest.mark.parametrize("name", [name for name in KNOWN if folder(name)])
+def test_imports_go_down_between_folders(name: str) -> None:
+    here = FOLDERS.index(folder(name))
+    below = {*FOLDERS[:here], folder(name), ""}
+    assert {m for m, _ in IMPORTS[name] if m in KNOWN and folder(m) not in below} == set()
 
 
 def test_no_import_leads_back() -> None:
@@ -141,27 +132,15 @@ def test_no_import_leads_back() -> None:
     tuple(graphlib.TopologicalSorter(graph).static_order())  # raises on a cycle, and names it
 
 
-@pytest.mark.parametrize(
-    ("part", "importers"),
-    [("cli", ()), ("pipeline", ("cli",)), ("steps", ("pipeline", "steps"))],
-)
-def test_what_is_on_top_is_imported_from_above_only(part: str, importers: tuple[str, ...]) -> None:
-    found = {name for name, them in IMPORTS.items() if any(under(m, [part]) for m, _ in them)}
-    assert {name for name in found if not under(name, importers)} == set()
-
-
-@pytest.mark.parametrize("name", [name for name in KNOWN if under(name, ENGINE)])
-def test_the_engine_knows_nothing_of_the_recipe(name: str) -> None:
-    assert {m for m, _ in IMPORTS[name] if under(m, ABOVE_THE_ENGINE)} == set()
-    knobs = {item for m, item in IMPORTS[name] if m == "ste_jax.config"}
-    assert knobs <= ENGINE_KNOBS
+@pytest.mark.parametrize("name", [name for name in KNOWN if under(name, MODEL_SIDE)])
+def test_the_model_side_knows_nothing_of_the_recipe(name: str) -> None:
+    assert {m for m, _ in IMPORTS[name] if under(m, RECIPE)} == set()
+    knobs = {item for m, item in IMPORTS[name] if m == "ste_jax.config.schema"}
+    assert knobs <= MODEL_KNOBS
 
 
 @pytest.mark.parametrize("name", [name for name in KNOWN if under(name, PLAIN)])
-def test_plain_parts_import_what_lies_below_them_and_no_jax(name: str) -> None:
-    allowed = next(below for part, below in PLAIN.items() if under(name, [part]))
-    ours = {m for m, _ in IMPORTS[name] if m in KNOWN}
-    assert {m for m in ours if not under(m, allowed)} == set()
+def test_plain_parts_import_no_jax(name: str) -> None:
     assert {m for m, _ in IMPORTS[name] if m.partition(".")[0] in JAX} == set()
 
 
@@ -172,9 +151,9 @@ def test_only_measuring_sees_the_checker_of_the_small_world() -> None:
     }
     traces = "ste_jax.evaluation.traces"
     askers = {name for name, them in IMPORTS.items() if any(m == traces for m, _ in them)}
-    assert askers == {"ste_jax.steps.evaluating"}
+    assert askers == {"ste_jax.pipeline.evaluate"}
     users = {name for name, them in IMPORTS.items() if any(m in askers for m, _ in them)}
-    assert users == {"ste_jax.pipeline"}
+    assert users == {"ste_jax.pipeline.recipe"}
 
 
 def loaded(code: str, heavy: set[str]) -> str:

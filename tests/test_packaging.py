@@ -42,14 +42,17 @@ def test_every_file_of_the_package_and_every_config_is_there(installed: Path) ->
         path.relative_to(installed).as_posix() for path in installed.rglob("*") if path.is_file()
     }
     assert {name for name in found if ".dist-info/" not in name} == wanted
-    assert {"ste_jax/data/instructions.jsonl", "ste_jax/configs/smollm2-135m.yaml"} <= found
+    assert {
+        "ste_jax/stages/shipped/instructions.jsonl",
+        "ste_jax/configs/smollm2-135m.yaml",
+    } <= found
 
 
 def test_a_shipped_config_is_found_by_its_name_outside_a_checkout(
     installed: Path, tmp_path: Path
 ) -> None:
     code = (
-        "import ste_jax.config_file as c; print(c.__file__); "
+        "import ste_jax.config.load as c; print(c.__file__); "
         "print(c.load_config('smollm2-135m').model)"
     )
     done = subprocess.run(

@@ -37,7 +37,7 @@ def test_the_commands_of_the_walkthrough(finished, monkeypatch, capsys):
 def test_every_function_that_is_named_is_there():
     import importlib
 
-    named = re.findall(r"`((?:stages|steps|evaluation|records)\.[a-z_]+(?:\.[a-z_]+)*)`", TEXT)
+    named = re.findall(r"`((?:stages|pipeline|evaluation|records)\.[a-z_]+(?:\.[a-z_]+)*)`", TEXT)
     named = [name for name in named if not name.endswith(".json")]
     assert len(named) >= 8
     for name in named:

@@ -27,13 +27,13 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from benchmarks.decoding import limit, traced
 from benchmarks.decoding.ours import SLOTS
 from benchmarks.decoding.work import LLAMA_135M, Workload, knobs_for, workload_a, workload_b
-from ste_jax.config import DecodingKnobs, MeshKnobs
+from ste_jax.config.schema import DecodingKnobs, MeshKnobs
 from ste_jax.decoding.engine import empty_control
 from ste_jax.decoding.programs import Programs
 from ste_jax.models.config import ModelConfig
 from ste_jax.models.decoder import Decoder
+from ste_jax.parallel.sharding import make_mesh
 from ste_jax.reporting.tables import markdown
-from ste_jax.sharding import make_mesh
 
 RUNS = 3
 SMALLEST = 0.1

@@ -25,11 +25,11 @@ from benchmarks.decoding.work import (
     workload_g,
 )
 from benchmarks.products import quickest
-from ste_jax import compilation_cache
 from ste_jax.decoding.engine import Engine
+from ste_jax.model_io.hf import describe_config
 from ste_jax.models.config import ModelConfig
 from ste_jax.models.decoder import Decoder
-from ste_jax.models.hf import describe_config
+from ste_jax.system import compilation_cache
 
 HBM = {"H100": 3.35e12, "H200": 4.8e12}
 """Bytes per second, by the data sheets of NVIDIA's SXM cards."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from benchmarks.decoding.work import Workload
 from benchmarks.products import Form, best
-from ste_jax.config import DecodingKnobs
+from ste_jax.config.schema import DecodingKnobs
 from ste_jax.models.config import ModelConfig
 
 

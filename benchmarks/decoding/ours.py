@@ -7,10 +7,10 @@ from typing import Any
 
 from benchmarks.decoding import limit
 from benchmarks.decoding.work import Timed, Workload, draw, engine_for, knobs_for
-from ste_jax import compilation_cache
-from ste_jax.config import MeshKnobs
-from ste_jax.models.load import load_weights, open_weights
-from ste_jax.sharding import make_mesh
+from ste_jax.config.schema import MeshKnobs
+from ste_jax.model_io.load_weights import load_weights, open_weights
+from ste_jax.parallel.sharding import make_mesh
+from ste_jax.system import compilation_cache
 
 SLOTS = 64
 

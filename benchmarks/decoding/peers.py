@@ -139,7 +139,7 @@ def write_gguf(directory: Path, file: Path) -> None:
     """The float32 weights of a Llama's Hugging Face directory as llama.cpp reads them."""
     import gguf
 
-    from ste_jax.models.load import open_weights
+    from ste_jax.model_io.load_weights import open_weights
 
     config = open_weights(directory).config
     writer = gguf.GGUFWriter(str(file), "llama")

@@ -22,18 +22,18 @@ from tqdm import tqdm
 
 from benchmarks.claims import claim_told
 from benchmarks.decoding.work import NoText
-from ste_jax import compilation_cache
-from ste_jax.config import AnnotateKnobs, DecodingKnobs, JudgeKnobs
+from ste_jax.config.schema import AnnotateKnobs, DecodingKnobs, JudgeKnobs
 from ste_jax.decoding.engine import Engine
 from ste_jax.decoding.rows import Prompt as Tokens
-from ste_jax.generators.protocol import Completion, Request, Sampling
+from ste_jax.generation import Completion, Request, Sampling
 from ste_jax.models.config import ModelConfig
 from ste_jax.models.decoder import Decoder
 from ste_jax.prompts.render import load_template
 from ste_jax.records import Judgment, Prompt, hash_order
 from ste_jax.stages.annotate import annotate
-from ste_jax.stages.asking import Role
 from ste_jax.stages.judge import Judge
+from ste_jax.stages.roles import Role
+from ste_jax.system import compilation_cache
 
 PAIRS, SAMPLES, WAVES, SLOTS = 512, 16, (2, 2, 4, 8), 64
 LONGEST = 128

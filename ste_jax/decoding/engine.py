@@ -23,19 +23,20 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from ste_jax import preemption
-from ste_jax.config import DecodingKnobs, MeshKnobs
+from ste_jax.config.schema import DecodingKnobs, MeshKnobs
+from ste_jax.config.shape_check import check_knobs
 from ste_jax.decoding.caches import Cache
-from ste_jax.decoding.lanes import Lane, NoLane, TooLong, check_knobs, choose_lane
 from ste_jax.decoding.memory import Memory
 from ste_jax.decoding.prefill import Prefiller
 from ste_jax.decoding.programs import NOT_FINITE, NOTHING, Control, Programs
 from ste_jax.decoding.rows import Prompt, Row, TextDecoder, hash_id, split64
 from ste_jax.decoding.scheduler import LaneSchedule, Placement
 from ste_jax.decoding.scoring import batches, check_score
-from ste_jax.generators.protocol import Completion, Request, Sampling, Usage
+from ste_jax.decoding.shapes import Lane, NoLane, TooLong, choose_lane
+from ste_jax.generation import Completion, Request, Sampling, Usage
 from ste_jax.models.decoder import Decoder
-from ste_jax.sharding import make_mesh
+from ste_jax.parallel.sharding import make_mesh
+from ste_jax.system import preemption
 
 Array = np.ndarray[Any, Any]
 

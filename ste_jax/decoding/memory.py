@@ -17,14 +17,14 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from ste_jax.config import DecodingKnobs
+from ste_jax.config.schema import DecodingKnobs
 from ste_jax.decoding.attend import places
-from ste_jax.decoding.lanes import Lane, choose_lane
+from ste_jax.decoding.shapes import Lane, choose_lane
 from ste_jax.errors import WorkError
 from ste_jax.models.config import ModelConfig
 from ste_jax.models.decoder import Decoder
 from ste_jax.models.int8 import with_int8
-from ste_jax.sharding import parameter_sharding
+from ste_jax.parallel.sharding import parameter_sharding
 
 GB = 1e9
 

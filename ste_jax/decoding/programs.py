@@ -48,7 +48,7 @@ from ste_jax.models.config import ModelConfig
 from ste_jax.models.decoder import Decoder, unstack
 from ste_jax.models.int8 import with_int8
 from ste_jax.models.kernels import Kernels, kernels_of
-from ste_jax.sharding import constrain, state_sharding
+from ste_jax.parallel.sharding import constrain, state_sharding
 
 NOTHING = -1
 """In place of a token: the row was not running at that step."""

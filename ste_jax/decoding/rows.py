@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from ste_jax.generators.protocol import Completion, FinishReason, Request
-from ste_jax.text_stream import TextStream
+from ste_jax.decoding.text_stream import TextStream
+from ste_jax.generation import Completion, FinishReason, Request
 
 
 class TextDecoder(Protocol):

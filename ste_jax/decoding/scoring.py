@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from ste_jax.config import DecodingKnobs
-from ste_jax.decoding.lanes import TooLong, choose_lane
+from ste_jax.config.schema import DecodingKnobs
+from ste_jax.decoding.shapes import TooLong, choose_lane
 
 ROWS = 16
 """Rows of a scoring batch."""

@@ -16,10 +16,11 @@ from typing import Any
 
 from etils import epath
 
-from ste_jax import notation, records
+from ste_jax import records
 from ste_jax.errors import RequestError
-from ste_jax.generators.protocol import Message
+from ste_jax.generation import Message
 from ste_jax.records import Pair
+from ste_jax.system import notation
 
 _LABELS = {"a": 0, "1": 0, "response_a": 0, "b": 1, "2": 1, "response_b": 1}
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from ste_jax.models.attention import Attend, Seen
 from ste_jax.models.kernels import PLAIN, Kernels, Splash
-from ste_jax.sharding import over_mesh
+from ste_jax.parallel.sharding import over_mesh
 
 BLOCK = 128
 """The smallest `Q`; on CPU the fastest of 128, 256 and 512 for rows of 1,024."""

@@ -27,15 +27,14 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
-from ste_jax import checkpoints, files
-from ste_jax.config import FinetuneKnobs
+from ste_jax.checkpoints import checkpoint
+from ste_jax.config.schema import FinetuneKnobs
 from ste_jax.errors import Preempted, WorkError
 from ste_jax.finetuning import packing
 from ste_jax.finetuning.lora import is_trained, merged, with_small_matrices
 from ste_jax.finetuning.objectives import Objective, Sft, units_of
 from ste_jax.finetuning.packing import Plan, Rows, Unit
-from ste_jax.finetuning.stage import told
-from ste_jax.finetuning.state import LEDGER, RESULT, Event, InHand, Ledger, StateStore
+from ste_jax.finetuning.phase_knobs import told
 from ste_jax.finetuning.train_step import (
     Batch,
     StepMetrics,
@@ -46,9 +45,11 @@ from ste_jax.finetuning.train_step import (
     step_flops,
     stop_flags,
 )
+from ste_jax.finetuning.training_state import LEDGER, RESULT, Event, InHand, Ledger, StateStore
 from ste_jax.models.config import ModelConfig
 from ste_jax.models.decoder import Decoder, abstract_decoder
-from ste_jax.parameters import parameters_of, with_parameters
+from ste_jax.models.parameters import parameters_of, with_parameters
+from ste_jax.system import files
 
 SaveModel = Callable[[Decoder, int, dict[str, Any]], None]
 
@@ -162,7 +163,7 @@ def finetune(
     ledger = Ledger(home / LEDGER, latest_is_best=knobs.select == "last")
     if start is not None:
         ledger.validation(0, lambda: start)
-    checkpoints.all_processes("finetune: ledger read")
+    checkpoint.all_processes("finetune: ledger read")
     with StateStore(home, keep=knobs.keep_states) as store:
         hand = InHand(
             store,
@@ -224,7 +225,7 @@ def finetune(
     if jax.process_index() == 0:
         files.write_twice(home / RESULT, dataclasses.asdict(result))
         _tidy(home)
-    checkpoints.all_processes("finetune: done")
+    checkpoint.all_processes("finetune: done")
     return result
 
 
@@ -249,7 +250,7 @@ def validate_step(ledger: Ledger, hand: InHand, validate: Validate, save_model: 
 
 def _begin(state_dir: epath.Path, home: epath.Path, done: bool) -> None:
     """Makes `home` the only one in `state_dir`; where all is done, with nothing but the result."""
-    checkpoints.all_processes("finetune: looked for the result")
+    checkpoint.all_processes("finetune: looked for the result")
     if jax.process_index() == 0:
         home.mkdir(parents=True, exist_ok=True)
         for other in state_dir.iterdir() if state_dir.exists() else ():
@@ -257,7 +258,7 @@ def _begin(state_dir: epath.Path, home: epath.Path, done: bool) -> None:
                 files.remove(other)  # of another model, other examples or other knobs
         if done:
             _tidy(home)
-    checkpoints.all_processes("finetune: begun")
+    checkpoint.all_processes("finetune: begun")
 
 
 def _tidy(home: epath.Path) -> None:
@@ -278,7 +279,7 @@ def _fingerprint(
     digest = hashlib.blake2b(digest_size=16)
     for row in units_of(units):
         digest.update(json.dumps(row).encode())
-    start = checkpoints.describe(parameters_of(model))
+    start = checkpoint.describe(parameters_of(model))
     aim = [objective.name, dataclasses.asdict(objective)]  # type: ignore[call-overload]
     model_told = [model.config.to_dict(), str(model.dtype)]
     digest.update(json.dumps([*model_told, told(knobs), aim, seed, start]).encode())

@@ -14,12 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from ste_jax.config import LoraKnobs
+from ste_jax.config.schema import LoraKnobs
 from ste_jax.errors import RequestError
 from ste_jax.models.config import INPUT_AXES, LORA_A, LORA_B, Lora, ModelConfig
 from ste_jax.models.decoder import Decoder, abstract_decoder
-from ste_jax.parameters import parameters_of, with_parameters
-from ste_jax.sharding import parameter_sharding
+from ste_jax.models.parameters import parameters_of, with_parameters
+from ste_jax.parallel.sharding import parameter_sharding
 
 
 def is_trained(config: ModelConfig, path: str) -> bool:

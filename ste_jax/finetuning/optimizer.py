@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ste_jax.config import FinetuneKnobs
+from ste_jax.config.schema import FinetuneKnobs
 
 
 def learning_rate(knobs: FinetuneKnobs, total_steps: int, step: jax.Array | int) -> jax.Array:

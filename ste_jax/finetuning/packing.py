@@ -17,7 +17,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from ste_jax.config import FinetuneKnobs
+from ste_jax.config.schema import FinetuneKnobs
 from ste_jax.errors import RequestError
 
 Array = np.ndarray[Any, Any]

@@ -9,13 +9,13 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from ste_jax.config import FinetuneKnobs
+from ste_jax.config.schema import FinetuneKnobs
 from ste_jax.errors import Preempted
 from ste_jax.finetuning import packing
 from ste_jax.finetuning.objectives import Preference
 from ste_jax.finetuning.train_step import make_reference, put_batch
 from ste_jax.models.decoder import Decoder
-from ste_jax.parameters import parameters_of
+from ste_jax.models.parameters import parameters_of
 
 Scores = tuple[float, float]
 """Log-probabilities of the better and of the worse completion as a whole, nats."""

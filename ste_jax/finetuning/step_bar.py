@@ -6,7 +6,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ste_jax.finetuning.state import Event
+from ste_jax.finetuning.training_state import Event
 
 
 class StepBar(tqdm):  # type: ignore[type-arg]

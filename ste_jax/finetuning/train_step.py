@@ -22,7 +22,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ste_jax.config import FinetuneKnobs
+from ste_jax.config.schema import FinetuneKnobs
 from ste_jax.errors import RequestError
 from ste_jax.finetuning.attention import packed_causal
 from ste_jax.finetuning.lora import is_trained
@@ -33,8 +33,8 @@ from ste_jax.finetuning.packing import Array, Rows
 from ste_jax.models.config import ModelConfig
 from ste_jax.models.decoder import Decoder, abstract_decoder
 from ste_jax.models.kernels import Kernels, kernels_of
-from ste_jax.parameters import Parameters, with_parameters
-from ste_jax.sharding import RULES, parameter_sharding
+from ste_jax.models.parameters import Parameters, with_parameters
+from ste_jax.parallel.sharding import RULES, parameter_sharding
 
 Batch = dict[str, jax.Array]
 """The fields of `packing.Rows`, those of its objective among them, each [A,B,...], and `stop`

@@ -76,7 +76,7 @@ class Parameter:
 
     shape: tuple[int, ...]
     axes: tuple[str, ...]
-    """Logical axis names, one per dimension; `ste_jax.sharding.RULES` maps them to mesh axes."""
+    """Logical axis names, one per dimension; `parallel.sharding.RULES` maps them to mesh axes."""
     mean: float = 0.0
     std: float = 0.0
 

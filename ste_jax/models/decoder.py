@@ -27,7 +27,7 @@ from ste_jax.models.attention import Attend, Seen, capped
 from ste_jax.models.config import INPUT_AXES, LORA_A, LORA_B, SCALE, LayerKind, ModelConfig
 from ste_jax.models.experts import Experts, choose, mix_experts
 from ste_jax.models.rotary import Turn, rotary_turn, rotate
-from ste_jax.sharding import constrain
+from ste_jax.parallel.sharding import constrain
 
 _ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "silu": jax.nn.silu,

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from ste_jax.sharding import partition
+from ste_jax.parallel.sharding import partition
 
 EXPERT_AXIS = "expert"
 """The mesh axis that experts are divided over."""

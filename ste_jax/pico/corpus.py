@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 
-from ste_jax.generators.protocol import Message
+from ste_jax.generation import Message
 from ste_jax.pico.answers import draw_answer, stated, write_answer, wrong_solution
 from ste_jax.pico.kinds import CATEGORIES, KINDS, NAMES, Solution
 from ste_jax.pico.noise import draw_noise

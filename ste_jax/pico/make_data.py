@@ -20,7 +20,7 @@ from ste_jax.pico.answers import draw_answer, wrong_solution
 from ste_jax.pico.kinds import KINDS, Kind
 from ste_jax.pico.noise import draw_noise
 from ste_jax.pico.world import Task, changes, draw_task
-from ste_jax.shipped import path_of
+from ste_jax.system.shipped import path_of
 
 TASKS, NEAR_DUPLICATES, NOISE = 1500, 120, 180
 HELDOUT = 12

@@ -35,28 +35,28 @@ from etils import epath
 from flax import nnx
 from tqdm import tqdm
 
-from ste_jax import jax_settings, preemption
-from ste_jax.checkpoints import load_checkpoint, save_checkpoint
-from ste_jax.config import DecodingKnobs, FinetuneKnobs, MeshKnobs
+from ste_jax.checkpoints.checkpoint import load_checkpoint, save_checkpoint
+from ste_jax.config.schema import DecodingKnobs, FinetuneKnobs, MeshKnobs
+from ste_jax.decoding.generator import LocalGenerator
 from ste_jax.errors import SteError
 from ste_jax.finetuning import packing
 from ste_jax.finetuning.loop import Validate, finetune
 from ste_jax.finetuning.packing import Example
 from ste_jax.finetuning.step_bar import StepBar
-from ste_jax.generators.local import LocalGenerator
+from ste_jax.model_io.hf import save_hf
 from ste_jax.models.config import ModelConfig
 from ste_jax.models.decoder import Decoder
-from ste_jax.models.hf import save_hf
-from ste_jax.opening import on_mesh
-from ste_jax.parameters import parameters_of, with_parameters
+from ste_jax.models.parameters import parameters_of, with_parameters
+from ste_jax.models.transfer import on_mesh
+from ste_jax.parallel.sharding import make_mesh
 from ste_jax.pico import corpus
 from ste_jax.pico.corpus import Chat
 from ste_jax.pico.kinds import KINDS
 from ste_jax.pico.skills import measure_judging, measure_skills
 from ste_jax.pico.tokenizer import make_tokenizer, save_tokenizer
 from ste_jax.pico.world import Tasks
-from ste_jax.sharding import make_mesh
-from ste_jax.tokenizers import Tokenizer, load_tokenizer
+from ste_jax.system import jax_settings, preemption
+from ste_jax.tokenization.tokenizer import Tokenizer, load_tokenizer
 
 _KNOBS = FinetuneKnobs(
     sequence_length=192,

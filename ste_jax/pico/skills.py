@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from random import Random
 
-from ste_jax.generators.protocol import Completion, Generator, Message, Request, Sampling
+from ste_jax.generation import Completion, Generator, Message, Request, Sampling
 from ste_jax.pico.answers import is_right, stated
 from ste_jax.pico.corpus import ALL_CATEGORIES, ask, ask_to_check, draw_answers, user
 from ste_jax.pico.traces import check_trace, compared

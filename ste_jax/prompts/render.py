@@ -16,9 +16,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from ste_jax import notation
 from ste_jax.errors import RequestError
-from ste_jax.generators.protocol import Message
+from ste_jax.generation import Message
+from ste_jax.system import notation
 
 TEMPLATES = Path(__file__).parent / "templates"
 

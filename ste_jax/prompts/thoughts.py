@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from ste_jax.generators.protocol import Completion
+from ste_jax.generation import Completion
 from ste_jax.prompts.markdown import inline_code, layout, lines
 from ste_jax.prompts.quoting import quoted
 

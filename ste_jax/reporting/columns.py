@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from ste_jax.errors import WorkError
 from ste_jax.records import Judgment, damaged, open_parquet
-from ste_jax.rundir import Table
+from ste_jax.run.layout import Table
 
 
 def read_columns(table: Table[Any], *names: str) -> Iterator[tuple[Any, ...]]:

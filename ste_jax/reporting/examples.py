@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from ste_jax.records import ORDERS, Pair, Prompt
 from ste_jax.reporting.columns import read_columns
-from ste_jax.rundir import JudgedDir, RunDir, Table
+from ste_jax.run.layout import JudgedDir, RunDir, Table
 
 
 @dataclass(frozen=True)

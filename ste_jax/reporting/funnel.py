@@ -13,10 +13,10 @@ from typing import Any
 
 import yaml
 
-from ste_jax import files
-from ste_jax.config import AnnotateKnobs
+from ste_jax.config.schema import AnnotateKnobs
 from ste_jax.reporting.columns import read_columns
-from ste_jax.rundir import IterationDir, RunDir, Table
+from ste_jax.run.layout import IterationDir, RunDir, Table
+from ste_jax.system import files
 
 Counts = dict[str, int]
 Step = tuple[str, int, Counts]

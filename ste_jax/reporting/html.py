@@ -12,8 +12,7 @@ from typing import Any
 
 from etils import epath
 
-from ste_jax import files
-from ste_jax.config import EvaluateKnobs
+from ste_jax.config.schema import EvaluateKnobs
 from ste_jax.errors import WorkError
 from ste_jax.evaluation.metrics import compare
 from ste_jax.reporting.columns import read_verdicts
@@ -40,7 +39,8 @@ from ste_jax.reporting.tables import (
     number,
     stage_table,
 )
-from ste_jax.rundir import IterationDir, RunDir
+from ste_jax.run.layout import IterationDir, RunDir
+from ste_jax.system import files
 
 _NOT_YET = "Not yet: the run has not come this far."
 _MEASURES = {

@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from ste_jax.config import EvaluateKnobs
+from ste_jax.config.schema import EvaluateKnobs
 from ste_jax.evaluation.metrics import with_intervals
 from ste_jax.records import Pair
 from ste_jax.reporting.columns import read_columns
 from ste_jax.reporting.funnel import read_config
 from ste_jax.reporting.page import Safe, note, section, table
-from ste_jax.rundir import RunDir, Table
+from ste_jax.run.layout import RunDir, Table
 
 
 def length_table(run: RunDir) -> list[dict[str, Any]]:

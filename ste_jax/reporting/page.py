@@ -11,7 +11,7 @@ import html
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeAlias
 
-from ste_jax.showing import harmless
+from ste_jax.system.showing import harmless
 
 _CLIP = 6000
 

@@ -13,7 +13,6 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from ste_jax import files
 from ste_jax.reporting.funnel import (
     check_sums,
     finetuning_stages,
@@ -23,7 +22,8 @@ from ste_jax.reporting.funnel import (
     reasons,
 )
 from ste_jax.reporting.lengths import length_table
-from ste_jax.rundir import IterationDir, RunDir, read_metrics
+from ste_jax.run.layout import IterationDir, RunDir, read_metrics
+from ste_jax.system import files
 
 Event = dict[str, Any]
 _WIDTH = 100

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from ste_jax.config import AnnotateKnobs, DpoKnobs
-from ste_jax.generators.protocol import Generator
+from ste_jax.config.schema import AnnotateKnobs, DpoKnobs
+from ste_jax.generation import Generator
 from ste_jax.records import NOT_ASKED, Judgment, Prompt
+from ste_jax.stages.coroutines import Story, drive
 from ste_jax.stages.curate import failed_as
-from ste_jax.stages.drive import Story, drive
 from ste_jax.stages.judge import Judge, judge_samples
 
 VERSION = 1

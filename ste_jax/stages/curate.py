@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
-from ste_jax.config import CurateKnobs, DpoKnobs
+from ste_jax.config.schema import CurateKnobs, DpoKnobs
 from ste_jax.records import NOT_ASKED, Judgment, Prompt, TrainingExample, content_id, hash_order
 from ste_jax.stages.ends import Cut, End, ended, is_cut_off, never
 

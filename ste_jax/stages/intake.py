@@ -16,10 +16,9 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from ste_jax import shipped
-from ste_jax.config import PoolKnobs
+from ste_jax.config.schema import PoolKnobs
 from ste_jax.errors import RequestError
-from ste_jax.generators.protocol import Message
+from ste_jax.generation import Message
 from ste_jax.records import Instruction, hash_order, instruction_id
 from ste_jax.stages.sources import READERS, Raw, Unreadable, read_source
 from ste_jax.stages.turns import (
@@ -32,6 +31,7 @@ from ste_jax.stages.turns import (
     text_of,
     with_system,
 )
+from ste_jax.system import shipped
 
 VERSION = 2
 USUAL_FIELDS = (

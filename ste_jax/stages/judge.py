@@ -9,15 +9,15 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from ste_jax.config import JudgeKnobs
-from ste_jax.generators.protocol import Completion, Generator, Request
+from ste_jax.config.schema import JudgeKnobs
+from ste_jax.generation import Completion, Generator, Request
 from ste_jax.prompts.parse import Verdict, parse_verdict
 from ste_jax.prompts.render import Template, transcript
 from ste_jax.prompts.sentences import last_full_sentence
 from ste_jax.prompts.thoughts import closing_of, whole
 from ste_jax.records import ORDERS, Judgment, Pair, Prompt, content_id, hash_order
-from ste_jax.stages.asking import Role, unasked
-from ste_jax.stages.drive import Story, drive
+from ste_jax.stages.coroutines import Story, drive
+from ste_jax.stages.roles import Role, unasked
 
 VERSION = 2
 FORCED_TOKENS = 4

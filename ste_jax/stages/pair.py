@@ -11,15 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 
-from ste_jax.config import PairKnobs
-from ste_jax.generators.protocol import Completion, Generator
+from ste_jax.config.schema import PairKnobs
+from ste_jax.generation import Completion, Generator
 from ste_jax.prompts.parse import INSTRUCTION_MARK, Modified, parse_modified
 from ste_jax.prompts.sentences import last_full_sentence
 from ste_jax.prompts.thoughts import said, whole
 from ste_jax.records import DroppedPair, Instruction, Pair, make_pair
-from ste_jax.stages.asking import Role, history_of, last_user_text, unasked
-from ste_jax.stages.drive import Story, drive
+from ste_jax.stages.coroutines import Story, drive
 from ste_jax.stages.near_duplicates import jaccard, words
+from ste_jax.stages.roles import Role, history_of, last_user_text, unasked
 
 VERSION = 2
 

@@ -10,9 +10,9 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from ste_jax.config import SelectKnobs
+from ste_jax.config.schema import SelectKnobs
 from ste_jax.errors import RequestError, WorkError
-from ste_jax.generators.protocol import Completion, Generator, Request, Score, ScoreRequest
+from ste_jax.generation import Completion, Generator, Request, Score, ScoreRequest
 from ste_jax.prompts.parse import parse_category, parse_difficulty
 from ste_jax.prompts.thoughts import whole
 from ste_jax.records import (
@@ -24,9 +24,9 @@ from ste_jax.records import (
     content_id,
     hash_order,
 )
-from ste_jax.stages.asking import Role, history_of, last_user_text, unasked
-from ste_jax.stages.drive import Story, drive
+from ste_jax.stages.coroutines import Story, drive
 from ste_jax.stages.near_duplicates import drop_near_duplicates
+from ste_jax.stages.roles import Role, history_of, last_user_text, unasked
 
 VERSION = 1
 DIFFICULTIES = ("1", "2", "3", "4", "5")

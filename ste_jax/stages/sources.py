@@ -17,8 +17,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ste_jax import notation, shipped
 from ste_jax.errors import RequestError
+from ste_jax.system import notation, shipped
 
 LONGEST_FIELD = 1 << 28
 """Characters of one field of CSV: an open quote must not take all memory."""

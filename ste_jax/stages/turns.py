@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-from ste_jax import notation
-from ste_jax.generators.protocol import Message
+from ste_jax.generation import Message
+from ste_jax.system import notation
 
 ROLE_NAMES = ("role", "from")
 CONTENT_NAMES = ("content", "value", "text")

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from ste_jax.config import PoolKnobs
+from ste_jax.config.schema import PoolKnobs
 from ste_jax.records import Instruction, instruction_id
 from ste_jax.stages.intake import Rejected, collapse, read_pool
 

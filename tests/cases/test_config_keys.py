@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ste_jax.errors import RequestError
+from ste_jax.model_io.families import family_of
 from ste_jax.models.config import LayerKind, ModelConfig
-from ste_jax.models.families import family_of
 
 _LLAMA3_ROPE = {
     "factor": 8.0,

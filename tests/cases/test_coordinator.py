@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ste_jax import distributed
 from ste_jax.cli import main
 from ste_jax.errors import RequestError, WorkError
+from ste_jax.parallel import processes
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def never_jax(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise AssertionError("JAX was asked to meet")
 
-    monkeypatch.setattr(distributed.jax.distributed, "initialize", fail)
+    monkeypatch.setattr(processes.jax.distributed, "initialize", fail)
 
 
 def test_a_port_that_is_taken(taken: int, tmp_path, capsys) -> None:
@@ -60,13 +60,13 @@ def test_an_address_that_is_none(address: str, index: int, tmp_path, capsys) -> 
 def test_an_address_from_the_environment(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, "localhost:port")
     with pytest.raises(RequestError, match=f"{name} is 'localhost:port'"):
-        distributed.initialize(automatic=True)
+        processes.initialize(automatic=True)
 
 
 def test_the_place_to_listen_at_may_differ(taken: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JAX_COORDINATOR_BIND_ADDRESS", f"127.0.0.1:{taken}")
     with pytest.raises(WorkError, match=f"cannot listen at 127.0.0.1:{taken}"):
-        distributed.initialize("elsewhere:1", 2, 0)
+        processes.initialize("elsewhere:1", 2, 0)
 
 
 def free_port() -> int:
@@ -76,12 +76,12 @@ def free_port() -> int:
 
 
 def test_process_0_that_never_comes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(distributed, "COORDINATOR_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(processes, "COORDINATOR_TIMEOUT_S", 0.5)
     port = free_port()
     with pytest.raises(WorkError, match=rf"not to be found at 127\.0\.0\.1:{port} after 0\.5 s"):
-        distributed.initialize(f"127.0.0.1:{port}", 2, 1)
+        processes.initialize(f"127.0.0.1:{port}", 2, 1)
     with pytest.raises(WorkError, match=r"not to be found at nowhere\.invalid:80"):
-        distributed.initialize("nowhere.invalid:80", 2, 1)
+        processes.initialize("nowhere.invalid:80", 2, 1)
 
 
 def test_process_0_may_come_late() -> None:
@@ -96,16 +96,16 @@ def test_process_0_may_come_late() -> None:
 
     threading.Thread(target=late, daemon=True).start()
     with pytest.raises(WorkError, match="JAX was asked to meet"):
-        distributed._check_meeting(f"127.0.0.1:{port}", 1)
+        processes._check_meeting(f"127.0.0.1:{port}", 1)
         assert begun.wait(10)
-        distributed.initialize(f"127.0.0.1:{free_port()}", 2, 0)
+        processes.initialize(f"127.0.0.1:{free_port()}", 2, 0)
 
 
 @settings(max_examples=200, derandomize=True, deadline=None)
 @given(st.text(max_size=12), st.text("0123456789", max_size=6))
 def test_every_address_is_split_or_refused(host: str, port: str) -> None:
     try:
-        found = distributed._split("--coordinator", f"{host}:{port}")
+        found = processes._split("--coordinator", f"{host}:{port}")
     except RequestError:
         return
     assert found == (host.strip("[]"), int(port)) and 0 < found[1] < 65536

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from ste_jax import cli
 from ste_jax.errors import RequestError
 from ste_jax.reporting import html, tables
-from ste_jax.rundir import RunDir
-from ste_jax.showing import harmless, show
+from ste_jax.run.layout import RunDir
+from ste_jax.system.showing import harmless, show
 
 
 def parsed(*words: str) -> Any:
@@ -76,7 +76,7 @@ def test_a_stream_of_any_encoding_takes_any_text(encoding: str) -> None:
 
 
 def test_a_stream_that_nobody_reads(tmp_path: Path) -> None:
-    code = "from ste_jax.showing import say\nfor _ in range(9): say('x' * 90000)"
+    code = "from ste_jax.system.showing import say\nfor _ in range(9): say('x' * 90000)"
     for end in ("| head -c 9", ">&-"):
         words = ["bash", "-c", f'"{sys.executable}" -c "$0" {end}; echo $PIPESTATUS >&2', code]
         done = subprocess.run(words, capture_output=True, text=True, check=True)

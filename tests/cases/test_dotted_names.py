@@ -5,7 +5,7 @@ from __future__ import annotations
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ste_jax.config import PoolKnobs
+from ste_jax.config.schema import PoolKnobs
 from ste_jax.records import Instruction
 from ste_jax.stages.intake import read_pool
 from ste_jax.stages.turns import at_path, column_of

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from ste_jax import shipped
+from ste_jax.pipeline.finetune import make_examples, make_preferences
 from ste_jax.records import TrainingExample
-from ste_jax.steps.finetuning import make_examples, make_preferences
-from ste_jax.tokenizers import Tokenizer, load_tokenizer
+from ste_jax.system import shipped
+from ste_jax.tokenization.tokenizer import Tokenizer, load_tokenizer
 from tests import chats
 
 QUESTION = ({"role": "user", "content": "Which is better?"},)

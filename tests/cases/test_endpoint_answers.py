@@ -18,17 +18,17 @@ from etils import epath
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ste_jax.config import EndpointKnobs, JudgeKnobs, RoleKnobs, SamplingKnobs
+from ste_jax.config.schema import EndpointKnobs, JudgeKnobs, RoleKnobs, SamplingKnobs
+from ste_jax.endpoints import openai
+from ste_jax.endpoints.answers import Odd, read_answer, read_body
+from ste_jax.endpoints.openai import OpenAIGenerator
 from ste_jax.errors import RequestError, WorkError
-from ste_jax.generators import openai
-from ste_jax.generators.answers import Odd, read_answer, read_body
-from ste_jax.generators.openai import OpenAIGenerator
-from ste_jax.generators.protocol import Completion, Request, Sampling
+from ste_jax.generation import Completion, Request, Sampling
 from ste_jax.records import Instruction, Judgment, instruction_id, make_pair
-from ste_jax.rundir import Table
-from ste_jax.stages.asking import make_role
+from ste_jax.run.layout import Table
 from ste_jax.stages.judge import Judge, build_prompts, judge_all
-from tests.generators.endpoint import Answer, chat, serving
+from ste_jax.stages.roles import make_role
+from tests.endpoints.endpoint import Answer, chat, serving
 
 KEY = "sk-proj-Zq8/vX+2mN0pLrT7wYcD4eFgH"
 

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from ste_jax.jax_settings import LEFT_TO_JAX, PINNED
+from ste_jax.system.jax_settings import LEFT_TO_JAX, PINNED
 
 ODD = {
     "JAX_ENABLE_X64": "1",
@@ -27,7 +27,7 @@ ODD = {
 SETTLED = """
 import json
 {first}
-from ste_jax.jax_settings import settle
+from ste_jax.system.jax_settings import settle
 settle()
 import jax, jax.numpy as jnp, numpy as np
 key = jax.random.PRNGKey(3)

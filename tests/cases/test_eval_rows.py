@@ -9,13 +9,13 @@ from types import SimpleNamespace
 import pytest
 from etils import epath
 
-from ste_jax import files
-from ste_jax.config import EvaluateKnobs, LabelledSetKnobs
-from ste_jax.distributed import Processes
+from ste_jax.config.schema import EvaluateKnobs, LabelledSetKnobs
 from ste_jax.errors import RequestError
 from ste_jax.evaluation.readers import read_pairs
-from ste_jax.rundir import RunDir
-from ste_jax.steps.pool import take_in_labelled
+from ste_jax.parallel.processes import Processes
+from ste_jax.pipeline.intake import take_in_labelled
+from ste_jax.run.layout import RunDir
+from ste_jax.system import files
 
 ROW = {"instruction": "Add 2 and 3.", "response_a": "5", "response_b": "6", "label": "A"}
 EASY, HARD = {**ROW, "section": "easy"}, {**ROW, "section": "hard"}

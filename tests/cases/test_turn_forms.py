@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ste_jax.config import PoolKnobs
+from ste_jax.config.schema import PoolKnobs
 from ste_jax.records import Instruction
 from ste_jax.stages.intake import Rejected, read_pool
 from ste_jax.stages.turns import opening, speaker

@@ -10,13 +10,14 @@ from typing import Any
 import jax
 import pytest
 
-from ste_jax import shipped
-from ste_jax.config import MeshKnobs
+from ste_jax.commands.import_model import import_model
+from ste_jax.config.schema import MeshKnobs
 from ste_jax.errors import RequestError
-from ste_jax.importing import import_model
-from ste_jax.models.load import open_weights
-from ste_jax.opening import check_vocabulary, open_model
-from ste_jax.tokenizers import load_tokenizer
+from ste_jax.model_io.load_weights import open_weights
+from ste_jax.model_io.open_model import check_vocabulary, open_model
+from ste_jax.model_io.sources import resolve
+from ste_jax.system import shipped
+from ste_jax.tokenization.tokenizer import load_tokenizer
 from tests import ggufs
 
 ROWS = 539
@@ -60,7 +61,7 @@ def test_a_template_that_writes_it_is_refused_wherever_a_model_is_opened(tmp_pat
     path = pico(tmp_path / "m", special=True, template="<|judge|>")
     with pytest.raises(RequestError, match=TOLD) as caught:
         open_model(
-            str(path),
+            resolve(str(path)),
             MeshKnobs(),
             dtype="float32",
             param_dtype="float32",

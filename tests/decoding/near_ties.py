@@ -22,7 +22,7 @@ import numpy as np
 
 from ste_jax.decoding.rows import hash_id, split64
 from ste_jax.decoding.sampling import BLOCK, row_keys
-from ste_jax.generators.protocol import Request, Sampling
+from ste_jax.generation import Request, Sampling
 
 NEAR = 1e-3
 

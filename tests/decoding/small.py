@@ -12,15 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from ste_jax.config import DecodingKnobs, MeshKnobs
+from ste_jax.config.schema import DecodingKnobs, MeshKnobs
 from ste_jax.decoding.engine import Engine
 from ste_jax.decoding.rows import Prompt
-from ste_jax.generators.protocol import Completion, Request, Sampling
+from ste_jax.generation import Completion, Request, Sampling
 from ste_jax.models.attention import causal
 from ste_jax.models.config import LayerKind, ModelConfig
 from ste_jax.models.decoder import Decoder, abstract_decoder
-from ste_jax.parameters import with_parameters
-from ste_jax.sharding import make_mesh
+from ste_jax.models.parameters import with_parameters
+from ste_jax.parallel.sharding import make_mesh
 
 EOS = (1, 2)
 LETTERS = "\0\0\0abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRST"

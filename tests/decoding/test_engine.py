@@ -12,16 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ste_jax import preemption
 from ste_jax.decoding import attend as attend_module
 from ste_jax.decoding import engine as engine_module
 from ste_jax.decoding.attend import past_blocks
 from ste_jax.decoding.engine import Engine, blocks_read
-from ste_jax.decoding.lanes import NoLane
 from ste_jax.decoding.rows import Prompt
+from ste_jax.decoding.shapes import NoLane
 from ste_jax.errors import Preempted
 from ste_jax.models.decoder import Decoder
-from ste_jax.parameters import parameters_of, with_parameters
+from ste_jax.models.parameters import parameters_of, with_parameters
+from ste_jax.system import preemption
 from tests.decoding import small
 from tests.decoding.small import collect, prompt, request
 from tests.decoding.test_sampling import assert_drawn_from, target

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from ste_jax.config import MeshKnobs
+from ste_jax.config.schema import MeshKnobs
 from ste_jax.decoding import engine as engine_module
 from ste_jax.models.config import SCALE, Lora, ModelConfig
 from ste_jax.models.decoder import Decoder, unstack
 from ste_jax.models.int8 import quantize, with_int8
-from ste_jax.parameters import parameters_of, with_parameters
-from ste_jax.sharding import make_mesh
-from ste_jax.steps import pool
+from ste_jax.models.parameters import parameters_of, with_parameters
+from ste_jax.parallel.sharding import make_mesh
+from ste_jax.pipeline import intake
 from tests.decoding import small
 from tests.decoding.small import LETTERS, collect, prompt, request
 
@@ -174,9 +174,9 @@ def test_the_engine_draws_what_the_dequantized_model_draws(
 
 
 def test_another_kind_of_weights_is_another_answerer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pool, "model_of", lambda iteration: "f00d")
+    monkeypatch.setattr(intake, "model_of", lambda iteration: "f00d")
     told = [
-        pool.answers_of(SimpleNamespace(config=SimpleNamespace(decoding=knobs)), iteration=None)
+        intake.answers_of(SimpleNamespace(config=SimpleNamespace(decoding=knobs)), iteration=None)
         for knobs in (
             small.KNOBS,
             dataclasses.replace(small.KNOBS, weights="int8"),

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ste_jax.config import DecodingKnobs, MeshKnobs
+from ste_jax.config.schema import DecodingKnobs, MeshKnobs
 from ste_jax.decoding.attend import decode_attend, shared_prefix_attend
 from ste_jax.decoding.engine import Engine
 from ste_jax.models import kernels as kernels_module
@@ -19,7 +19,7 @@ from ste_jax.models.attention import Seen
 from ste_jax.models.config import LayerKind, ModelConfig
 from ste_jax.models.decoder import Decoder
 from ste_jax.models.kernels import KERNELS, PLAIN, Cudnn, Kernels, Mqa, Splash, kernels_of
-from ste_jax.sharding import make_mesh
+from ste_jax.parallel.sharding import make_mesh
 from tests.decoding import small
 from tests.decoding.small import LETTERS, Letters, collect, prompt, request
 

@@ -10,16 +10,16 @@ from typing import Any
 import jax
 import pytest
 
-from ste_jax.config import DecodingKnobs, MeshKnobs
+from ste_jax.config.schema import DecodingKnobs, MeshKnobs
 from ste_jax.decoding.engine import Engine
-from ste_jax.decoding.lanes import Lane, choose_lane
+from ste_jax.decoding.generator import LocalGenerator
 from ste_jax.decoding.memory import bytes_per_device, footprint, room_made
 from ste_jax.decoding.programs import Programs
+from ste_jax.decoding.shapes import Lane, choose_lane
 from ste_jax.errors import WorkError
-from ste_jax.generators.local import LocalGenerator
-from ste_jax.generators.protocol import ScoreRequest
+from ste_jax.generation import ScoreRequest
 from ste_jax.models.config import LayerKind
-from ste_jax.sharding import make_mesh
+from ste_jax.parallel.sharding import make_mesh
 from tests.decoding import small
 from tests.decoding.small import collect, prompt, request
 

@@ -8,10 +8,10 @@ import jax
 import numpy as np
 import pytest
 
-from ste_jax.config import MeshKnobs
+from ste_jax.config.schema import MeshKnobs
 from ste_jax.decoding import engine as engine_module
 from ste_jax.decoding.engine import Engine
-from ste_jax.sharding import make_mesh
+from ste_jax.parallel.sharding import make_mesh
 from tests.decoding import small
 from tests.decoding.small import collect, prompt, request
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ste_jax.decoding.sampling import sample
-from ste_jax.generators.protocol import Sampling
+from ste_jax.generation import Sampling
 from tests.decoding.near_ties import NEAR, divergence, reachable
 
 PLACE = 4

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ste_jax.decoding.rows import Prompt, Row, find_stop, hash_id, split64
-from ste_jax.generators.protocol import Request, Sampling
+from ste_jax.generation import Request, Sampling
 
 
 class Pieces:

@@ -19,10 +19,10 @@ import jax
 import numpy as np
 from etils import epath
 
-from ste_jax import preemption
-from ste_jax.config import MeshKnobs
+from ste_jax.config.schema import MeshKnobs
 from ste_jax.errors import Preempted
 from ste_jax.models.decoder import Decoder
+from ste_jax.system import preemption
 
 PACE = 0.03
 """Seconds that each step and each moment of a validation takes, so that a signal falls inside."""
@@ -34,8 +34,8 @@ def main() -> int:
     if len(sys.argv) > 3:
         jax.distributed.initialize(sys.argv[3], num_processes=2, process_id=int(sys.argv[4]))
 
-    from ste_jax.parameters import parameters_of, with_parameters
-    from ste_jax.sharding import make_mesh, parameter_sharding
+    from ste_jax.models.parameters import parameters_of, with_parameters
+    from ste_jax.parallel.sharding import make_mesh, parameter_sharding
 
     preemption.install()  # after JAX, which else takes the signal for itself
 

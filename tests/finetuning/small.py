@@ -12,14 +12,14 @@ import numpy as np
 from etils import epath
 from flax import nnx
 
-from ste_jax.config import FinetuneKnobs, MeshKnobs
+from ste_jax.config.schema import FinetuneKnobs, MeshKnobs
 from ste_jax.finetuning.loop import FinetuneResult, finetune
 from ste_jax.finetuning.objectives import Objective
 from ste_jax.finetuning.packing import Example, Unit
 from ste_jax.models.config import ModelConfig
 from ste_jax.models.decoder import Decoder, abstract_decoder
-from ste_jax.parameters import parameters_of
-from ste_jax.sharding import make_mesh
+from ste_jax.models.parameters import parameters_of
+from ste_jax.parallel.sharding import make_mesh
 
 CONFIG = ModelConfig(
     vocab_size=41,

@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ste_jax.config import MeshKnobs
+from ste_jax.config.schema import MeshKnobs
 from ste_jax.finetuning import attention
 from ste_jax.finetuning.attention import packed_causal
 from ste_jax.models.attention import Seen, causal
 from ste_jax.models.kernels import PLAIN, Kernels, Splash
-from ste_jax.sharding import make_mesh
+from ste_jax.parallel.sharding import make_mesh
 
 T = 22
 SEGMENTS = np.array([[1] * 9 + [2] * 4 + [3] * 6 + [0] * 3, [1] * T], np.int32)

@@ -8,7 +8,7 @@ import pytest
 from etils import epath
 
 from ste_jax.finetuning import loop
-from ste_jax.finetuning.state import InHand, Ledger
+from ste_jax.finetuning.training_state import InHand, Ledger
 from ste_jax.models.decoder import Decoder
 from tests.finetuning.small import small_model
 

@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 from etils import epath
 
-from ste_jax import files
-from ste_jax.config import DpoKnobs
+from ste_jax.config.schema import DpoKnobs
 from ste_jax.errors import Preempted, WorkError
 from ste_jax.finetuning import loop, packing
 from ste_jax.finetuning.loop import FinetuneResult
 from ste_jax.finetuning.packing import Example
-from ste_jax.finetuning.state import StateStore
+from ste_jax.finetuning.training_state import StateStore
+from ste_jax.system import files
 from tests.finetuning.small import EXAMPLES, KNOBS, Trained, example
 from tests.full_disk import files_no_larger_than
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from flax import nnx
 
-from ste_jax.config import FinetuneKnobs, MeshKnobs
+from ste_jax.config.schema import FinetuneKnobs, MeshKnobs
 from ste_jax.errors import Preempted
 from ste_jax.finetuning.objectives import Dpo, Preference, Sft, units_of
 from ste_jax.finetuning.packing import Rows, fill, pack, plan, targets_per_row
@@ -29,8 +29,8 @@ from ste_jax.finetuning.train_step import (
 )
 from ste_jax.models.attention import causal
 from ste_jax.models.decoder import Decoder
-from ste_jax.parameters import parameters_of
-from ste_jax.sharding import make_mesh
+from ste_jax.models.parameters import parameters_of
+from ste_jax.parallel.sharding import make_mesh
 from tests.finetuning.small import CONFIG, KNOBS, ONE, example, small_model
 from tests.finetuning.test_train_step import assert_same_gradient, first_moments
 

@@ -12,9 +12,9 @@ import numpy as np
 import optax
 import pytest
 
-from ste_jax.config import FinetuneKnobs
+from ste_jax.config.schema import FinetuneKnobs
 from ste_jax.finetuning.optimizer import learning_rate, make_optimizer
-from ste_jax.finetuning.stage import stage_knobs, told
+from ste_jax.finetuning.phase_knobs import stage_knobs, told
 
 KNOBS = FinetuneKnobs(learning_rate=1.0, warmup_steps=4, final_learning_rate_fraction=0.1)
 

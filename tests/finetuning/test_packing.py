@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ste_jax.config import FinetuneKnobs
+from ste_jax.config.schema import FinetuneKnobs
 from ste_jax.errors import RequestError
 from ste_jax.finetuning.packing import Example, Plan, Rows, fill, pack, plan
 

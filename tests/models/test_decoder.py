@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from ste_jax.config import MeshKnobs
+from ste_jax.config.schema import MeshKnobs
 from ste_jax.models.attention import Part, attention, causal
 from ste_jax.models.config import LayerKind, ModelConfig, RopeScaling
 from ste_jax.models.decoder import Decoder, abstract_decoder, unstack
 from ste_jax.models.rotary import rotary_frequencies
-from ste_jax.sharding import make_mesh, state_sharding
+from ste_jax.parallel.sharding import make_mesh, state_sharding
 from tests.models.reference import our_logits, packed_logits, random_decoder
 
 CONFIG = ModelConfig(

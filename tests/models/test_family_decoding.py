@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import torch
 
-from ste_jax.config import MeshKnobs
-from ste_jax.models.load import load_weights
-from ste_jax.sharding import make_mesh
+from ste_jax.config.schema import MeshKnobs
+from ste_jax.model_io.load_weights import load_weights
+from ste_jax.parallel.sharding import make_mesh
 from tests.decoding.small import collect, engine, prompt, request
 from tests.models.families import BY_NAME, FAMILIES, WINDOW, make
 from tests.models.reference import torch_logits

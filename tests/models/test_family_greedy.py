@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from ste_jax.models.load import load_weights
+from ste_jax.model_io.load_weights import load_weights
 from tests.decoding import small
 from tests.decoding.small import collect, engine, prompt, request
 from tests.models.families import FAMILIES, WINDOW, make

@@ -15,16 +15,16 @@ import numpy as np
 import pytest
 import torch
 
-from ste_jax.config import MeshKnobs
+from ste_jax.config.schema import MeshKnobs
 from ste_jax.finetuning.attention import packed_causal
 from ste_jax.finetuning.loss import target_scores
+from ste_jax.model_io.families import family_of
+from ste_jax.model_io.load_weights import load_weights
+from ste_jax.model_io.tensor_layout import to_file
+from ste_jax.model_io.tensor_map import stored
 from ste_jax.models.decoder import Decoder
-from ste_jax.models.families import family_of
-from ste_jax.models.layout import to_file
-from ste_jax.models.load import load_weights
-from ste_jax.models.stored import stored
-from ste_jax.parameters import parameters_of, with_parameters
-from ste_jax.sharding import make_mesh
+from ste_jax.models.parameters import parameters_of, with_parameters
+from ste_jax.parallel.sharding import make_mesh
 from tests.models.families import BY_NAME, FAMILIES, make
 from tests.models.reference import QUICK
 

@@ -25,20 +25,20 @@ import torch
 from jax.sharding import Mesh
 from transformers import AutoModelForCausalLM
 
-from ste_jax import shipped
-from ste_jax.config import DecodingKnobs, MeshKnobs
+from ste_jax.commands.export_model import export_model
+from ste_jax.config.schema import DecodingKnobs, MeshKnobs
 from ste_jax.decoding.engine import Engine
 from ste_jax.decoding.rows import Prompt
 from ste_jax.errors import WorkError
-from ste_jax.exporting import export_model
-from ste_jax.generators.protocol import Request, Sampling
-from ste_jax.gguf_tokenizer import read_gguf_tokenizer
+from ste_jax.generation import Request, Sampling
+from ste_jax.model_io.load_weights import load_weights
+from ste_jax.model_io.sources import resolve
 from ste_jax.models.decoder import Decoder
-from ste_jax.models.load import load_weights
-from ste_jax.models.sources import resolve
-from ste_jax.parameters import parameters_of
-from ste_jax.sharding import make_mesh
-from ste_jax.tokenizers import load_tokenizer
+from ste_jax.models.parameters import parameters_of
+from ste_jax.parallel.sharding import make_mesh
+from ste_jax.system import shipped
+from ste_jax.tokenization.gguf import read_gguf_tokenizer
+from ste_jax.tokenization.tokenizer import load_tokenizer
 from tests.models.reference import our_logits, torch_logits
 
 pytestmark = pytest.mark.slow

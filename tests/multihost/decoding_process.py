@@ -15,16 +15,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from ste_jax import distributed
-from ste_jax.config import FinetuneKnobs, MeshKnobs
+from ste_jax.config.schema import FinetuneKnobs, MeshKnobs
 from ste_jax.finetuning import packing
 from ste_jax.finetuning.train_step import abstract_state, initial_state, make_train_step, put_batch
-from ste_jax.handover import hand_over
 from ste_jax.models.config import ModelConfig
 from ste_jax.models.decoder import Decoder
-from ste_jax.opening import on_mesh
-from ste_jax.parameters import Parameters, parameters_of, with_parameters
-from ste_jax.sharding import make_mesh, parameter_sharding
+from ste_jax.models.parameters import Parameters, parameters_of, with_parameters
+from ste_jax.models.transfer import hand_over, on_mesh
+from ste_jax.parallel.processes import Processes, initialize
+from ste_jax.parallel.sharding import make_mesh, parameter_sharding
 from tests.decoding import small
 from tests.decoding.small import collect, prompt, request
 
@@ -126,10 +125,7 @@ def decode(model: Decoder, local: Mesh, rank: int, count: int) -> list[dict[str,
 
 
 def main(directory: Path, port: str = "", rank: int = 0) -> None:
-    if port:
-        processes = distributed.initialize(f"localhost:{port}", 2, rank)
-    else:
-        processes = distributed.Processes()
+    processes = initialize(f"localhost:{port}", 2, rank) if port else Processes()
     local = make_mesh(DECODED_ON, jax.local_devices()[::-1])
     model = small.small_model()
     if port:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ste_jax.checkpoints import read_card
+from ste_jax.checkpoints.checkpoint import read_card
 from tests import running
 from tests.comparing import assert_identical, assert_same_files
 
@@ -101,7 +101,7 @@ def test_all_counts_add_up(runs):
     from etils import epath
 
     from ste_jax.reporting.funnel import check_sums, funnel
-    from ste_jax.rundir import RunDir
+    from ste_jax.run.layout import RunDir
 
     for run in runs[1:]:
         assert check_sums(funnel(RunDir(epath.Path(run)))) == []

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml
 
-from ste_jax.shipped import path_of
+from ste_jax.system.shipped import path_of
 from tests.comparing import assert_same_arrays, assert_same_files
 from tests.running import run, write_config
 

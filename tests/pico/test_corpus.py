@@ -23,7 +23,7 @@ from ste_jax.prompts.parse import (
     parse_modified,
     parse_verdict,
 )
-from ste_jax.tokenizers import load_tokenizer
+from ste_jax.tokenization.tokenizer import load_tokenizer
 
 KNOWN = Tasks("known")
 

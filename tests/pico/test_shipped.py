@@ -12,15 +12,16 @@ import pytest
 from etils import epath
 from safetensors import safe_open
 
-from ste_jax.config_file import load_config
+from ste_jax.config.load import load_config
 from ste_jax.errors import RequestError
 from ste_jax.evaluation.readers import read_pairs
-from ste_jax.models import sources
-from ste_jax.opening import open_generator
+from ste_jax.model_io import sources
+from ste_jax.model_io.open_model import open_generator
+from ste_jax.model_io.sources import resolve
 from ste_jax.pico import corpus, make_seed
 from ste_jax.pico.skills import SAMPLING, measure_skills
 from ste_jax.pico.tokenizer import make_tokenizer
-from ste_jax.shipped import path_of
+from ste_jax.system.shipped import path_of
 
 CONFIG = load_config("pico")
 
@@ -67,7 +68,7 @@ def test_its_tokenizer_is_the_one_that_the_command_makes(seed: Path) -> None:
 
 @pytest.mark.usefixtures("one_device")
 def test_it_plays_every_role() -> None:
-    found = measure_skills(open_generator("pico", CONFIG.decoding), "dev", 150)
+    found = measure_skills(open_generator(resolve("pico"), CONFIG.decoding), "dev", 150)
     assert found["answers"] > 0.85 and found["checks"] > 0.7
     assert found["categories"] > 0.95 and found["judge_parsed"] > 0.97
     assert found["modified"] > 0.6 and found["modified_answered"] > 0.4
@@ -77,7 +78,7 @@ def test_it_plays_every_role() -> None:
 @pytest.mark.slow
 def test_its_skills_are_those_that_are_told(seed: Path) -> None:
     told = json.loads((seed / "skills.json").read_text())
-    found = measure_skills(open_generator("pico", CONFIG.decoding), "dev", make_seed.TASKS)
+    found = measure_skills(open_generator(resolve("pico"), CONFIG.decoding), "dev", make_seed.TASKS)
     assert found == pytest.approx(told, abs=0.01)
 
 

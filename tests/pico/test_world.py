@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ste_jax.config import PoolKnobs
+from ste_jax.config.schema import PoolKnobs
 from ste_jax.pico import make_data
 from ste_jax.pico.answers import is_right, stated
 from ste_jax.pico.kinds import KINDS, Kind
 from ste_jax.pico.noise import draw_noise
 from ste_jax.pico.world import Task, changes, draw_task, make_task, understand
-from ste_jax.shipped import path_of
 from ste_jax.stages.intake import read_pool
+from ste_jax.system.shipped import path_of
 
 SHARES = ("known", "dev", "heldout")
 

@@ -14,10 +14,11 @@ import pytest
 import yaml
 from etils import epath
 
-from ste_jax import files, records
+from ste_jax import records
 from ste_jax.evaluation.metrics import measure
 from ste_jax.records import Instruction, Judgment, Label, Pair, Prompt, Selection, TrainingExample
-from ste_jax.rundir import IterationDir, RunDir, Table
+from ste_jax.run.layout import IterationDir, RunDir, Table
+from ste_jax.system import files
 
 SHARDS = 3
 VOTES = 3

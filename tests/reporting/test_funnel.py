@@ -12,12 +12,12 @@ import pandas as pd
 import pytest
 from etils import epath
 
-from ste_jax import files
 from ste_jax.errors import RequestError, WorkError
 from ste_jax.records import LabelScore
 from ste_jax.reporting.columns import read_columns, read_verdicts
 from ste_jax.reporting.funnel import check_sums, funnel
-from ste_jax.rundir import RunDir, Table
+from ste_jax.run.layout import RunDir, Table
+from ste_jax.system import files
 
 
 def rows_of(table: Table[Any]) -> list[dict[str, Any]]:

@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ste_jax import files
 from ste_jax.errors import RequestError
 from ste_jax.reporting.examples import heldout_examples
 from ste_jax.reporting.html import write_report
 from ste_jax.reporting.page import escape, line, tag, words
 from ste_jax.reporting.plots import Share, agreement_plot, loss_plot
-from ste_jax.rundir import RunDir
+from ste_jax.run.layout import RunDir
+from ste_jax.system import files
 
 HOSTILE = (
     """</div></pre></title></style><script>alert("x")</script><img src=x onerror='y()'>&lt;]]>"""

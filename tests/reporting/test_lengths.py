@@ -7,11 +7,11 @@ from typing import Any
 
 import yaml
 
-from ste_jax import files
 from ste_jax.records import make_pair
 from ste_jax.reporting.html import write_report
 from ste_jax.reporting.lengths import left_out, length_table
 from ste_jax.reporting.tables import iteration_table, summary
+from ste_jax.system import files
 
 
 def fill(fake: Any, table: Any, lengths: list[tuple[int, int]]) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from ste_jax import files
 from ste_jax.reporting.tables import (
     cells,
     iteration_table,
@@ -18,7 +17,8 @@ from ste_jax.reporting.tables import (
     stage_table,
     summary,
 )
-from ste_jax.rundir import RunDir
+from ste_jax.run.layout import RunDir
+from ste_jax.system import files
 
 
 def test_a_row_per_judge(whole_run: RunDir) -> None:

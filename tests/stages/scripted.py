@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from ste_jax.generators.protocol import (
+from ste_jax.generation import (
     Capabilities,
     Completion,
     Request,

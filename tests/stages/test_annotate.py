@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from ste_jax.config import AnnotateKnobs, DpoKnobs, JudgeKnobs
-from ste_jax.generators.protocol import Sampling
+from ste_jax.config.schema import AnnotateKnobs, DpoKnobs, JudgeKnobs
+from ste_jax.generation import Sampling
 from ste_jax.prompts.render import Template
 from ste_jax.records import Instruction, instruction_id, make_pair
 from ste_jax.stages.annotate import annotate, annotate_more, wants_more, waves
-from ste_jax.stages.asking import Role
 from ste_jax.stages.judge import Judge, build_prompts, one_prompt
+from ste_jax.stages.roles import Role
 from tests.stages.scripted import Scripted
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ste_jax.config import CurateKnobs, DpoKnobs
+from ste_jax.config.schema import CurateKnobs, DpoKnobs
 from ste_jax.records import Judgment, Prompt
 from ste_jax.stages.curate import (
     curate,

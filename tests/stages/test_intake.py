@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ste_jax.config import PoolKnobs
+from ste_jax.config.schema import PoolKnobs
 from ste_jax.errors import RequestError
 from ste_jax.records import Instruction
 from ste_jax.stages import sources

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from ste_jax.config import PairKnobs
-from ste_jax.generators.protocol import Sampling
+from ste_jax.config.schema import PairKnobs
+from ste_jax.generation import Sampling
 from ste_jax.prompts.render import Template
 from ste_jax.records import DroppedPair, Instruction, Pair, instruction_id
-from ste_jax.stages.asking import Role
 from ste_jax.stages.pair import pair
+from ste_jax.stages.roles import Role
 from tests.stages.scripted import Scripted
 
 GOOD = "[Modified Instruction]\nname two rivers in Spain\n[Response]\nEbro and Tagus"

@@ -6,12 +6,12 @@ from collections import Counter
 
 import pytest
 
-from ste_jax.config import SelectKnobs
+from ste_jax.config.schema import SelectKnobs
 from ste_jax.errors import RequestError
-from ste_jax.generators.protocol import Capabilities, Sampling
+from ste_jax.generation import Capabilities, Sampling
 from ste_jax.prompts.render import Template
 from ste_jax.records import Instruction, Label, instruction_id
-from ste_jax.stages.asking import Role
+from ste_jax.stages.roles import Role
 from ste_jax.stages.select import choose, label
 from tests.stages.scripted import Scripted
 

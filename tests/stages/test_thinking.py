@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from ste_jax import judge_card
-from ste_jax.config import (
+from ste_jax.config.from_plain import build
+from ste_jax.config.load import check
+from ste_jax.config.schema import (
     AnnotateKnobs,
     Config,
     JudgeKnobs,
@@ -20,21 +21,20 @@ from ste_jax.config import (
     SamplingKnobs,
     SelectKnobs,
 )
-from ste_jax.config_file import check
-from ste_jax.control_tokens import Piece
 from ste_jax.errors import RequestError
-from ste_jax.generators.protocol import Completion, Request
+from ste_jax.generation import Completion, Request
+from ste_jax.pipeline.finetune import make_examples
 from ste_jax.prompts import parse_verdict
 from ste_jax.prompts.thoughts import split
 from ste_jax.records import DroppedPair, Instruction, Pair, TrainingExample, instruction_id
+from ste_jax.stages import judge_card
 from ste_jax.stages.annotate import annotate
-from ste_jax.stages.asking import make_role, role_fingerprint
 from ste_jax.stages.judge import Judge, build_prompts
 from ste_jax.stages.pair import pair
+from ste_jax.stages.roles import make_role, role_fingerprint
 from ste_jax.stages.select import label
-from ste_jax.steps.finetuning import make_examples
-from ste_jax.strict import build
-from ste_jax.tokenizers import Tokenizer, load_tokenizer
+from ste_jax.tokenization.control_tokens import Piece
+from ste_jax.tokenization.tokenizer import Tokenizer, load_tokenizer
 from tests import chats
 from tests.stages.scripted import Scripted
 

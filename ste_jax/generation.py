@@ -1,0 +1,181 @@
+"""What does a stage ask of a language model?
+
+One small protocol, so that a stage does not know whether its model runs on this host, over a pod,
+or behind somebody's endpoint. A stage submits requests at any time and takes completions as they
+come; a prompt that needs no more samples is released.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, TypedDict
+
+
+class Message(TypedDict):
+    """One turn of a chat."""
+
+    role: str
+    content: str
+
+
+FinishReason = Literal["stop", "length", "error"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How tokens are drawn. `temperature` 0 is greedy; the other fields then mean nothing.
+
+    `top_k` 0, `top_p` 1 and `min_p` 0 switch the filters off. `stop` holds texts that end a
+    completion; the text itself is kept (a verdict mark may be one).
+    """
+
+    max_new_tokens: int
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """Samples wanted of one prompt.
+
+    `id` names the row: random keys derive from (`key`, `id`, sample index, token position) and from
+    nothing else, so a sample is the same whatever it was batched with. Samples of one `id` may be
+    asked for in several requests (waves), each sample index once.
+
+    `continue_ids`, then `continue_text`, begin the assistant's turn: ids that were sampled before
+    and are to be continued, and text that the caller forces. The prompt's ids are those of the chat
+    template, then `continue_ids`, then `continue_text` encoded by itself; marks of thoughts in that
+    text are the model's own tokens, where it has such.
+
+    `template_arguments` go to the chat template beside the messages, as `enable_thinking` does.
+
+    `alone` promises that no other sample of this prompt will ever be asked for, so that no place
+    need be kept for one.
+    """
+
+    id: str
+    messages: Sequence[Message]
+    sampling: Sampling
+    samples: Sequence[int] = (0,)
+    key: int = 0
+    continue_ids: tuple[int, ...] = ()
+    continue_text: str = ""
+    template_arguments: Mapping[str, Any] = field(default_factory=dict)
+    alone: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Completion:
+    """One finished sample.
+
+    `token_ids` are the sampled ids (the end-of-turn token among them when it was sampled); `text`
+    is their text without special tokens. `continued_ids` are the ids that stood between the chat
+    template and the sample (`continue_ids` and the encoded `continue_text`): what was generated as
+    a whole is `continued_ids + token_ids`. `logprobs` is one float per sampled token under the
+    model itself (temperature 1, no filter), or empty where the generator cannot tell. `thoughts`
+    are what a server gave apart from the text (`reasoning_content`); `thinking` says that the chat
+    template itself opened the thoughts with which the text begins. `thinks` is False where the
+    template is known to hold no mark of thoughts: then a closing mark without an opening one is
+    text. `error` says why
+    `finish_reason` is "error" (such a row alone fails; the others go on); `too_long` then tells
+    that the prompt, or what was to come after it, is longer than the model or the generator's
+    shapes can take."""
+
+    request_id: str
+    sample: int
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    logprobs: tuple[float, ...] = ()
+    prompt_tokens: int = 0
+    continued_ids: tuple[int, ...] = ()
+    thoughts: str = ""
+    thinking: bool = False
+    thinks: bool = True
+    error: str = ""
+    too_long: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreRequest:
+    """Log-probabilities wanted of several `completions`, each as the continuation of one prompt.
+
+    They are what is said: thoughts that the chat template opens are closed before `continue_text`.
+    """
+
+    id: str
+    messages: Sequence[Message]
+    completions: Sequence[str]
+    continue_text: str = ""
+    template_arguments: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """`logprobs[c][t]`: log-probability of token t of completion c given all that stands before."""
+
+    request_id: str
+    logprobs: tuple[tuple[float, ...], ...]
+    error: str = ""
+    too_long: bool = False
+
+
+@dataclass(kw_only=True)
+class Usage:
+    """What a generator has done so far. Times are wall seconds, FLOPs are the model's (2 x
+    params)."""
+
+    prompt_tokens: int = 0
+    cached_prompt_tokens: int = 0
+    new_tokens: int = 0
+    requests: int = 0
+    samples: int = 0
+    flops: float = 0.0
+    seconds: float = 0.0
+    prefill_seconds: float = 0.0
+    slot_steps: int = 0
+    busy_slot_steps: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Capabilities:
+    """What a generator can do; a stage that needs more stops at its start."""
+
+    logprobs: bool = False
+    score: bool = False
+    token_ids: bool = False
+    deterministic: bool = False
+
+
+class Generator(Protocol):
+    """Something that answers prompts. See `decoding.generator` for this project's engine."""
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What it can do."""
+
+    @property
+    def usage(self) -> Usage:
+        """What it has done so far."""
+
+    def submit(self, request: Request) -> None:
+        """Queue samples; returns at once. A stage may submit while it iterates `completions`."""
+
+    def completions(self) -> Iterator[Completion]:
+        """Yield samples as they finish, in no order; end when nothing is outstanding."""
+
+    def release(self, id: str) -> None:
+        """No more samples of this row will be asked for: what is kept for its prompt may go."""
+
+    def prefix(self, completion: Completion, chars: int) -> tuple[tuple[int, ...], str]:
+        """The longest beginning of a completion's `token_ids`, without the end-of-turn token, whose
+        text has at most `chars` characters, and that text; both empty where the generator has no
+        token ids."""
+
+    def score(self, requests: Sequence[ScoreRequest]) -> Iterator[Score]:
+        """Log-probabilities of given completions, one `Score` per request, in order."""

@@ -1,1 +1,0 @@
-"""What answers prompts: the protocol that stages speak, and who provides it."""

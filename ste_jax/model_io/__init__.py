@@ -1,0 +1,1 @@
+"""How does somebody's model become one of ours, and how does ours become theirs?"""

@@ -1,0 +1,29 @@
+"""What does a model remember of how it is asked as a judge?
+
+A checkpoint has it in its provenance, a Hugging Face directory in a file of its own."""
+
+from __future__ import annotations
+
+from ste_jax.checkpoints import checkpoint as checkpoints
+from ste_jax.errors import RequestError
+from ste_jax.model_io.sources import Source
+from ste_jax.stages.judge_card import FILE, JudgeCard, from_dict
+from ste_jax.system import notation
+
+
+def remembered(found: Source) -> JudgeCard | None:
+    """What a model remembers; None if that is nothing.
+
+    Raises:
+      RequestError: it cannot be read, or says what this version does not know; names file and key.
+    """
+    if found.kind == "checkpoint":
+        values = checkpoints.read_card(found.path)["provenance"].get("judge")
+        return from_dict(values, str(found.path / checkpoints.CARD)) if values else None
+    if found.kind != "hf" or not (found.path / FILE).exists():
+        return None
+    try:
+        values = notation.from_json((found.path / FILE).read_bytes())
+    except ValueError as error:
+        raise RequestError(f"{found.path / FILE} cannot be read as JSON: {error}") from error
+    return from_dict(values, str(found.path / FILE))

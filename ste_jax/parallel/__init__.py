@@ -1,0 +1,1 @@
+"""How is work divided over devices and processes?"""

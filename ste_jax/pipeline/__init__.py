@@ -1,0 +1,1 @@
+"""What is the recipe? Each step joins a stage, a model and the run's tables."""

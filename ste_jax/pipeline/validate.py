@@ -1,0 +1,161 @@
+"""How good is a judge in training on the validation pairs, and how good was what it began with?
+
+Greedy, both orders, forced if the run forces. Each process judges its share of the prompts with its
+own copy of the weights; prompts that it has no room for are in no share. No judge is measured
+twice: a trained one's checkpoint says what it came to, and of others it is written down beside
+them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+
+from ste_jax.checkpoints import checkpoint
+from ste_jax.decoding.generator import LocalGenerator
+from ste_jax.decoding.memory import bytes_per_device
+from ste_jax.errors import WorkError
+from ste_jax.model_io.open_model import Opened, open_generator
+from ste_jax.model_io.sources import resolve
+from ste_jax.models.decoder import Decoder
+from ste_jax.models.transfer import hand_over_model
+from ste_jax.parallel.sharding import make_mesh
+from ste_jax.pipeline.annotate import judge_fingerprint
+from ste_jax.pipeline.context import Context
+from ste_jax.pipeline.intake import model_of
+from ste_jax.records import Prompt
+from ste_jax.run.layout import IterationDir, fingerprint
+from ste_jax.stages import judge
+from ste_jax.system import files
+
+VERSION = 1
+ROOM = 1.2
+"""Times what decoding keeps in memory must be free for it, since its programs need some, too."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Validation:
+    """What judges are measured on, and how they are asked."""
+
+    judging: judge.Judge
+    prompts: list[Prompt]
+
+    def of_start(self, context: Context, parent: IterationDir) -> dict[str, Any] | None:
+        """What the judge comes to that a stage begins with, as a `Validator` measures it. None
+        where there is nothing to measure on."""
+        if not self.prompts:
+            return None
+        known: dict[str, Any] | None
+        known = context.processes.from_first("known", lambda: self._known(context, parent))
+        if known is None:
+            known = self.measure(context, context.generator(parent.checkpoint), "start")
+            told = {"validated_as": self.told(context, model_of(parent)), "measured": known}
+            write = partial(files.write_twice, parent.validation, told)
+            context.processes.from_first("validation", write)
+        return known
+
+    def _known(self, context: Context, parent: IterationDir) -> dict[str, Any] | None:
+        """What a judge came to when it was measured before in the same way."""
+        card = checkpoint.read_card(parent.checkpoint)["provenance"]
+        if card.get("validated_as") == self.told(context):
+            return {name: value for name, value in card["validation"].items() if name != "step"}
+        found = files.read_twice(parent.validation) or {}
+        if found.get("validated_as") != self.told(context, model_of(parent)):
+            return None
+        measured: dict[str, Any] = found["measured"]
+        return measured
+
+    def told(self, context: Context, model: str = "") -> str:
+        """A fingerprint of what decides how a judge is measured and, where it is not known from the
+        place, of who it is."""
+        # At temperature 0 the key says nothing, and the iteration is told by it alone.
+        role = dataclasses.replace(self.judging.greedy().role, key=0)
+        judging = judge_fingerprint(dataclasses.replace(self.judging, role=role))
+        kinds = [context.config.decoding.dtype, context.config.decoding.weights]
+        prompts = [prompt.id for prompt in self.prompts]
+        return fingerprint("validation", VERSION, [judging, kinds], model=model, inputs=prompts)
+
+    def measure(self, context: Context, generator: LocalGenerator, name: str) -> dict[str, Any]:
+        """What `Validate` of the training loop gives; `name` tells one meeting of the processes
+        from another."""
+        processes, judging = context.processes, self.judging
+        mine = self.prompts[processes.index :: processes.count]
+        counts = [0, 0, 0, 0]
+        note = context.meter("validate", judging.iteration, generator)
+        for prompt, (judgment,) in judge.judge_all(
+            mine, generator, judging.greedy(), 1, in_flight=context.in_flight()
+        ):
+            counts[0] += 1
+            counts[1] += judgment.verdict == prompt.label
+            counts[2] += judgment.failure is None
+            counts[3] += judgment.failure == "too_long"
+        note(len(mine))
+        every = processes.gather(f"validate {name}", counts)
+        total, right, parsed, too_long = (sum(each) for each in zip(*every, strict=True))
+        if not total:
+            return {"n_prompts": 0, "accuracy": None}
+        asked = total - too_long
+        if not asked:
+            raise WorkError(
+                f"validate: not one of the {total} validation prompts fits decoding.prompt_buckets "
+                "and the model's context, so no step can be chosen by them; enlarge the buckets "
+                "(--new-shapes), or set select.validation_fraction to 0"
+            )
+        found = {"n_prompts": total, "accuracy": right / asked, "parsed": parsed / asked}
+        return {**found, "n_too_long": too_long} if too_long else found
+
+
+class Validator:
+    """Measures a judge in training."""
+
+    def __init__(self, context: Context, opened: Opened, validation: Validation) -> None:
+        self._context, self._opened, self._validation = context, opened, validation
+
+    def __call__(self, model: Decoder, step: int, release: Callable[[], None]) -> dict[str, Any]:
+        generator = self._generator(model, release)
+        return self._validation.measure(self._context, generator, str(step))
+
+    def _generator(self, model: Decoder, release: Callable[[], None]) -> LocalGenerator:
+        """The weights in training, on this process's own devices in the decoding type."""
+        context, tokenizer = self._context, self._opened.tokenizer
+        knobs = context.config.decoding
+        mesh = make_mesh(knobs.mesh, jax.local_devices())
+        if self._in_memory(model):
+            local, received = hand_over_model(model, mesh, knobs.dtype)
+            context.log("handed_over", bytes_received=received)
+            return LocalGenerator(local, tokenizer, knobs, mesh)
+        # A name that is swept where a kill leaves it.
+        place = context.run.root / "validated.partial-weights"
+        checkpoint.save_checkpoint(
+            place, model, tokenizer=tokenizer, provenance={}, barrier=context.processes.barrier
+        )
+        release()
+        generator = open_generator(resolve(str(place)), knobs)
+        context.processes.barrier("validated: read")
+        context.processes.from_first("validated: removed", lambda: files.remove(place))
+        context.log("handed_over", bytes_received=None)
+        return generator
+
+    def _in_memory(self, model: Decoder) -> bool:
+        """Whether the weights are handed over beside the training state. All processes agree."""
+        config = self._context.config
+        if config.finetune.handover != "auto":
+            return config.finetune.handover == "memory"
+        if config.finetune.lora.rank:
+            return True
+        mesh = make_mesh(config.decoding.mesh, jax.local_devices())
+        needed = ROOM * bytes_per_device(model.config, config.decoding, mesh)
+        left = map(_free_bytes, jax.local_devices())
+        fits = all(needed <= free for free in left if free is not None)
+        return all(self._context.processes.gather("handover", fits))
+
+
+def _free_bytes(device: jax.Device) -> int | None:
+    """What a device has left; None where it does not tell."""
+    told = device.memory_stats() or {}
+    if "bytes_limit" not in told or "bytes_in_use" not in told:
+        return None
+    return int(told["bytes_limit"]) - int(told["bytes_in_use"])

@@ -1,0 +1,1 @@
+"""What would a program need on a slice that is not there?"""

@@ -1,0 +1,1 @@
+"""Where does everything of a run lie, and what of it is done?"""

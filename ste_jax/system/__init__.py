@@ -1,0 +1,1 @@
+"""What does this package ask of the machine: files, signals, the terminal, JAX's settings?"""

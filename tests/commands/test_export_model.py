@@ -1,0 +1,137 @@
+"""A judge goes out as a Hugging Face directory and comes back as it was."""
+
+from __future__ import annotations
+
+import json
+
+import jax
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from ste_jax.checkpoints.checkpoint import CARD, load_checkpoint
+from ste_jax.cli import main
+from ste_jax.commands.evaluate import JudgeOptions, card_of
+from ste_jax.commands.export_model import export_model
+from ste_jax.config.schema import MeshKnobs
+from ste_jax.errors import RequestError
+from ste_jax.model_io.judge_memory import remembered
+from ste_jax.model_io.load_weights import load_weights
+from ste_jax.model_io.sources import resolve
+from ste_jax.models.parameters import parameters_of
+from ste_jax.parallel.sharding import make_mesh
+from ste_jax.stages import judge_card
+from ste_jax.tokenization.tokenizer import load_tokenizer
+from tests.models.reference import our_logits, torch_logits
+
+ONE = make_mesh(MeshKnobs(), jax.devices()[:1])
+
+
+@pytest.fixture(scope="module")
+def exported(finished, tmp_path_factory):
+    """(the last judge's checkpoint, the directory that it was exported to)."""
+    run, _ = finished
+    directory = tmp_path_factory.mktemp("exported") / "judge"
+    checkpoint = run.iterations()[-1].checkpoint
+    assert main(["export", str(checkpoint), str(directory)]) == 0
+    return checkpoint, directory
+
+
+def test_transformers_reads_it_and_computes_the_same(exported):
+    checkpoint, directory = exported
+    theirs = AutoModelForCausalLM.from_pretrained(directory)
+    assert theirs.dtype == torch.float32
+    ours = load_checkpoint(checkpoint, ONE)
+    tokens = np.random.default_rng(0).integers(4, ours.config.vocab_size, (2, 30))
+    np.testing.assert_allclose(our_logits(ours, tokens), torch_logits(theirs, tokens), atol=1e-4)
+    assert theirs.generation_config.eos_token_id == list(load_tokenizer(directory).eos_ids)
+    assert theirs.config.eos_token_id == list(load_tokenizer(directory).eos_ids)
+
+
+def test_a_prompt_is_the_same_there(exported):
+    checkpoint, directory = exported
+    messages = [{"role": "user", "content": " apple bread chair"}]
+    theirs = AutoTokenizer.from_pretrained(directory).apply_chat_template(
+        messages, add_generation_prompt=True, tokenize=True, return_dict=True
+    )["input_ids"]
+    assert load_tokenizer(checkpoint / "tokenizer").prompt_ids(messages) == list(theirs)
+
+
+def test_it_comes_back_bit_for_bit(exported, tmp_path):
+    checkpoint, directory = exported
+    there = str(tmp_path / "again")
+    assert main(["import", str(directory), there, "--dtype", "float32"]) == 0
+    ours, back = (parameters_of(load_checkpoint(each, ONE)) for each in (checkpoint, there))
+    assert ours.keys() == back.keys()
+    assert all(np.array_equal(ours[path], back[path]) for path in ours)
+
+
+def test_it_is_asked_there_as_it_was_trained(exported, tmp_path):
+    checkpoint, directory = exported
+    asked = remembered(resolve(str(checkpoint)))
+    assert asked is not None and asked != judge_card.default()
+    assert remembered(resolve(str(directory))) == asked
+    options = JudgeOptions(model=str(directory), votes=3)
+    assert card_of(resolve(str(directory)), options) == asked
+    # and so it is once it was read back, or exported again
+    there, again = str(tmp_path / "checkpoint"), str(tmp_path / "again")
+    assert main(["import", str(directory), there]) == 0
+    export_model(str(directory), again)
+    for place in (there, again):
+        assert remembered(resolve(place)) == asked
+    assert "How it is asked" in (tmp_path / "again" / "README.md").read_text()
+
+
+def test_the_card_states_seed_recipe_data_and_accuracies(exported, finished):
+    run, _ = finished
+    _, directory = exported
+    text = (directory / "README.md").read_text()
+    here = run.iterations()[-1]
+    assert "iteration 2 of the run `tiny`" in text
+    assert str(run.root.parent / "model") in text
+    kept = json.loads(here.curation.read_text())["kept"]
+    assert f"{sum(kept.values()):,} judgments" in text
+    accuracy = json.loads(here.evaluation.read_text())["accuracy"]
+    assert f"{accuracy:.3f} [" in text
+    assert "| kept for training |" in text
+    assert "verdict" in text and "learning_rate: 0.005" in text
+
+
+def test_a_run_means_its_best_and_a_seed_is_said_to_be_one(finished, tmp_path):
+    run, _ = finished
+    told = export_model(str(run.root), str(tmp_path / "best"), "bfloat16")
+    assert "in bfloat16" in told
+    assert "of the run `tiny`" in (tmp_path / "best" / "README.md").read_text()
+    export_model("pico", str(tmp_path / "pico"))
+    card = (tmp_path / "pico" / "README.md").read_text()
+    assert "The model `pico` in the Hugging Face format" in card and "judgments" not in card
+    again, shipped = (
+        parameters_of(load_weights(resolve(each), ONE)) for each in (str(tmp_path / "pico"), "pico")
+    )
+    assert all(np.array_equal(again[path], shipped[path]) for path in shipped)
+
+
+def test_a_model_without_a_form_is_refused_before_it_is_read(exported, tmp_path, monkeypatch):
+    checkpoint, _ = exported
+    card = json.loads((checkpoint / CARD).read_text())
+    scaling = {"kind": "factors", "factors": [1.0] * (card["model"]["head_dim"] // 2)}
+    card["model"]["kinds"][0]["rope_scaling"] = scaling
+    monkeypatch.setattr("ste_jax.checkpoints.checkpoint.read_card", lambda _: card)
+    monkeypatch.setattr(
+        "ste_jax.commands.export_model.open_model", lambda *_, **__: pytest.fail("read")
+    )
+    with pytest.raises(RequestError, match="rope scaling by a table of factors"):
+        export_model(str(checkpoint), str(tmp_path / "out"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_cannot_be_written_leaves_nothing(exported, tmp_path, capsys):
+    checkpoint, directory = exported
+    assert main(["export", str(checkpoint), str(directory)]) == 2
+    assert "is there already" in capsys.readouterr().err
+    assert main(["export", str(tmp_path / "absent"), str(tmp_path / "out")]) == 2
+    (tmp_path / "file").write_text("")
+    assert main(["export", str(checkpoint), str(tmp_path / "file" / "out")]) == 1
+    assert "could not write" in capsys.readouterr().err
+    assert [each.name for each in tmp_path.iterdir()] == ["file"]

@@ -1,0 +1,80 @@
+"""A file is there whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+import pytest
+from etils import epath
+
+from ste_jax.errors import WorkError
+from ste_jax.system import files
+
+
+def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    path = epath.Path(tmp_path) / "a.txt"
+    files.write_whole(path, b"old")
+
+    def full(handle):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(WorkError, match=r"a\.txt.*No space left"):
+        files.write_whole(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert [each.name for each in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_a_place_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(WorkError, match="could not write"):
+        files.write_whole(epath.Path(tmp_path) / "file" / "inside", b"x")
+
+
+def test_json_refuses_what_is_no_json(tmp_path):
+    path = epath.Path(tmp_path) / "a.json"
+    with pytest.raises(ValueError):
+        files.write_json(path, {"a": float("nan")})
+    path.write_text("{")
+    with pytest.raises(WorkError, match=r"a\.json"):
+        files.read_json(path)
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_what_is_written_twice_is_mended_from_the_other(tmp_path, lost):
+    path, second = epath.Path(tmp_path) / "a.json", epath.Path(tmp_path) / "a.json.copy"
+    assert files.read_twice(path) is None
+    files.write_twice(path, {"a": 1})
+    damages = [
+        lambda place: place.unlink(),
+        lambda place: place.write_text('{"a": 2, "check": ""}'),
+    ]
+    for damage in damages:
+        damage((path, second)[lost])
+        assert files.read_twice(path) == {"a": 1}
+        assert path.read_text() == (second if lost == 0 else path).read_text()
+    for place in (path, second):
+        place.write_text("{")
+    assert files.read_twice(path) is None
+    files.forget(path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_of_an_earlier_version_is_read(tmp_path):
+    path = epath.Path(tmp_path) / "a.json"
+    files.write_json(path, {"a": 1})
+    assert files.read_twice(path) == {"a": 1}
+
+
+def test_remove_and_sweep(tmp_path):
+    root = epath.Path(tmp_path)
+    (root / "tree" / "below").mkdir(parents=True)
+    files.remove(root / "tree")
+    files.remove(root / "never there")
+    (root / "x.partial-123").write_text("left by a kill")
+    (root / "sub").mkdir()
+    (root / "sub" / "y.partial-9").mkdir()
+    files.sweep_partials(root)
+    assert [each.name for each in tmp_path.iterdir()] == ["sub"]
+    assert not list((tmp_path / "sub").iterdir())
