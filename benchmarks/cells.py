@@ -1,4 +1,4 @@
-"""How is one of many like runs made: begun where another has come to, resumed, and read?
+"""How is one of many similar runs made: begun from what another has finished, resumed, and read?
 
 A *cell* is a run of one config under overrides, in a directory of its own. Cells that differ after
 the pairs only begin as copies of what a base run has selected, paired and measured, so that they
@@ -26,7 +26,6 @@ from etils import epath
 from numpy.typing import NDArray
 
 from ste_jax.config.load import load_config
-from ste_jax.errors import SteError, WorkError
 from ste_jax.evaluation.metrics import with_intervals
 from ste_jax.evaluation.traces import CHECKERS
 from ste_jax.parallel.processes import Processes
@@ -36,9 +35,11 @@ from ste_jax.pico.world import understand
 from ste_jax.pipeline.recipe import run
 from ste_jax.records import Judgment, Pair, Prompt
 from ste_jax.reporting.columns import read_verdicts
-from ste_jax.reporting.examples import orders_right
+from ste_jax.reporting.examples import questions_right
 from ste_jax.run.layout import RunDir
 from ste_jax.system import compilation_cache, files, preemption
+from ste_jax.system.errors import SteError, WorkError
+from ste_jax.tasks import PAIRWISE
 
 SETS = ("same-task", "other-task")
 """The labelled sets that pico's judges are measured on."""
@@ -53,14 +54,14 @@ class Cell:
     """A variation of a run."""
 
     name: str
-    told: str
-    """What a reader is told it is."""
+    title: str
+    """What tables and plots call it."""
     overrides: tuple[str, ...] = ()
     prepare: Callable[[RunDir], None] | None = None
     """Changes the copied tables before the run goes on; happens once."""
 
 
-DEMO = Cell(name="demo", told="the recipe")
+DEMO = Cell(name="demo", title="the recipe")
 
 
 def start(description: str | None) -> argparse.Namespace:
@@ -83,7 +84,7 @@ def start(description: str | None) -> argparse.Namespace:
 
 
 def ended(main: Callable[[], int]) -> int:
-    """The exit status of a benchmark; an error of ours is told in its one sentence."""
+    """The exit status of a benchmark; an error of ours is printed as its one sentence."""
     try:
         return main()
     except SteError as error:
@@ -293,7 +294,7 @@ def hits(runs: Iterable[RunDir], names: Sequence[str]) -> Hits:
             if index == len(right):
                 right.append(Counter())
             for name in names:
-                found = orders_right(judge.labelled(name))
+                found = questions_right(PAIRWISE, judge.labelled(name))
                 right[index].update({(name, pair): orders for pair, orders in found.items()})
     pairs = sorted(right[0])
     return Hits(np.array([[judge[pair] for pair in pairs] for judge in right]), asked)

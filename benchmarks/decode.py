@@ -30,7 +30,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks.claims import claim_told
+from benchmarks.claims import claim_line, report
 
 PEERS = ("transformers", "llamacpp", "openvino")
 CLAIMS = {
@@ -80,7 +80,7 @@ def worker(role: str, name: str, directory: Path) -> dict[str, Any]:
         "tokens/s": timed.speed,
         "seconds": timed.seconds,
         "new tokens": timed.new_tokens,
-        **timed.told,
+        **timed.details,
         **found,
     }
 
@@ -132,9 +132,9 @@ def compare(name: str, peer: str | None, directory: Path) -> tuple[dict[str, Any
     return found, holds
 
 
-def _claim(told: str, value: float, wanted: float) -> bool:
+def _claim(claim: str, value: float, wanted: float) -> bool:
     holds = value >= wanted
-    print(f"- {claim_told(f'{told} (at least {wanted})', holds)}")
+    print(f"- {claim_line(f'{claim} (at least {wanted})', holds)}")
     return holds
 
 
@@ -163,10 +163,7 @@ def main() -> int:
             directory = given.dir or Path(place)
             directory.mkdir(parents=True, exist_ok=True)
             found, holds = compare(given.workload, given.peer, directory)
-    print(json.dumps(found, indent=2))
-    if given.json:
-        given.json.write_text(json.dumps(found, indent=2) + "\n")
-    return 0 if holds else 1
+    return report(found, holds, given.json)
 
 
 if __name__ == "__main__":

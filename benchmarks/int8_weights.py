@@ -2,7 +2,7 @@
 
 `python benchmarks/int8_weights.py` asks SmolLM2-135M for the next token's distribution at every
 place of real texts, in float32 with its own matrices and with the same in int8 (`models.int8`), and
-the embedded seed judge for its verdicts on pairs whose truth is known, likewise. It prints, over
+the embedded seed judge in both forms for its verdicts on pairs with known labels. It prints, over
 all places of all texts, the mean Kullback-Leibler divergence KL(own || int8), the mean absolute
 difference of the log-probability of the token that stands there, and how often the likeliest token
 is the same; the judges' accuracy and how often their verdicts agree; and the bytes of the weights.
@@ -28,10 +28,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from ste_jax.commands.evaluate import PROMPT_BUCKETS, JudgeOptions, card_of, make_judge
-from ste_jax.config.schema import DecodingKnobs, MeshKnobs
+from ste_jax.commands.judge_options import JudgeOptions, make_judge, open_judge
+from ste_jax.config.schema import MeshKnobs
 from ste_jax.evaluation.readers import read_pairs
-from ste_jax.model_io.open_model import open_generator, open_model
+from ste_jax.model_io.open_model import open_model
 from ste_jax.models.attention import causal
 from ste_jax.models.decoder import Decoder
 from ste_jax.models.int8 import with_int8
@@ -104,24 +104,23 @@ def size(model: Decoder) -> int:
 
 def verdicts(model: str, kind: str, number: int) -> dict[tuple[str, str], tuple[str | None, bool]]:
     """By pair and order: what the judge says of the first pairs, and whether that is right."""
-    found, options = locate(model), JudgeOptions(model=model)
-    judging = make_judge(found, options)
-    knobs = DecodingKnobs(
-        prompt_buckets=PROMPT_BUCKETS,
-        new_buckets=tuple(
-            sorted({judge.FORCED_TOKENS, card_of(found, options).sampling.max_new_tokens})
-        ),
+    options = JudgeOptions(
+        model=model,
         groups=16,
         group_size=1,
         dtype="bfloat16" if kind == "bfloat16" else "float32",
         weights="int8" if kind == "int8" else "dtype",
     )
+    found = locate(model)
+    judging = make_judge(found, options)
+    task = judging.task
     pairs = list(read_pairs("pairs", shipped.path_of("pico/same-task")))[:number]
-    prompts = [one for pair in pairs for one in judge.build_prompts(pair, judging.role.template)]
-    judged = judge.judge_all(prompts, open_generator(found, knobs), judging, 1, in_flight=64)
+    prompts = [one for pair in pairs for one in task.prompts(pair, judging.role.template)]
+    generator = open_judge(found, options, judging, 0)
+    judged = judge.judge_all(task.questions(prompts), generator, judging, 1)
     return {
-        (prompt.pair_id, prompt.order): (one.verdict, one.verdict == prompt.label)
-        for prompt, (one,) in judged
+        (each.pair_id, each.prompts[0].order): (one.verdict, task.is_right(each, [one]))
+        for each, (one,) in judged
     }
 
 

@@ -29,7 +29,7 @@ from safetensors.numpy import save_file
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks.claims import claim_told
+from benchmarks.claims import claim_line
 from ste_jax.model_io.families import FAMILIES
 from ste_jax.model_io.tensor_map import stored
 from ste_jax.models.config import ModelConfig
@@ -157,10 +157,10 @@ def main() -> int:
             )
         same = contents(hf) == contents(out)
     print(markdown(rows))
-    print(f"- {claim_told('what was exported is what was imported', same)}")
+    print(f"- {claim_line('what was exported is what was imported', same)}")
     above = rows[1]["above the arrays, GB"]
     little = above * 1e9 <= ALLOWED
-    print(f"- {claim_told('an import takes at most 1.5 GB more', little)}")
+    print(f"- {claim_line('an import takes at most 1.5 GB more', little)}")
     if given.json:
         given.json.write_text(json.dumps(rows, indent=2) + "\n")
     return 0 if same and little else 1

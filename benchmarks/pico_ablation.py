@@ -42,18 +42,18 @@ from benchmarks.cells import (
     shuffle_labels,
     start,
 )
-from benchmarks.claims import claim_told
+from benchmarks.claims import claim_line
 from ste_jax.reporting.page import note, page, section, tag
 from ste_jax.reporting.plots import agreement_plot, share_of
 from ste_jax.reporting.tables import markdown
 from ste_jax.run.layout import RunDir
 
-SHUFFLED = Cell(name="shuffled", told="labels shuffled", prepare=shuffle_labels)
+SHUFFLED = Cell(name="shuffled", title="labels shuffled", prepare=shuffle_labels)
 OTHERS = (
-    Cell(name="previous", told="from the last judge", overrides=("finetune.start_from=previous",)),
-    Cell(name="one-order", told="one order only", overrides=("annotate.orders=one",)),
-    Cell(name="n-1", told="N = 1", overrides=("annotate.samples=1",)),
-    Cell(name="n-4", told="N = 4", overrides=("annotate.samples=4",)),
+    Cell(name="previous", title="from the last judge", overrides=("finetune.start_from=previous",)),
+    Cell(name="one-order", title="one order only", overrides=("annotate.orders=one",)),
+    Cell(name="n-1", title="N = 1", overrides=("annotate.samples=1",)),
+    Cell(name="n-4", title="N = 4", overrides=("annotate.samples=4",)),
 )
 
 LOOSE = "no rejection sampling, half as many"
@@ -66,8 +66,8 @@ def halved(kept_at_first: int) -> tuple[Cell, Cell]:
     limit = f"curate.limit={kept_at_first // 2}"
     loose = ("curate.verdicts=any", "annotate.samples=1", limit)
     return (
-        Cell(name="any-verdict", told=LOOSE, overrides=loose),
-        Cell(name="as-few", told=FEWER, overrides=(limit,)),
+        Cell(name="any-verdict", title=LOOSE, overrides=loose),
+        Cell(name="as-few", title=FEWER, overrides=(limit,)),
     )
 
 
@@ -81,7 +81,7 @@ def main() -> int:
         def made(cell: Cell, seed: int = seed, home: Path = home) -> RunDir:
             base = None if cell is DEMO else home / DEMO.name
             run = run_cell(cell, given.config, seed, home / cell.name, base)
-            runs.setdefault(cell.told, []).append(run)
+            runs.setdefault(cell.title, []).append(run)
             return run
 
         recipe = made(DEMO)
@@ -94,35 +94,35 @@ def main() -> int:
 def write(out: Path, runs: dict[str, list[RunDir]]) -> bool:
     """The table, on the terminal and in a file, the same as JSON, and the page. Whether what is
     claimed of the controls holds."""
-    counted = {told: hits(of, SETS) for told, of in runs.items()}
-    curves = {told: each.accuracies() for told, each in counted.items()}
-    whole = counted[DEMO.told]
-    table = [_row("the seed", runs[DEMO.told], 0)]
-    for told, of in runs.items():
-        row = _row(told, of, -1)
+    counted = {title: hits(of, SETS) for title, of in runs.items()}
+    curves = {title: each.accuracies() for title, each in counted.items()}
+    whole = counted[DEMO.title]
+    table = [_row("the seed", runs[DEMO.title], 0)]
+    for title, of in runs.items():
+        row = _row(title, of, -1)
         row["kept"] = " / ".join(f"{each:.0f}" for each in np.mean([kept(run) for run in of], 0))
-        gain = counted[told].share_of_gain(whole)
+        gain = counted[title].share_of_gain(whole)
         last = [hits([run], SETS).accuracies()[-1]["accuracy"] for run in of]
         row["by run seed"] = " / ".join(f"{each:.3f}" for each in last)
         row[_GAIN] = 100 * gain["share"]
         row[f"{_GAIN}_ci95"] = [100 * end for end in gain["share_ci95"]]
         table.append(row)
     claims = dict(controls(counted))
-    told_of = [f"- {claim_told(claim, holds)}" for claim, holds in claims.items()]
-    text = "\n".join([markdown(table), "", *_without_form(runs), *told_of, ""])
+    lines = [f"- {claim_line(claim, holds)}" for claim, holds in claims.items()]
+    text = "\n".join([markdown(table), "", *_without_form(runs), *lines, ""])
     print(text)
     (out / "ablation.md").write_text(text)
     (out / "ablation.json").write_text(json.dumps(curves, indent=2) + "\n")
-    judges = ["seed", *(f"iteration {n}" for n in range(1, len(curves[DEMO.told])))]
-    series = {told: [share_of(each, "accuracy") for each in of] for told, of in curves.items()}
+    judges = ["seed", *(f"iteration {n}" for n in range(1, len(curves[DEMO.title])))]
+    series = {title: [share_of(each, "accuracy") for each in of] for title, of in curves.items()}
     plotted = [
-        section(told, agreement_plot(judges, {DEMO.told: series[DEMO.told], told: of}))
-        for told, of in series.items()
-        if told != DEMO.told
+        section(title, agreement_plot(judges, {DEMO.title: series[DEMO.title], title: of}))
+        for title, of in series.items()
+        if title != DEMO.title
     ]
     remark = note(
         f"Accuracy of the single verdict on the labelled pairs, the mean of "
-        f"{len(runs[DEMO.told])} run seeds; whiskers are 95% intervals of that mean, resampled by "
+        f"{len(runs[DEMO.title])} run seeds; whiskers are 95% intervals of that mean, resampled by "
         "pair."
     )
     title = "Which part of the recipe makes the judge better?"
@@ -130,10 +130,10 @@ def write(out: Path, runs: dict[str, list[RunDir]]) -> bool:
     return all(claims.values())
 
 
-def _row(told: str, runs: list[RunDir], judge: int) -> dict[str, Any]:
+def _row(title: str, runs: list[RunDir], judge: int) -> dict[str, Any]:
     """One judge of some runs: intervals where pairs are resampled, else means over the runs."""
     judged = [evaluations(run)[judge] for run in runs]
-    row: dict[str, Any] = {"cell": told, "kept": "", _GAIN: "", "by run seed": ""}
+    row: dict[str, Any] = {"cell": title, "kept": "", _GAIN: "", "by run seed": ""}
     for title, names in (("both sets", SETS), *((one, [one]) for one in SETS)):
         found = hits(runs, names).accuracies()[judge]
         row |= {title: found["accuracy"], f"{title}_ci95": found["accuracy_ci95"]}
@@ -148,20 +148,20 @@ def _row(told: str, runs: list[RunDir], judge: int) -> dict[str, Any]:
 
 def _without_form(runs: dict[str, list[RunDir]]) -> Iterator[str]:
     """The gains where form plays no part."""
-    for told, of in runs.items():
+    for title, of in runs.items():
         found = np.array([both_parsed(run, name) for run in of for name in SETS])
         before, after = found[:, 0] @ found[:, 1:] / found[:, 0].sum()
         gain = f"{before:.3f} -> {after:.3f}"
-        yield f"- {told}: on prompts that seed and last judge both parsed {gain}"
+        yield f"- {title}: on prompts that seed and last judge both parsed {gain}"
 
 
 def controls(counted: dict[str, Hits]) -> Iterator[tuple[str, bool]]:
     """What is claimed of the controls, and whether it holds, by the upper end of the interval."""
-    for told, whole in ((SHUFFLED.told, DEMO.told), (LOOSE, FEWER)):
-        found = counted[told].share_of_gain(counted[whole])
+    for title, whole in ((SHUFFLED.title, DEMO.title), (LOOSE, FEWER)):
+        found = counted[title].share_of_gain(counted[whole])
         low, high = found["share_ci95"]
         share = f"{found['share']:.2f} [{low:.2f}, {high:.2f}]"
-        yield f"{told}: less than a quarter of the gain of {whole} ({share})", high < 0.25
+        yield f"{title}: less than a quarter of the gain of {whole} ({share})", high < 0.25
 
 
 if __name__ == "__main__":

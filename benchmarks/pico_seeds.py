@@ -30,7 +30,7 @@ from benchmarks.cells import (
     start,
     taught,
 )
-from benchmarks.claims import claim_told
+from benchmarks.claims import claim_line
 from ste_jax.reporting.tables import markdown
 from ste_jax.run.layout import RunDir
 
@@ -67,8 +67,8 @@ def claims(
         apart = first["accuracy_ci95"][1] < now["accuracy_ci95"][0]
         yield f"{name}: the error falls, intervals apart", apart
         yield f"{name}: the share right in every step does not fall", now["sound"] >= first["sound"]
-    told = "the share right in every step before the verdict is not shown to fall"
-    yield told, reasoning["gain_ci95"][1] >= 0
+    title = "the share right in every step before the verdict is not shown to fall"
+    yield title, reasoning["gain_ci95"][1] >= 0
     both_orders = [pooled(each, "consistent_accuracy") for each in (seed, last)]
     yield "right in both orders: up", both_orders[1] > both_orders[0]
     yield "right in both orders: at least 0.90", both_orders[1] >= 0.90
@@ -80,9 +80,9 @@ def rows(seed: int, run: RunDir) -> Iterator[dict[str, Any]]:
     for index, evaluation in enumerate(evaluations(run)):
         row: dict[str, Any] = {"run seed": seed, "judge": index or "seed"}
         for name in SETS:
-            for told, key in MEASURES.items():
-                row[f"{name}: {told}"] = evaluation["sets"][name][key]
-                row[f"{name}: {told}_ci95"] = evaluation["sets"][name][f"{key}_ci95"]
+            for title, key in MEASURES.items():
+                row[f"{name}: {title}"] = evaluation["sets"][name][key]
+                row[f"{name}: {title}_ci95"] = evaluation["sets"][name][f"{key}_ci95"]
         yield row
 
 
@@ -91,15 +91,15 @@ def together(seed: int, run: RunDir, curve: list[dict[str, Any]]) -> Iterator[di
     judged = zip([0, *kept(run)], evaluations(run), curve, strict=True)
     for index, (count, evaluation, found) in enumerate(judged):
         row: dict[str, Any] = {"run seed": seed, "judge": index or "seed", "learnt from": count}
-        for told, key in TOGETHER.items():
-            row[told] = pooled(evaluation, key)
+        for title, key in TOGETHER.items():
+            row[title] = pooled(evaluation, key)
         yield row | {"right": found["accuracy"], "right_ci95": found["accuracy_ci95"]}
 
 
-def _told(found: dict[str, Any]) -> Iterator[str]:
+def _lines(found: dict[str, Any]) -> Iterator[str]:
     """What is printed of a run beside the tables."""
     for claim, holds in found["claims"].items():
-        yield claim_told(claim, holds)
+        yield claim_line(claim, holds)
     first, *_, last = found["errors"]
     yield f"both sets: error {first:.3f} -> {last:.3f}, {last / first:.0%}"
     for name, (n, before, after) in found["both_parsed"].items():
@@ -108,9 +108,9 @@ def _told(found: dict[str, Any]) -> Iterator[str]:
         )
     gain, (low, high) = found["reasoned"]["gain"], found["reasoned"]["gain_ci95"]
     yield f"right in every step before the verdict: {gain:+.3f} [{low:+.3f}, {high:+.3f}]"
-    for told, each in zip(("seed", "last judge"), found["by_letter"], strict=True):
+    for title, each in zip(("seed", "last judge"), found["by_letter"], strict=True):
         yield (
-            f"{told}: right where A is right {each['A']:.3f}, where B is {each['B']:.3f}; if it "
+            f"{title}: right where A is right {each['A']:.3f}, where B is {each['B']:.3f}; if it "
             f"had concluded as its own comparisons lead to {each['led_to']:.3f}; they lead nowhere "
             f"for {each['nowhere']:.3f}, which count half"
         )
@@ -143,7 +143,7 @@ def main() -> int:
     print(f"\nWhat they learnt from\n\n{markdown(learnt)}\n")
     (given.out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
     for seed, found in results.items():
-        for line in _told(found):
+        for line in _lines(found):
             print(f"run seed {seed}: {line}")
     return 0 if all(all(found["claims"].values()) for found in results.values()) else 1
 

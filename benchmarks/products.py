@@ -1,7 +1,7 @@
 """How long does a matrix product take by itself?
 
-In the form and layout in which it is fastest of those tried, over many different operands, so that
-none waits in a cache for its next use.
+It is timed in the form and layout that is the fastest of those tried, over many different operands,
+so that none waits in a cache for its next use.
 """
 
 from __future__ import annotations

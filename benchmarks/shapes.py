@@ -1,4 +1,4 @@
-"""What shapes have the models that are measured?"""
+"""Which shapes do the measured models have?"""
 
 from __future__ import annotations
 

@@ -24,7 +24,8 @@ from typing import Any, get_args
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from ste_jax.reporting.tables import markdown
-from ste_jax.tokenization.tokenizer import Library, Tokenizer, load_tokenizer
+from ste_jax.tokenization.load import load_tokenizer
+from ste_jax.tokenization.tokenizer import Library, Tokenizer
 
 LENGTH = 4000
 """Characters of one text, about a thousand tokens."""

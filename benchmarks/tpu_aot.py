@@ -1,4 +1,4 @@
-"""What do the programs of a 70B and an 8B Llama cost on a TPU slice, and what must they?
+"""What do the programs of a 70B and an 8B Llama cost on a TPU slice, and what at the least?
 
 The programs are the engine's own, compiled by libtpu for a slice that is not here. Of one decode
 step, on one chip, HBM bytes and FLOPs are counted as often as loops run and held against a floor:
@@ -34,14 +34,12 @@ from benchmarks.tpu_training import (
     training_rows,
 )
 from ste_jax.config.schema import DecodingKnobs, MeshKnobs
-from ste_jax.decoding.engine import empty_control
+from ste_jax.decoding.decode_round import empty_control
 from ste_jax.decoding.programs import Programs
-from ste_jax.errors import SteError
 from ste_jax.models.config import ModelConfig
 from ste_jax.models.decoder import abstract_decoder
 from ste_jax.planning.compile import (
     HBM_ONLY,
-    Chip,
     Compiled,
     chip_of,
     compile_for,
@@ -50,6 +48,8 @@ from ste_jax.planning.compile import (
 )
 from ste_jax.planning.hlo_cost import Cost, UnknownTripsError
 from ste_jax.reporting.tables import markdown
+from ste_jax.system.errors import SteError
+from ste_jax.system.hardware import Chip
 
 LIMIT = 1.3
 """Times the floor that a decode step may cost."""
@@ -241,20 +241,20 @@ def check_of_the_count(case: Case, config: ModelConfig) -> dict[str, float]:
 
 def failures(found: dict[str, Any]) -> list[str]:
     """The claims that a case's figures do not bear out."""
-    told = f"{found['model']} on {found['topology']}"
+    program = f"{found['model']} on {found['topology']}"
     failed = []
     for name in ("decode", "prefill"):
         if found[name]["bytes_needed"] > found["hbm_bytes"]:
-            failed.append(f"{told}: {name} needs more memory than a chip has")
+            failed.append(f"{program}: {name} needs more memory than a chip has")
     for name in ("hbm_ratio", "flops_ratio"):
         ratio = found["decode"][name]
         if ratio < 1:
-            failed.append(f"{told}: {name} {ratio:.3f} is below 1: the count is wrong")
+            failed.append(f"{program}: {name} {ratio:.3f} is below 1: the count is wrong")
         elif ratio > LIMIT:
-            failed.append(f"{told}: {name} {ratio:.3f} is above {LIMIT}")
+            failed.append(f"{program}: {name} {ratio:.3f} is above {LIMIT}")
     for name, share in found["unrolled"].items():
         if abs(share - 1) > WITHIN:
-            failed.append(f"{told}: {name} are {share:.3f} of what unrolled programs say")
+            failed.append(f"{program}: {name} are {share:.3f} of what unrolled programs say")
     return failed
 
 

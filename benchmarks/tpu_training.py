@@ -16,6 +16,7 @@ import numpy as np
 
 from benchmarks.shapes import published
 from ste_jax.config.schema import FinetuneKnobs, MeshKnobs
+from ste_jax.finetuning.knobs import TrainingKnobs
 from ste_jax.finetuning.packing import Example, Rows, fill
 from ste_jax.finetuning.train_step import make_train_step, step_flops
 from ste_jax.models.config import ModelConfig
@@ -34,34 +35,37 @@ class TrainingCase:
 
     model: str
     topology: str
-    knobs: FinetuneKnobs
+    rows: int
+    axes: MeshKnobs
+
+    @property
+    def knobs(self) -> TrainingKnobs:
+        """Of its steps."""
+        return TrainingKnobs.of(
+            FinetuneKnobs(
+                sequence_length=LENGTH,
+                batch_rows=self.rows,
+                remat="layer",
+                param_dtype="float32",
+                dtype="bfloat16",
+            )
+        )
 
     @property
     def mesh(self) -> str:
         """Its axes above 1."""
-        sizes = dataclasses.asdict(self.knobs.mesh)
+        sizes = dataclasses.asdict(self.axes)
         return " x ".join(f"{axis}={size}" for axis, size in sizes.items() if size > 1)
 
 
-def _knobs(rows: int, mesh: MeshKnobs) -> FinetuneKnobs:
-    return FinetuneKnobs(
-        sequence_length=LENGTH,
-        batch_rows=rows,
-        remat="layer",
-        param_dtype="float32",
-        dtype="bfloat16",
-        mesh=mesh,
-    )
-
-
 TRAINING_CASES = (
-    TrainingCase("Llama-3.1-70B", "v5p:4x4x4", _knobs(64, MeshKnobs(fsdp=64))),
-    TrainingCase("Llama-3.1-70B", "v5p:4x4x4", _knobs(64, MeshKnobs(fsdp=32, tensor=2))),
-    TrainingCase("Llama-3.1-8B", "v5e:4x8", _knobs(32, MeshKnobs(fsdp=32))),
+    TrainingCase("Llama-3.1-70B", "v5p:4x4x4", 64, MeshKnobs(fsdp=64)),
+    TrainingCase("Llama-3.1-70B", "v5p:4x4x4", 64, MeshKnobs(fsdp=32, tensor=2)),
+    TrainingCase("Llama-3.1-8B", "v5e:4x8", 32, MeshKnobs(fsdp=32)),
 )
 
 
-def rows_of(knobs: FinetuneKnobs) -> Rows:
+def rows_of(knobs: TrainingKnobs) -> Rows:
     """A step's rows: one example each."""
     half = knobs.sequence_length // 2
     one = Example(id="0", prompt_ids=(1,) * half, completion_ids=(1,) * half)
@@ -74,7 +78,7 @@ def rows_of(knobs: FinetuneKnobs) -> Rows:
     )
 
 
-def kernel_flops(config: ModelConfig, knobs: FinetuneKnobs, rows: int) -> float:
+def kernel_flops(config: ModelConfig, knobs: TrainingKnobs, rows: int) -> float:
     """FLOPs of attention, which the kernel declares nothing of: whole blocks that hold a place a
     query may see; forward twice where layers are computed again."""
     block = 512
@@ -88,7 +92,7 @@ def kernel_flops(config: ModelConfig, knobs: FinetuneKnobs, rows: int) -> float:
 def measure_training(case: TrainingCase) -> dict[str, Any]:
     """A case's figures, per chip."""
     config, knobs = published(case.model), case.knobs
-    mesh = topology_mesh(case.topology, knobs.mesh)
+    mesh = topology_mesh(case.topology, case.axes)
     chip, rows = chip_of(mesh), rows_of(knobs)
     step = make_train_step(config, knobs, 100, mesh, dtype=jnp.bfloat16, param_dtype=jnp.float32)
     program = compile_for(step.lower(rows, knobs.accumulate, {}), mesh)
@@ -122,11 +126,11 @@ def measure_training(case: TrainingCase) -> dict[str, Any]:
 
 def training_failures(found: dict[str, Any]) -> list[str]:
     """The claims that a case's figures do not bear out."""
-    told = f"{found['model']} on {found['topology']}, {found['mesh']}"
+    program = f"{found['model']} on {found['topology']}, {found['mesh']}"
     if found["bytes_needed"] > found["hbm_bytes"]:
-        return [f"{told}: a training step needs more memory than a chip has"]
+        return [f"{program}: a training step needs more memory than a chip has"]
     if found["flops"] < found["model_flops"]:
-        return [f"{told}: fewer FLOPs than the model's own were counted: the count is wrong"]
+        return [f"{program}: fewer FLOPs than the model's own were counted: the count is wrong"]
     return []
 
 
@@ -168,12 +172,12 @@ def training_rows(found: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
 
 def training_caption() -> str:
     """What the table is of."""
-    told = "; ".join(
+    totals = "; ".join(
         dict.fromkeys(f"{case.model}: {case.knobs.batch_rows} rows" for case in TRAINING_CASES)
     )
     return (
         f"A training step, per chip, compiled ahead of time, nothing run. Rows of {LENGTH} tokens, "
-        f"the first half masked ({told}); parameters and both moments in float32, products in "
+        f"the first half masked ({totals}); parameters and both moments in float32, products in "
         "bfloat16, layers computed again in the backward pass. 6ND counts no attention, no second "
         "computation, and the output matrix at every token."
     )

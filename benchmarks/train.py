@@ -14,7 +14,7 @@ On a GPU only MFU is claimed: there parameters are in bfloat16 on both sides, bu
 too, and ours in float32, with parameters rounded stochastically.
 
 The peer computes its loss as `transformers` does, of logits of all tokens; its best form, logits of
-the second half alone, is told beside it. Either takes the batch at once or in micro-batches,
+the second half alone, is printed beside it. Either takes the batch at once or in micro-batches,
 whichever is faster. The exit status is 1 where a claim does not hold.
 """
 
@@ -30,7 +30,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks.claims import claim_told
+from benchmarks.claims import claim_line, report
 
 RATIO, OF_THE_LIMIT, MEMORY, SAVING, MFU = 1.15, 0.8, 1.1, 0.05, 0.5
 SAVED_STEPS, SAVE_EVERY = 12, 4
@@ -80,8 +80,8 @@ def compare(name: str, peer: str | None, *, saves: bool) -> tuple[dict[str, Any]
     """All figures, and whether what is claimed holds."""
     claims: list[bool] = []
 
-    def claim(told: str, holds: bool) -> None:
-        print(f"- {claim_told(told, holds)}", flush=True)
+    def claim(text: str, holds: bool) -> None:
+        print(f"- {claim_line(text, holds)}", flush=True)
         claims.append(holds)
 
     found: dict[str, Any] = {"workload": name}
@@ -115,8 +115,8 @@ def compare(name: str, peer: str | None, *, saves: bool) -> tuple[dict[str, Any]
         )
         lost = within["seconds"] / without["seconds"] - 1
         found |= {"saves": within, "no saves": without, "lost to saves": lost}
-        told = f"lost to a save every {SAVE_EVERY} of {SAVED_STEPS} steps {lost:.1%}"
-        claim(f"{told} (below {SAVING:.0%})", lost < SAVING)
+        text = f"lost to a save every {SAVE_EVERY} of {SAVED_STEPS} steps {lost:.1%}"
+        claim(f"{text} (below {SAVING:.0%})", lost < SAVING)
     return found, all(claims)
 
 
@@ -139,10 +139,7 @@ def main() -> int:
         return 0
     saves = given.workload == "cpu" and not given.no_saves
     found, holds = compare(given.workload, given.peer, saves=saves)
-    print(json.dumps(found, indent=2))
-    if given.json:
-        given.json.write_text(json.dumps(found, indent=2) + "\n")
-    return 0 if holds else 1
+    return report(found, holds, given.json)
 
 
 if __name__ == "__main__":

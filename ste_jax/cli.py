@@ -1,23 +1,22 @@
 """What does `ste` do with its words?
 
-A subcommand for each thing a person does. Here words are parsed and the work is called, nothing
-else; whatever is slow to import is imported by the subcommand that needs it."""
+Each thing a person does is a subcommand, which parses words, imports what it needs and calls it."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
 import os
-import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Any, get_args
+from typing import Any
 
 from ste_jax import __version__
-from ste_jax.config import ranges
-from ste_jax.errors import RequestError, SteError, unexpected
-from ste_jax.system.showing import say, show
+from ste_jax.commands import words
+from ste_jax.commands.options import DecodingOptions
+from ste_jax.system.errors import SteError, unexpected
+from ste_jax.system.terminal import say, show
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -26,14 +25,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit status: 0 done, 1 the work failed, 2 the request was wrong,
     75 stopped in good order and to be run again."""
     parser = _parser()
-    words = list(sys.argv[1:] if argv is None else argv)
-    arguments, left = parser.parse_known_args(_with_values(words))
+    given = list(sys.argv[1:] if argv is None else argv)
+    arguments, left = parser.parse_known_args(words.with_values(given))
     if left and hasattr(arguments, "overrides") and not any(word[:1] == "-" for word in left):
         arguments.overrides += left  # key=value words behind an option
     elif left:
         parser.error(f"unrecognized arguments: {' '.join(left)}")
     try:
-        _check_words(arguments)
+        words.check_words(arguments)
         return int(arguments.command(arguments))
     except SteError as error:
         if arguments.debug:
@@ -71,82 +70,11 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-_TEXTS = ("--instruction", "--a", "--b", "--stop")
-"""Options whose value is anybody's text: the next word, whatever it begins with."""
-_PLACES = ("--dir", "--template", "--prompts", "--out", "--data", "--coordinator")
-"""Those whose value may begin with a dash, if it is not the name of an option."""
-
-
-_MARK = "text:"
-
-
-def _text(word: str) -> str:
-    """A type for argparse: a text as `_with_values` hands it on."""
-    return word.removeprefix(_MARK)
-
-
-def _check_words(arguments: argparse.Namespace) -> None:
-    """Refuse words that say nothing, such as a shell's variable that is not set.
-
-    Raises:
-      RequestError: names the word's place.
-    """
-    for name, value in vars(arguments).items():
-        flag = "--" + name.replace("_", "-")
-        words = value if isinstance(value, list) else [value]
-        free = flag in (*_TEXTS, "--coordinator")  # a text, or told what it must be elsewhere
-        if not free and any(isinstance(word, str) and not word.strip() for word in words):
-            raise RequestError(f"an empty word is given for {name}: leave it out or fill it in")
-
-
-def _with_values(words: Sequence[str]) -> list[str]:
-    """The words with each such option and its value in one: argparse takes `-1/4` for an option,
-    and drops `--` wherever it stands alone."""
-    found: list[str] = []
-    waiting = iter(words)
-    for word in waiting:
-        if word == "--":
-            return [*found, word, *waiting]
-        name, equals, value = word.partition("=")
-        # as argparse has it, the beginning of an option's name stands for it
-        if name in _TEXTS or (len(name) > 3 and any(each.startswith(name) for each in _TEXTS)):
-            text = value if equals else next(waiting, None)
-            found.append(name if text is None else f"{name}={_MARK}{text}")
-        elif word in _PLACES and (place := next(waiting, None)) is not None:
-            dashed = place.startswith("-") and not re.match("--[a-z]|-h$", place)
-            found += [f"{word}={place}"] if dashed else [word, place]
-        else:
-            found.append(word)
-    return found
-
-
 def _new(commands: Any, name: str, command: Command, help: str, epilog: str = "") -> Any:
     parser = commands.add_parser(name, help=help, description=help, epilog=epilog)
     parser.set_defaults(command=command)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
-
-
-def _number(kind: Any) -> Callable[[str], Any]:
-    """A type for argparse: a number of one of the types of knobs, with its range."""
-    plain, range_ = get_args(kind)
-
-    def parse(text: str) -> Any:
-        try:
-            value = plain(text)
-        except ValueError:
-            value = None
-        if value is None or not range_.holds(value):
-            whole = "a whole number" if plain is int else "a number"
-            raise argparse.ArgumentTypeError(f"{text} is not {whole} {range_}")
-        return value
-
-    return parse
-
-
-_positive, _natural, _seed = _number(ranges.Count), _number(ranges.OrNone), _number(ranges.Seed)
-_temperature, _fraction = _number(ranges.Temperature), _number(ranges.Share)
-_share = _number(ranges.Probability)
 
 
 def _add_processes(parser: Any) -> None:
@@ -159,21 +87,16 @@ def _add_processes(parser: Any) -> None:
     group.add_argument("--process-id", type=int, metavar="I", help="which one this is, from 0")
 
 
-def _processes(arguments: argparse.Namespace) -> Any:
-    from ste_jax.system.jax_settings import settle
+def _processes(arguments: argparse.Namespace, check: Callable[[], object]) -> Any:
+    from ste_jax.commands.start import together
 
-    settle()  # before JAX is loaded
-    from ste_jax.parallel.processes import initialize
-    from ste_jax.system import preemption
-
-    processes = initialize(
+    return together(
         arguments.coordinator,
         arguments.processes,
         arguments.process_id,
         automatic=arguments.distributed,
+        check=check,
     )
-    preemption.install()  # after JAX, whose own handler of the signal would take its place
-    return processes
 
 
 # ---------------------------------------------------------------------------------------------
@@ -198,6 +121,12 @@ def _add_run(commands: Any) -> None:
         action="store_true",
         help="take the decoding shapes of the config, not those the run was begun with",
     )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="only say what would be made again, and why, and what for the first time; refused "
+        "while another command works on the run",
+    )
     _add_processes(parser)
 
 
@@ -207,20 +136,26 @@ def _run(arguments: argparse.Namespace) -> int:
     from ste_jax.config.load import load_config
 
     config = load_config(arguments.config, arguments.overrides)
-    processes = _processes(arguments)
-    from ste_jax.pipeline.recipe import run
+
+    def check() -> None:
+        from ste_jax.pipeline.phases import check_phases
+
+        check_phases(config)
+
+    processes = _processes(arguments, check)
+    from ste_jax.pipeline.recipe import foretell, run
 
     root = epath.Path(arguments.dir or os.path.join("runs", config.name))
+    if arguments.dry_run:
+        foretell(config, root, processes, new_shapes=arguments.new_shapes)
+        return 0
     done = run(config, root, processes, new_shapes=arguments.new_shapes)
     if processes.first:
-        _print_tables(done)
+        from ste_jax.commands.report import tables_of
+        from ste_jax.pipeline.phases import phase_reports
+
+        say(tables_of(done, phase_reports()))
     return 0
-
-
-def _print_tables(run: Any) -> None:
-    from ste_jax.reporting.tables import summary
-
-    say(f"{summary(run)}\n\nreport: {run.report}")
 
 
 def _add_stages(commands: Any) -> None:
@@ -241,10 +176,17 @@ def _add_stages(commands: Any) -> None:
 def _stage(arguments: argparse.Namespace) -> int:
     from etils import epath
 
-    processes = _processes(arguments)
+    root = epath.Path(arguments.run)
+
+    def check() -> None:
+        from ste_jax.pipeline.recipe import config_in
+
+        config_in(root)
+
+    processes = _processes(arguments, check)
     from ste_jax.pipeline.recipe import run_stage
 
-    run_stage(arguments.stage, epath.Path(arguments.run), arguments.iteration, processes)
+    run_stage(arguments.stage, root, arguments.iteration, processes)
     return 0
 
 
@@ -256,14 +198,10 @@ def _add_report(commands: Any) -> None:
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    from etils import epath
+    from ste_jax.commands.report import report
+    from ste_jax.pipeline.phases import phase_reports
 
-    from ste_jax.reporting.html import write_report
-    from ste_jax.run.layout import RunDir
-
-    run = RunDir(epath.Path(arguments.run))
-    write_report(run)
-    _print_tables(run)
+    say(report(arguments.run, phase_reports()))
     return 0
 
 
@@ -283,27 +221,35 @@ def _add_decoding(parser: Any, **defaults: Any) -> None:
         flag = "--" + name.replace("_", "-")
         parser.add_argument(flag, type=type, default=default, help=f"{help}{told}", **more)
 
-    add("max_new_tokens", _positive, "", metavar="T")
+    add("max_new_tokens", words.positive, "", metavar="T")
     greedy = "" if "temperature" in defaults else "of a single vote 0, else "
-    add("temperature", _temperature, f"0 is greedy; {greedy}")
-    add("top_p", _share, "")
-    add("top_k", _natural, "0: off; ")
-    add("min_p", _fraction, "0: off; ")
-    parser.add_argument("--seed", type=_seed, default=0)
+    add("temperature", words.temperature, f"0 is greedy; {greedy}")
+    add("top_p", words.share, "")
+    add("top_k", words.natural, "0: off; ")
+    add("min_p", words.fraction, "0: off; ")
+    parser.add_argument("--seed", type=words.seed, default=0)
+    usual = DecodingOptions()
     parser.add_argument(
-        "--dtype", choices=("float32", "bfloat16"), default="float32", help="default %(default)s"
+        "--dtype", choices=("float32", "bfloat16"), default=usual.dtype, help="default %(default)s"
     )
     parser.add_argument(
         "--weights",
         choices=("dtype", "int8"),
-        default="dtype",
+        default=usual.weights,
         help="what matrices are kept in: int8 is smaller and less exact; default %(default)s",
     )
-    parser.add_argument("--groups", type=_positive, default=8, help="prompts decoded at once")
-    parser.add_argument("--group-size", type=_positive, default=2, help="samples of each at once")
+    parser.add_argument(
+        "--groups", type=words.positive, default=usual.groups, help="prompts decoded at once"
+    )
+    parser.add_argument(
+        "--group-size",
+        type=words.positive,
+        default=usual.group_size,
+        help="samples of each at once",
+    )
     parser.add_argument(
         "--max-prompt-tokens",
-        type=_positive,
+        type=words.positive,
         metavar="T",
         help="longer prompts are refused; rounded up to 512, 1024, 2048, ...; default: as many as "
         "the longest has",
@@ -318,12 +264,12 @@ def _add_judging(parser: Any) -> None:
         help=f"make a judgment that ends without a verdict choose, counted apart; {_REMEMBERED}",
     )
     parser.add_argument(
-        "--votes", type=_positive, default=1, metavar="K", help="judgments per order"
+        "--votes", type=words.positive, default=1, metavar="K", help="judgments per order"
     )
 
 
 def _judge_options(arguments: argparse.Namespace) -> Any:
-    from ste_jax.commands.evaluate import JudgeOptions
+    from ste_jax.commands.judge_options import JudgeOptions
 
     names = [field.name for field in dataclasses.fields(JudgeOptions)]
     return JudgeOptions(**{name: getattr(arguments, name) for name in names})
@@ -334,16 +280,16 @@ def _add_judge(commands: Any) -> None:
         commands, "judge", _judge, "judge two answers: reasoning and verdict in both orders"
     )
     parser.add_argument("model", metavar="MODEL")
-    parser.add_argument("--instruction", required=True, type=_text, metavar="TEXT")
-    parser.add_argument("--a", required=True, type=_text, metavar="TEXT", help="answer A")
-    parser.add_argument("--b", required=True, type=_text, metavar="TEXT", help="answer B")
+    parser.add_argument("--instruction", required=True, type=words.text, metavar="TEXT")
+    parser.add_argument("--a", required=True, type=words.text, metavar="TEXT", help="answer A")
+    parser.add_argument("--b", required=True, type=words.text, metavar="TEXT", help="answer B")
     _add_judging(parser)
     _add_decoding(parser)
 
 
 def _judge(arguments: argparse.Namespace) -> int:
     _alone()
-    from ste_jax.commands.evaluate import judge_two
+    from ste_jax.commands.judge import judge_two
 
     say(judge_two(_judge_options(arguments), arguments.instruction, arguments.a, arguments.b))
     return 0
@@ -361,10 +307,15 @@ def _add_generate(commands: Any) -> None:
     parser.add_argument("model", metavar="MODEL")
     parser.add_argument("--prompts", required=True, metavar="FILE.jsonl")
     parser.add_argument("--out", required=True, metavar="FILE.jsonl")
-    parser.add_argument("--samples", type=_positive, default=1, metavar="N")
+    parser.add_argument("--samples", type=words.positive, default=1, metavar="N")
     parser.add_argument("--ignore-eos", action="store_true", help="always sample T tokens")
     parser.add_argument(
-        "--stop", action="append", default=[], type=_text, metavar="TEXT", help="may be repeated"
+        "--stop",
+        action="append",
+        default=[],
+        type=words.text,
+        metavar="TEXT",
+        help="may be repeated",
     )
     _add_decoding(parser, max_new_tokens=256, temperature=0.7, top_p=0.9, top_k=0, min_p=0.0)
 
@@ -381,34 +332,68 @@ def _generate(arguments: argparse.Namespace) -> int:
 def _add_evaluate(commands: Any) -> None:
     parser = _new(commands, "evaluate", _evaluate, "measure a judge on pairs with known labels")
     parser.add_argument("model", metavar="MODEL")
-    parser.add_argument("--benchmark", required=True, metavar="NAME", help="pairs or llmbar")
+    parser.add_argument("--benchmark", required=True, metavar="NAME", help="the data's format")
     parser.add_argument("--data", required=True, metavar="PATH", help="or a shipped set: pico/NAME")
     parser.add_argument("--out", required=True, metavar="DIR", help="judgments and evaluation.json")
+    _add_measures(parser, "")
     _add_judging(parser)
     _add_decoding(parser)
 
 
+def _add_measures(parser: Any, unless: str) -> None:
+    """What is measured; `unless` is said of what happens where an option is not given."""
+    parser.add_argument(
+        "--by",
+        action="append",
+        default=[],
+        metavar="COLUMN",
+        help=f"tell accuracy apart by a column of the data; may be repeated{unless}",
+    )
+    parser.add_argument(
+        "--traces",
+        metavar="WHO",
+        help=f"measure which steps of a judgment are right, where that can be told: pico{unless}",
+    )
+    parser.add_argument(
+        "--bootstrap",
+        type=words.positive,
+        metavar="N",
+        help=f"resamples for the 95%% intervals{unless or '; default 2000'}",
+    )
+
+
+def _measures(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What was asked to be measured; nothing else."""
+    given = {name: getattr(arguments, name) for name in ("by", "traces", "bootstrap")}
+    return {name: value for name, value in given.items() if value}
+
+
 def _evaluate(arguments: argparse.Namespace) -> int:
     _alone()
-    from ste_jax.commands.evaluate import evaluate_benchmark, told
+    from ste_jax.commands.evaluate import as_text, evaluate_benchmark
 
     result = evaluate_benchmark(
-        _judge_options(arguments), arguments.benchmark, arguments.data, arguments.out
+        _judge_options(arguments),
+        arguments.benchmark,
+        arguments.data,
+        arguments.out,
+        _measures(arguments),
     )
-    say(told(result))
+    say(as_text(result))
     return 0
 
 
 def _add_score(commands: Any) -> None:
     parser = _new(commands, "score", _score, "metrics again from stored judgments, no model")
     parser.add_argument("out", metavar="DIR", help="what `ste evaluate --out` wrote")
+    _add_measures(parser, "; default: as `ste evaluate` did")
 
 
 def _score(arguments: argparse.Namespace) -> int:
     _alone()  # it asks no model, but loads what would
-    from ste_jax.commands.evaluate import score_again, told
+    from ste_jax.commands.evaluate import as_text, score_again
 
-    say(told(score_again(arguments.out)))
+    say(as_text(score_again(arguments.out, _measures(arguments))))
     return 0
 
 
@@ -448,18 +433,16 @@ def _add_export(commands: Any) -> None:
 def _export(arguments: argparse.Namespace) -> int:
     _alone()
     from ste_jax.commands.export_model import export_model
+    from ste_jax.pipeline.phases import phase_reports
 
-    say(export_model(arguments.model, arguments.directory, arguments.dtype))
+    say(export_model(arguments.model, arguments.directory, phase_reports(), arguments.dtype))
     return 0
 
 
 def _alone() -> None:
-    """A command of one process: SIGTERM stops it in good order, compiled programs are kept."""
-    from ste_jax.system import preemption
-    from ste_jax.system.jax_settings import settle
+    from ste_jax.commands.start import alone
 
-    settle()
-    preemption.install()
+    alone()
 
 
 if __name__ == "__main__":

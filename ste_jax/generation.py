@@ -1,8 +1,8 @@
 """What does a stage ask of a language model?
 
-One small protocol, so that a stage does not know whether its model runs on this host, over a pod,
-or behind somebody's endpoint. A stage submits requests at any time and takes completions as they
-come; a prompt that needs no more samples is released.
+It goes through one small protocol, so that a stage does not know whether its model runs on this
+host, over a pod, or behind an endpoint. A stage submits requests at any time and takes completions
+as they come; a prompt that needs no more samples is released.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypedDict
+
+from ste_jax.system.ranges import OrNone, Probability, Share, Temperature, check_fields
 
 
 class Message(TypedDict):
@@ -24,24 +26,29 @@ FinishReason = Literal["stop", "length", "error"]
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How tokens are drawn. `temperature` 0 is greedy; the other fields then mean nothing.
+    """How tokens are drawn. `temperature` 0 is greedy; the filters then mean nothing.
 
     `top_k` 0, `top_p` 1 and `min_p` 0 switch the filters off. `stop` holds texts that end a
-    completion; the text itself is kept (a verdict mark may be one).
+    completion; the text itself is kept (a verdict mark may be one). `max_new_tokens` 0 says that
+    the number is still to be fitted to a model: nothing can be drawn so. Raises `RequestError` for
+    a number out of its range.
     """
 
-    max_new_tokens: int
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
+    max_new_tokens: OrNone
+    temperature: Temperature = 0.0
+    top_p: Probability = 1.0
+    top_k: OrNone = 0
+    min_p: Share = 0.0
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """Samples wanted of one prompt.
+    """Asks for samples of one prompt.
 
     `id` names the row: random keys derive from (`key`, `id`, sample index, token position) and from
     nothing else, so a sample is the same whatever it was batched with. Samples of one `id` may be
@@ -77,14 +84,13 @@ class Completion:
     is their text without special tokens. `continued_ids` are the ids that stood between the chat
     template and the sample (`continue_ids` and the encoded `continue_text`): what was generated as
     a whole is `continued_ids + token_ids`. `logprobs` is one float per sampled token under the
-    model itself (temperature 1, no filter), or empty where the generator cannot tell. `thoughts`
+    model itself (temperature 1, no filter), or empty where the generator has none. `thoughts`
     are what a server gave apart from the text (`reasoning_content`); `thinking` says that the chat
     template itself opened the thoughts with which the text begins. `thinks` is False where the
     template is known to hold no mark of thoughts: then a closing mark without an opening one is
-    text. `error` says why
-    `finish_reason` is "error" (such a row alone fails; the others go on); `too_long` then tells
-    that the prompt, or what was to come after it, is longer than the model or the generator's
-    shapes can take."""
+    text. `error` says why `finish_reason` is "error" (only that row fails; the others go on);
+    `too_long` then says that the prompt, or what was to come after it, is longer than the model or
+    the generator's shapes can take."""
 
     request_id: str
     sample: int
@@ -103,9 +109,10 @@ class Completion:
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreRequest:
-    """Log-probabilities wanted of several `completions`, each as the continuation of one prompt.
+    """Asks for log-probabilities of several `completions`, each as the continuation of one prompt.
 
-    They are what is said: thoughts that the chat template opens are closed before `continue_text`.
+    Completions are what the model says: thoughts that the chat template opens are closed before
+    `continue_text`.
     """
 
     id: str
@@ -128,7 +135,10 @@ class Score:
 @dataclass(kw_only=True)
 class Usage:
     """What a generator has done so far. Times are wall seconds, FLOPs are the model's (2 x
-    params)."""
+    params).
+
+    `slot_steps` counts the steps of all decoding slots, `busy_slot_steps` those that drew a token.
+    """
 
     prompt_tokens: int = 0
     cached_prompt_tokens: int = 0
@@ -141,27 +151,36 @@ class Usage:
     slot_steps: int = 0
     busy_slot_steps: int = 0
 
+    @property
+    def tokens_per_second(self) -> float:
+        """New tokens per second of the generator's own time, prefill included."""
+        return self.new_tokens / max(self.seconds, 1e-9)
 
-@dataclass(frozen=True, kw_only=True)
-class Capabilities:
-    """What a generator can do; a stage that needs more stops at its start."""
+    @property
+    def slot_occupancy(self) -> float:
+        """Share of the decoding slots' steps that drew a token."""
+        return self.busy_slot_steps / max(self.slot_steps, 1)
 
-    logprobs: bool = False
-    score: bool = False
-    token_ids: bool = False
-    deterministic: bool = False
+    @property
+    def prefill_share(self) -> float:
+        """Share of the generator's time that went into prompts."""
+        return self.prefill_seconds / max(self.seconds, 1e-9)
 
 
 class Generator(Protocol):
     """Something that answers prompts. See `decoding.generator` for this project's engine."""
 
     @property
-    def capabilities(self) -> Capabilities:
-        """What it can do."""
+    def can_score(self) -> bool:
+        """Whether it has log-probabilities of given completions, see `score`."""
 
     @property
     def usage(self) -> Usage:
         """What it has done so far."""
+
+    @property
+    def in_flight(self) -> int:
+        """How many rows a stage keeps open at once, so that a free place always finds work."""
 
     def submit(self, request: Request) -> None:
         """Queue samples; returns at once. A stage may submit while it iterates `completions`."""
@@ -170,7 +189,8 @@ class Generator(Protocol):
         """Yield samples as they finish, in no order; end when nothing is outstanding."""
 
     def release(self, id: str) -> None:
-        """No more samples of this row will be asked for: what is kept for its prompt may go."""
+        """Says that no more samples of this row will be asked for, so that its prompt can be
+        dropped."""
 
     def prefix(self, completion: Completion, chars: int) -> tuple[tuple[int, ...], str]:
         """The longest beginning of a completion's `token_ids`, without the end-of-turn token, whose

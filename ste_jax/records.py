@@ -1,16 +1,15 @@
-"""Which rows travel between the stages, and how do they lie in a file?
+"""Which rows do the stages hand to each other, and how are they kept in a file?
 
 Each table is one frozen dataclass here and one Parquet schema derived from it. Ids are content
 hashes: the same input gives the same id on any machine. Tables are read by
 `datasets.load_dataset("parquet", ...)` and pandas as they are; the schema's metadata holds
-`schema_version`. Measured floats lie in tables of their own (DESIGN section 4), so that the other
-tables can be compared byte for byte.
+`schema_version`. Measured floats have tables of their own, so that the other tables can be compared
+byte for byte.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import io
 import json
 import types
@@ -22,23 +21,21 @@ from typing import Any, Literal, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ste_jax.errors import WorkError
 from ste_jax.generation import Message
+from ste_jax.system import hashing
+from ste_jax.system.errors import WorkError
 
 SCHEMA_VERSION = 1
 
-Order = Literal["ab", "ba"]
-Letter = Literal["A", "B"]
 Split = Literal["train", "validation", "heldout"]
-ORDERS: tuple[Order, Order] = ("ab", "ba")
 NOT_ASKED = ("error", "too_long")
-"""Failures of what no model has answered: it could not be asked, or did not fit."""
+"""The failures of a prompt that no model answered: it could not be asked, or it did not fit."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Instruction:
-    """What somebody asked. `messages` ends with a user turn; `extra` is the source row's other
-    columns as JSON."""
+    """An instruction of the pool. `messages` ends with a user turn; `extra` holds the source row's
+    other columns as JSON."""
 
     id: str
     messages: tuple[Message, ...]
@@ -73,7 +70,7 @@ class LabelScore:
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """The fate of every instruction of the pool: `kept`, or why not."""
+    """What select decided on one instruction: its `fate` is `kept`, or the reason why not."""
 
     id: str
     fate: str
@@ -97,10 +94,6 @@ class Pair:
     extra: str = ""
     """For labelled pairs: the file's other columns as JSON."""
 
-    def in_order(self, order: str) -> tuple[str, str]:
-        """What is shown as A and what as B: `ab` shows the chosen answer first."""
-        return (self.chosen, self.rejected) if order == "ab" else (self.rejected, self.chosen)
-
 
 @dataclass(frozen=True, kw_only=True)
 class DroppedPair:
@@ -113,7 +106,8 @@ class DroppedPair:
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """What the judge reads, in one of the pair's orders; `label` is the letter to be printed."""
+    """A prompt of the judge, in one of its task's orders. `label` is the verdict that is right,
+    empty where no verdict on the prompt by itself is right or wrong (see `ste_jax.tasks`)."""
 
     id: str
     pair_id: str
@@ -147,9 +141,9 @@ class Judgment:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingExample:
-    """What is trained on: the prompt, and the ids that were sampled for it.
+    """A row of training: a prompt, and the token ids that were sampled for it.
 
-    In a table of preferences there is also a judgment that failed: `rejected`, and by which kind of
+    In a table of preferences it also holds a failed judgment, `rejected`, and the kind of its
     failure, `negative` (`incorrect` or `unparsed`)."""
 
     id: str
@@ -170,8 +164,8 @@ class TrainingExample:
 
 @dataclass(frozen=True, kw_only=True)
 class ReferenceScore:
-    """How likely the model that preferences are learnt from found both judgments of one, as a whole
-    and before it learnt (nats). `id` is the preference's."""
+    """Log-probabilities (nats) of the two judgments of a preference, each as a whole, by the model
+    that DPO starts from. `id` is that of the preference."""
 
     id: str
     chosen_logprob: float
@@ -184,19 +178,17 @@ Row = TypeVar("Row")
 def content_id(kind: str, *parts: object) -> str:
     """A 128-bit hash, in hex, of what a row is made of. JSON keeps part borders unambiguous."""
     text = json.dumps([kind, *parts], ensure_ascii=False, sort_keys=True)
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+    return hashing.hex_digest(text)
 
 
 def shard_of(id: str, shards: int) -> int:
     """The shard that a row with this id belongs to."""
-    digest = hashlib.blake2b(id.encode(), digest_size=8, person=b"shard").digest()
-    return int.from_bytes(digest, "big") % shards
+    return hashing.number(id, purpose=b"shard") % shards
 
 
 def hash_order(id: str, purpose: str) -> int:
-    """A number to sort by: an order that is fixed, and has nothing to do with the content."""
-    digest = hashlib.blake2b(f"{purpose}\0{id}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big")
+    """A number to sort by, for an order that is fixed and has nothing to do with the content."""
+    return hashing.number(f"{purpose}\0{id}")
 
 
 def instruction_id(messages: Sequence[Message]) -> str:
@@ -260,8 +252,8 @@ def schema(row_type: type[Any]) -> pa.Schema:
 def to_parquet(rows: Iterable[Any], row_type: type[Any]) -> bytes:
     """A Parquet file's bytes; the same rows give the same bytes (one library version).
 
-    Between its pages and its footer, where readers look at nothing, lies a hash of all the rest:
-    a flipped bit is found wherever it is, in the footer, too."""
+    A hash of all other bytes is put between the pages and the footer, where readers do not look: so
+    a flipped bit is found wherever it is, also in the footer."""
     names = [field.name for field in dataclasses.fields(row_type)]
     columns: dict[str, list[Any]] = {name: [] for name in names}
     for row in rows:
@@ -279,21 +271,21 @@ _SEAL, _DIGEST_BYTES = b"ste_jax seal 1: ", 16
 
 
 def _footer_of(data: bytes) -> int:
-    """Where a Parquet file's footer begins: its length lies before the last four bytes."""
+    """The place where a Parquet file's footer begins; its length precedes the last four bytes."""
     return len(data) - 8 - int.from_bytes(data[-8:-4], "little")
 
 
 def _digest(*parts: bytes) -> bytes:
-    digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
+    digest = hashing.hasher(_DIGEST_BYTES)
     for part in parts:
         digest.update(part)
     return digest.digest()
 
 
 def open_parquet(data: bytes, name: str) -> pq.ParquetFile:
-    """A table of ours, found whole; `name` is what an error calls it.
+    """Opens a table of ours and checks that it is whole; `name` is what an error calls it.
 
-    Files of earlier versions have no hash and no checksums: there is nothing to hold them against.
+    Files of earlier versions have no hash and no checksums, so they are not checked.
 
     Raises:
       WorkError: its bytes are not those that were written, or it is of another version.
@@ -320,7 +312,7 @@ def open_parquet(data: bytes, name: str) -> pq.ParquetFile:
 
 
 def damaged(name: str, reason: str) -> str:
-    """What is said of a table that is not as it was written."""
+    """The error message for a table that is not as it was written."""
     reason = " ".join(reason.split())
     return (
         f"{name} is damaged ({reason}): put a copy of it back, or move this one file away and run "

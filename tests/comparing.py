@@ -12,7 +12,8 @@ import jax
 import numpy as np
 from etils import epath
 
-from ste_jax.checkpoints.checkpoint import load_checkpoint, read_card
+from ste_jax.checkpoints.card import read_card
+from ste_jax.checkpoints.checkpoint import load_checkpoint
 from ste_jax.config.schema import MeshKnobs
 from ste_jax.models.parameters import parameters_of
 from ste_jax.parallel.sharding import make_mesh

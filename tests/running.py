@@ -14,6 +14,16 @@ import yaml
 from tests import tiny
 
 REPOSITORY = Path(__file__).parent.parent
+SMALL = {
+    "iterations": 1,
+    "pool__limit": 500,
+    "select__train": 90,
+    "select__heldout": 60,
+    "pair__min_answer_chars": 2,
+    "finetune__batch_rows": 2,
+    "finetune__epochs": 6.0,
+}
+"""Changes to the tiny config for a run of half a minute."""
 
 
 def write_config(root: Path, **changes: Any) -> Path:

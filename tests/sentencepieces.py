@@ -12,7 +12,8 @@ from unittest import mock
 import sentencepiece
 
 from ste_jax.tokenization import sentencepiece_conversion
-from ste_jax.tokenization.tokenizer import Library, Tokenizer, load_tokenizer
+from ste_jax.tokenization.load import load_tokenizer
+from ste_jax.tokenization.tokenizer import Library, Tokenizer
 from tests import chats
 
 TEXTS = [

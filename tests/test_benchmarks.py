@@ -31,12 +31,13 @@ from benchmarks.training import limit as limit_training
 from benchmarks.training import ours as ours_training
 from benchmarks.training import peers as peers_training
 from benchmarks.training import work as training
-from ste_jax.errors import WorkError
 from ste_jax.models.config import ModelConfig
 from ste_jax.records import Judgment, Pair, Prompt
 from ste_jax.run.layout import RunDir
 from ste_jax.system import files
-from ste_jax.tokenization.tokenizer import Tokenizer, load_tokenizer
+from ste_jax.system.errors import WorkError
+from ste_jax.tokenization.load import load_tokenizer
+from ste_jax.tokenization.tokenizer import Tokenizer
 from tests import chats, sentencepieces
 from tests.comparing import assert_same_files
 from tests.pipeline.test_labelled_sets import write_pairs
@@ -49,7 +50,7 @@ def shuffled(finished, tmp_path_factory):
     root = tmp_path_factory.mktemp("cells")
     write_pairs(root / "words.jsonl", 12)
     measure = f"evaluate.sets=[{{name: words, data: {root / 'words.jsonl'}}}]"
-    cell = Cell(name="shuffled", told="shuffled", overrides=(measure,), prepare=shuffle_labels)
+    cell = Cell(name="shuffled", title="shuffled", overrides=(measure,), prepare=shuffle_labels)
 
     def again():
         return run_cell(cell, str(config), 0, root / "shuffled", Path(base.root))
@@ -105,13 +106,16 @@ def test_a_cell_whose_pairs_were_made_anew_is_refused(shuffled):
 def test_runs_are_counted_as_they_are_evaluated(shuffled):
     cell, _ = shuffled
     curve = hits([cell], ["words"]).accuracies()
-    told = [each["sets"]["words"] for each in evaluations(cell)]
-    assert [each["accuracy"] for each in curve] == [each["accuracy"] for each in told]
+    measured = [each["sets"]["words"] for each in evaluations(cell)]
+    assert [each["accuracy"] for each in curve] == [each["accuracy"] for each in measured]
     twice = hits([cell, cell], ["words"])
     assert twice.asked == 4
     assert [each["accuracy"] for each in twice.accuracies()] == [each["accuracy"] for each in curve]
     n, _, last = both_parsed(cell, "words")
-    assert n <= told[-1]["n_prompts"] and last * n <= told[-1]["accuracy"] * told[-1]["n_prompts"]
+    assert (
+        n <= measured[-1]["n_prompts"]
+        and last * n <= measured[-1]["accuracy"] * measured[-1]["n_prompts"]
+    )
     assert kept(cell) == [len(list(each.training.rows())) for each in cell.iterations()[1:]]
     learnt = taught(cell)
     assert [each["judgments"] for each in learnt] == kept(cell)
@@ -261,9 +265,9 @@ def test_controls_are_held_against_runs_on_as_many_judgments():
     assert "curate.verdicts=any" in loose.overrides
     seed = [0, 1, 0, 1] * 25
     whole, low = Hits(np.array([seed, [2] * 100]), 2), Hits(np.array([seed, seed]), 2)
-    counted = {"the recipe": whole, fewer.told: whole, loose.told: low, "labels shuffled": whole}
+    counted = {"the recipe": whole, fewer.title: whole, loose.title: low, "labels shuffled": whole}
     found = dict(pico_ablation.controls(counted))
-    assert [holds for claim, holds in found.items() if claim.startswith(loose.told)] == [True]
+    assert [holds for claim, holds in found.items() if claim.startswith(loose.title)] == [True]
     assert [holds for claim, holds in found.items() if claim.startswith("labels")] == [False]
 
 
@@ -351,8 +355,8 @@ def test_the_fastest_way_of_a_peer_does_the_work():
 
     asked = work.Workload(prompts=((1, 2),), samples=1, new_tokens=8)
     timed = peers.fastest("peer", {"slow": slow, "broken": broken, "quick": quick}, asked)
-    assert timed.told["way"] == "quick" and timed.ids == [[[8] * 8]] and timed.new_tokens == 8
-    assert set(timed.told["tokens/s in the trial"]) == {"slow", "quick"}
+    assert timed.details["way"] == "quick" and timed.ids == [[[8] * 8]] and timed.new_tokens == 8
+    assert set(timed.details["tokens/s in the trial"]) == {"slow", "quick"}
 
 
 def test_a_step_must_read_its_weights_and_what_its_rows_share_once():

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from ste_jax import records
-from ste_jax.errors import WorkError
 from ste_jax.records import Judgment, Label, LabelScore
+from ste_jax.system.errors import WorkError
 from tests.tiny import WORDS
 
 DRAW = random.Random(0)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,40 +48,42 @@ TEMPLATE = (
 )
 
 
-def vocabulary() -> list[str]:
-    """All tokens, in the order of their ids."""
+def vocabulary(words: Iterable[str] = ()) -> list[str]:
+    """All tokens, in the order of their ids; `words` are more of them."""
     names = [*_SPECIAL, "\n", "system", "user", "assistant"]
     names += [f"▁{word}" for word in WORDS] + [f"▁{name}" for name in CATEGORIES]
     names += ["▁[[A]]", "▁[[B]]", "▁[[", "A]]", "B]]", "▁Category:", "▁Difficulty:", "▁verdict:"]
     names += ["\n[Modified Instruction]\n", "\n[Response]\n"] + [f"▁{n}" for n in range(1, 6)]
-    return names
+    return [*names, *words]
 
 
-def write_model(directory: Path, *, seed: int = 0, layers: int = 2, **bias: float) -> Path:
-    """Write the model as a Hugging Face directory; returns it. `bias` makes tokens likelier."""
+_HIDDEN, _HEADS, _KV_HEADS, _HEAD_DIM, _INNER = 24, 4, 2, 8, 40
+
+
+def write_model(
+    directory: Path,
+    *,
+    seed: int = 0,
+    layers: int = 2,
+    words: Mapping[str, float] | None = None,
+    verdicts: str = "[AB]",
+    **bias: float,
+) -> Path:
+    """Write the model as a Hugging Face directory; returns it.
+
+    Args:
+      directory: where.
+      seed: of the weights.
+      layers: how many.
+      words: more tokens (`▁` is a space before one), each with its bias: a task's verdicts.
+      verdicts: a pattern of the verdicts that are read as one token with the `]]` behind them,
+        where a forced text ends in `[[`; such tokens (`A]]`) are among `words`.
+      bias: the biases of tokens that the model has anyhow.
+    """
     directory.mkdir(parents=True, exist_ok=True)
-    names = vocabulary()
-    hidden, heads, kv_heads, head_dim, inner = 24, 4, 2, 8, 40
-    config = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "vocab_size": len(names),
-        "hidden_size": hidden,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "num_key_value_heads": kv_heads,
-        "head_dim": head_dim,
-        "intermediate_size": inner,
-        "rms_norm_eps": 1e-5,
-        "rope_theta": 10000.0,
-        "hidden_act": "silu",
-        "max_position_embeddings": 512,
-        "tie_word_embeddings": False,
-        "bos_token_id": 1,
-        "eos_token_id": 3,
-        "torch_dtype": "float32",
-    }
-    (directory / "config.json").write_text(json.dumps(config))
+    names, bias = vocabulary(words or ()), {**(words or {}), **bias}
+    hidden, heads, kv_heads, head_dim, inner = _HIDDEN, _HEADS, _KV_HEADS, _HEAD_DIM, _INNER
+    (directory / "config.json").write_text(json.dumps(_config(len(names), layers)))
     draw = np.random.default_rng(seed)
 
     def normal(*shape: int, scale: float) -> Any:
@@ -112,17 +115,40 @@ def write_model(directory: Path, *, seed: int = 0, layers: int = 2, **bias: floa
             at + "post_attention_layernorm.weight": np.ones(hidden, np.float32),
         }
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
-    _write_tokenizer(directory, names)
+    _write_tokenizer(directory, names, verdicts)
     return directory
 
 
-def _write_tokenizer(directory: Path, names: list[str]) -> None:
+def _config(vocabulary: int, layers: int) -> dict[str, Any]:
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": vocabulary,
+        "hidden_size": _HIDDEN,
+        "num_hidden_layers": layers,
+        "num_attention_heads": _HEADS,
+        "num_key_value_heads": _KV_HEADS,
+        "head_dim": _HEAD_DIM,
+        "intermediate_size": _INNER,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "hidden_act": "silu",
+        "max_position_embeddings": 512,
+        "tie_word_embeddings": False,
+        "bos_token_id": 1,
+        "eos_token_id": 3,
+        "torch_dtype": "float32",
+    }
+
+
+def _write_tokenizer(directory: Path, names: list[str], verdicts: str) -> None:
     tokenizer = Tokenizer(models.WordLevel({name: i for i, name in enumerate(names)}, "<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             # What the model prints is read again as the tokens that it printed.
             pre_tokenizers.Split(
-                Regex(r"\n\[(Modified Instruction|Response)\]\n|\n|(?<!\[)[AB]\]\]"), "isolated"
+                Regex(rf"\n\[(Modified Instruction|Response)\]\n|\n|(?<!\[)(?:{verdicts})\]\]"),
+                "isolated",
             ),
             pre_tokenizers.Metaspace(prepend_scheme="never"),
         ]

@@ -1,1 +1,1 @@
-"""The workloads that decoding is measured on, this project's engine and its peers."""
+"""On which workloads is decoding measured, with this project's engine and its peers?"""

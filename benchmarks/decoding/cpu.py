@@ -28,7 +28,7 @@ from benchmarks.decoding import limit, traced
 from benchmarks.decoding.ours import SLOTS
 from benchmarks.decoding.work import LLAMA_135M, Workload, knobs_for, workload_a, workload_b
 from ste_jax.config.schema import DecodingKnobs, MeshKnobs
-from ste_jax.decoding.engine import empty_control
+from ste_jax.decoding.decode_round import empty_control
 from ste_jax.decoding.programs import Programs
 from ste_jax.models.config import ModelConfig
 from ste_jax.models.decoder import Decoder
@@ -37,7 +37,7 @@ from ste_jax.reporting.tables import markdown
 
 RUNS = 3
 SMALLEST = 0.1
-"""Milliseconds of which a line is told; what takes less is summed."""
+"""How many milliseconds a line of the table must have; what takes less is summed."""
 
 Row = dict[str, Any]
 
@@ -57,8 +57,8 @@ def places(text: str) -> Iterator[tuple[str, str, bool]]:
     for line in text.splitlines():
         if begun := _COMPUTATION.match(line):
             computation = begun[1]
-        elif told := _INSTRUCTION.match(line):
-            name, kind = told.groups()
+        elif instruction := _INSTRUCTION.match(line):
+            name, kind = instruction.groups()
             if kind == "dot":
                 products |= {name, computation}
             called, where = _CALLED.search(line), _WHERE.search(line)
@@ -70,7 +70,7 @@ def places(text: str) -> Iterator[tuple[str, str, bool]]:
 
 
 def step_profile(config: ModelConfig, work: Workload) -> tuple[float, list[Row]]:
-    """Of a decoding step: milliseconds without the profiler, and the table of those with it."""
+    """A decoding step's milliseconds without the profiler, and the table of those with it."""
     knobs, programs = _programs(config, work)
     control = empty_control(knobs.groups, knobs.group_size)
     control.active[:] = True
@@ -97,7 +97,7 @@ def step_profile(config: ModelConfig, work: Workload) -> tuple[float, list[Row]]
 
 
 def piece_profile(config: ModelConfig, work: Workload) -> tuple[float, list[Row]]:
-    """Likewise of the last piece of the longest prompt."""
+    """The milliseconds of the last piece of the longest prompt, in the form of those of a step."""
     knobs, programs = _programs(config, work)
     bucket, chunk = knobs.prompt_buckets[-1], knobs.prefill_chunk
     buffer = programs.buffer(bucket)
@@ -177,7 +177,7 @@ def main() -> None:
     )
     parser.add_argument("--workload", choices=("A", "B"), required=True)
     work = {"A": workload_a, "B": workload_b}[parser.parse_args().workload]()
-    for told, profile in (
+    for title, profile in (
         (f"A step of {SLOTS} rows", step_profile),
         (f"The last piece of a prompt of {work.longest} tokens", piece_profile),
     ):
@@ -186,7 +186,7 @@ def main() -> None:
             {name: f"{one:.1f}" if isinstance(one, float) else one for name, one in row.items()}
             for row in rows
         ]
-        print(f"{told} takes {plain:.1f} ms; under the profiler:\n\n{markdown(lines)}\n")
+        print(f"{title} takes {plain:.1f} ms; under the profiler:\n\n{markdown(lines)}\n")
 
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ def measure(work: Workload) -> tuple[Timed, dict[str, Any]]:
     engine = random_engine(work)
     draw(engine, work.warm_up())
     timed = draw(engine, work)
-    step = timed.seconds * (1 - timed.told["prefill share"]) / work.new_tokens
+    step = timed.seconds * (1 - timed.details["prefill share"]) / work.new_tokens
     least = step_bytes(LLAMA_8B, work)
     found |= {"step, ms": step * 1e3, "a step must read, GB": least / 1e9}
     rates = {name: rate for name, rate in HBM.items() if name in card}

@@ -69,7 +69,8 @@ def of_a_step(config: ModelConfig, work: Workload, knobs: DecodingKnobs) -> dict
 
 
 def of_a_piece(config: ModelConfig, work: Workload, knobs: DecodingKnobs) -> dict[str, float]:
-    """Likewise of the last piece of the longest prompt, which sees all of those before it."""
+    """Seconds of the products of the last piece of the longest prompt, which sees all of those
+    before it, by the names that they have in the engine's programs."""
     chunk, kv = knobs.prefill_chunk, config.num_kv_heads
     queries = chunk * config.num_heads // kv
     return {

@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from benchmarks.decoding.work import Timed, Workload
 
 Way = Callable[[Workload], list[list[list[int]]]]
 """Does the work in one way: the new tokens of each prompt's samples."""
+_PIECE = 2048
+"""Tokens of a prompt that llama.cpp computes at once."""
 
 
 def fastest(name: str, ways: dict[str, Way], work: Workload) -> Timed:
@@ -30,14 +32,14 @@ def fastest(name: str, ways: dict[str, Way], work: Workload) -> Timed:
     some = work.prompts[: max(8, len(work.prompts) // 4)]
     trial = dataclasses.replace(work, prompts=some, new_tokens=max(1, work.new_tokens // 4))
     tried: dict[str, float] = {}
-    for told, way in ways.items():
+    for way_name, way in ways.items():
         try:
-            tried[told] = _timed(name, way, trial).speed
+            tried[way_name] = _timed(name, way, trial).speed
         except RuntimeError as error:  # out of memory, or a way that this version has not
-            print(f"{name}, {told}: {str(error).splitlines()[0]}", file=sys.stderr)
-    best = max(tried, key=lambda told: tried[told])
+            print(f"{name}, {way_name}: {str(error).splitlines()[0]}", file=sys.stderr)
+    best = max(tried, key=lambda way_name: tried[way_name])
     timed = _timed(name, ways[best], work)
-    timed.told = {"way": best, "tokens/s in the trial": tried}
+    timed.details = {"way": best, "tokens/s in the trial": tried}
     return timed
 
 
@@ -62,74 +64,89 @@ def run_transformers(directory: Path, work: Workload) -> Timed:
 
 
 def time_transformers(model: Any, work: Workload) -> Timed:
-    """The same of a model that is there."""
-    import torch
-    from transformers import DynamicCache
-
-    device = model.device
-    settings: dict[str, Any] = {
-        "do_sample": work.temperature > 0,
-        "temperature": work.temperature or None,
-        "top_p": work.top_p if work.temperature else None,
-        "top_k": None,
-        "pad_token_id": 0,
-        "eos_token_id": list(work.eos_ids) or None,
-    }
+    """The work by a model of `transformers` that is loaded."""
     # Without a set of its own, `generate` goes by the model's.
     model.generation_config.eos_token_id = list(work.eos_ids) or None
+    peer = _Transformers(model)
+    ways: dict[str, Way] = {
+        "prompt by prompt": peer.prompt_by_prompt,
+        "all prompts together": peer.together,
+        "prefix reused": peer.prefix_reused,
+    }
+    if model.device.type == "cpu":
+        ways["static cache"] = peer.static_cache
+    return fastest("transformers", ways, work)
 
-    def generate(ids: Any, mask: Any, work: Workload, **more: Any) -> list[list[int]]:
+
+class _Transformers:
+    """The ways to `generate` with a model."""
+
+    def __init__(self, model: Any) -> None:
+        self._model, self._device = model, model.device
+
+    def _generate(self, ids: Any, mask: Any, work: Workload, **more: Any) -> list[list[int]]:
         """The new tokens of `ids`."""
+        import torch
+
         with torch.no_grad():
-            rows = model.generate(
-                ids.to(device),
-                attention_mask=mask.to(device),
+            rows = self._model.generate(
+                ids.to(self._device),
+                attention_mask=mask.to(self._device),
                 max_new_tokens=work.new_tokens,
-                **settings,
+                do_sample=work.temperature > 0,
+                temperature=work.temperature or None,
+                top_p=work.top_p if work.temperature else None,
+                top_k=None,
+                pad_token_id=0,
+                eos_token_id=list(work.eos_ids) or None,
                 **more,
             )
         return [_until(row[ids.shape[1] :].tolist(), work.eos_ids) for row in rows]
 
-    def prompt_by_prompt(work: Workload, **more: Any) -> list[list[list[int]]]:
+    def prompt_by_prompt(self, work: Workload, **more: Any) -> list[list[list[int]]]:
+        """The samples of one prompt at once."""
+        import torch
+
         found = []
         for prompt in work.prompts:
             ids = torch.tensor([prompt])
             mask = torch.ones_like(ids)
-            found.append(generate(ids, mask, work, num_return_sequences=work.samples, **more))
+            found.append(self._generate(ids, mask, work, num_return_sequences=work.samples, **more))
         return found
 
-    def together(work: Workload) -> list[list[list[int]]]:
+    def static_cache(self, work: Workload) -> list[list[list[int]]]:
+        """The samples of one prompt at once, in a cache of one size."""
+        return self.prompt_by_prompt(work, cache_implementation="static")
+
+    def together(self, work: Workload) -> list[list[list[int]]]:
         """All prompts in one batch, padded on the left."""
+        import torch
+
         longest = work.longest
         ids = torch.zeros(len(work.prompts), longest, dtype=torch.long)
         mask = torch.zeros_like(ids)
         for row, prompt in enumerate(work.prompts):
             ids[row, longest - len(prompt) :] = torch.tensor(prompt)
             mask[row, longest - len(prompt) :] = 1
-        tokens = generate(ids, mask, work, num_return_sequences=work.samples)
+        tokens = self._generate(ids, mask, work, num_return_sequences=work.samples)
         return [tokens[i : i + work.samples] for i in range(0, len(tokens), work.samples)]
 
-    def prefix_reused(work: Workload) -> list[list[list[int]]]:
+    def prefix_reused(self, work: Workload) -> list[list[list[int]]]:
         """The prompt's cache computed once, and repeated for its samples."""
+        import torch
+        from transformers import DynamicCache
+
         found = []
         for prompt in work.prompts:
-            ids = torch.tensor([prompt], device=device)
-            cache = DynamicCache(config=model.config)
+            ids = torch.tensor([prompt], device=self._device)
+            cache = DynamicCache(config=self._model.config)
             with torch.no_grad():
-                model(ids[:, :-1], past_key_values=cache, use_cache=True)
+                self._model(ids[:, :-1], past_key_values=cache, use_cache=True)
             cache.batch_repeat_interleave(work.samples)
             ids = ids.expand(work.samples, -1)
-            found.append(generate(ids, torch.ones_like(ids), work, past_key_values=cache))
+            mask = torch.ones_like(ids)
+            found.append(self._generate(ids, mask, work, past_key_values=cache))
         return found
-
-    ways: dict[str, Way] = {
-        "prompt by prompt": prompt_by_prompt,
-        "all prompts together": together,
-        "prefix reused": prefix_reused,
-    }
-    if device.type == "cpu":
-        ways["static cache"] = lambda work: prompt_by_prompt(work, cache_implementation="static")
-    return fastest("transformers", ways, work)
 
 
 # -- llama.cpp ------------------------------------------------------------------------------------
@@ -178,12 +195,93 @@ def _tensors(directory: Path) -> Iterator[tuple[str, np.ndarray[Any, Any]]]:
 def run_llamacpp(file: Path, work: Workload) -> Timed:
     """llama.cpp through its C interface: each prompt computed once, its cells shared by the
     samples, and all running samples in one batch per step."""
-    import llama_cpp as lib
+    peer = _LlamaCpp(file)
+    many = max(1, 64 // work.samples)
+    # Greedy tokens are compared with ours, which are of float32 throughout.
+    halves = (False, True) if work.temperature else (False,)
+    ways = {
+        f"{at_once} prompts at once, cells {'shared' if unified else 'copied'}, "
+        f"cache in {'float16' if half else 'float32'}": peer.way(at_once, unified, half)
+        for at_once in sorted({1, many})
+        for unified in (True, False)
+        for half in halves
+    }
+    return fastest("llama.cpp", ways, work)
 
-    lib.llama_backend_init()
-    model = lib.llama_model_load_from_file(str(file).encode(), lib.llama_model_default_params())
 
-    def sampler(seed: int) -> Any:
+class _LlamaCpp:
+    """A model of llama.cpp, and the ways to draw from it."""
+
+    def __init__(self, file: Path) -> None:
+        import llama_cpp as lib
+
+        self._lib = lib
+        lib.llama_backend_init()
+        self._model = lib.llama_model_load_from_file(
+            str(file).encode(), lib.llama_model_default_params()
+        )
+
+    def way(self, at_once: int, unified: bool, half: bool) -> Way:
+        """So many prompts at once; cells of one store or of one each; a cache in half precision."""
+
+        def drawn(work: Workload) -> list[list[list[int]]]:
+            return [
+                of_prompt
+                for start in range(0, len(work.prompts), at_once)
+                for of_prompt in self._draw(
+                    work, work.prompts[start : start + at_once], unified, half
+                )
+            ]
+
+        return drawn
+
+    def _draw(
+        self, work: Workload, prompts: Sequence[Sequence[int]], unified: bool, half: bool
+    ) -> list[list[list[int]]]:
+        """All samples of some prompts at once."""
+        sequences = len(prompts) * work.samples
+        context = self._context(work, prompts, unified, half)
+        chains = [self._sampler(work, index) for index in range(sequences)]
+        tokens: list[list[int]] = [[] for _ in range(sequences)]
+        for index, prompt in enumerate(prompts):
+            self._prefill(context, prompt, range(index * work.samples, (index + 1) * work.samples))
+        last = {row: prompts[row // work.samples][-1] for row in range(sequences)}
+        places = {row: len(prompts[row // work.samples]) - 1 for row in last}
+        while last:
+            running = sorted(last)
+            self._decode(context, [(last[row], places[row], row, True) for row in running])
+            for index, row in enumerate(running):
+                token = self._lib.llama_sampler_sample(chains[row], context, index)
+                tokens[row].append(token)
+                last[row] = token
+                places[row] += 1
+                if len(tokens[row]) == work.new_tokens or token in work.eos_ids:
+                    del last[row]
+        for chain in chains:
+            self._lib.llama_sampler_free(chain)
+        self._lib.llama_free(context)
+        return [tokens[i : i + work.samples] for i in range(0, sequences, work.samples)]
+
+    def _context(
+        self, work: Workload, prompts: Sequence[Sequence[int]], unified: bool, half: bool
+    ) -> Any:
+        """Room for all samples of some prompts."""
+        sequences = len(prompts) * work.samples
+        if unified:
+            cells = sum(map(len, prompts)) + sequences * work.new_tokens
+        else:
+            cells = sequences * (max(map(len, prompts)) + work.new_tokens + 32)
+        settings = self._lib.llama_context_default_params()
+        settings.n_ctx = cells + 256
+        settings.n_seq_max, settings.kv_unified = sequences, unified
+        settings.n_batch, settings.n_ubatch = _PIECE, 512
+        settings.n_threads = settings.n_threads_batch = len(os.sched_getaffinity(0))
+        settings.type_k = settings.type_v = 1 if half else 0  # float16, float32
+        settings.flash_attn_type = 1 if half else 0
+        return self._lib.llama_init_from_model(self._model, settings)
+
+    def _sampler(self, work: Workload, seed: int) -> Any:
+        lib = self._lib
         chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
         if work.temperature:
             lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_top_p(work.top_p, 1))
@@ -193,90 +291,27 @@ def run_llamacpp(file: Path, work: Workload) -> Timed:
             lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_greedy())
         return chain
 
-    def decode(context: Any, rows: list[tuple[int, int, int, bool]]) -> None:
+    def _prefill(self, context: Any, prompt: Sequence[int], sequences: range) -> None:
+        """A prompt but for its last token, computed once and shared by its sequences."""
+        first = sequences[0]
+        for start in range(0, len(prompt) - 1, _PIECE):
+            piece = prompt[start : min(start + _PIECE, len(prompt) - 1)]
+            self._decode(context, [(t, start + i, first, False) for i, t in enumerate(piece)])
+        memory = self._lib.llama_get_memory(context)
+        for other in sequences[1:]:
+            self._lib.llama_memory_seq_cp(memory, first, other, -1, -1)
+
+    def _decode(self, context: Any, rows: list[tuple[int, int, int, bool]]) -> None:
         """Rows of (token, place, sequence, whether its logits are wanted)."""
-        batch = lib.llama_batch_init(len(rows), 0, 1)
+        batch = self._lib.llama_batch_init(len(rows), 0, 1)
         batch.n_tokens = len(rows)
         for index, (token, place, sequence, wanted) in enumerate(rows):
             batch.token[index], batch.pos[index] = token, place
             batch.n_seq_id[index], batch.seq_id[index][0] = 1, sequence
             batch.logits[index] = wanted
-        if lib.llama_decode(context, batch):
+        if self._lib.llama_decode(context, batch):
             raise RuntimeError("llama_decode failed")
-        lib.llama_batch_free(batch)
-
-    def draw(
-        work: Workload, prompts: list[int], unified: bool, half: bool
-    ) -> list[list[list[int]]]:
-        """All samples of some prompts at once."""
-        settings = lib.llama_context_default_params()
-        sequences = len(prompts) * work.samples
-        each = max(len(work.prompts[p]) for p in prompts) + work.new_tokens
-        if unified:
-            cells = sum(len(work.prompts[p]) for p in prompts) + sequences * work.new_tokens
-        else:
-            cells = sequences * (each + 32)
-        settings.n_ctx = cells + 256
-        settings.n_seq_max, settings.kv_unified = sequences, unified
-        settings.n_batch, settings.n_ubatch = 2048, 512
-        settings.n_threads = settings.n_threads_batch = len(os.sched_getaffinity(0))
-        settings.type_k = settings.type_v = 1 if half else 0  # float16, float32
-        settings.flash_attn_type = 1 if half else 0
-        context = lib.llama_init_from_model(model, settings)
-        memory = lib.llama_get_memory(context)
-        last: dict[int, int] = {}
-        chains = [sampler(index) for index in range(sequences)]
-        tokens: list[list[int]] = [[] for _ in range(sequences)]
-        for index, p in enumerate(prompts):
-            first = index * work.samples
-            prompt = work.prompts[p]
-            for start in range(0, len(prompt) - 1, 2048):
-                piece = prompt[start : min(start + 2048, len(prompt) - 1)]
-                decode(context, [(t, start + i, first, False) for i, t in enumerate(piece)])
-            for other in range(1, work.samples):
-                lib.llama_memory_seq_cp(memory, first, first + other, -1, -1)
-            for other in range(work.samples):
-                last[first + other] = prompt[-1]
-        places = {row: len(work.prompts[prompts[row // work.samples]]) - 1 for row in last}
-        while last:
-            running = sorted(last)
-            decode(context, [(last[row], places[row], row, True) for row in running])
-            for index, row in enumerate(running):
-                token = lib.llama_sampler_sample(chains[row], context, index)
-                tokens[row].append(token)
-                last[row] = token
-                places[row] += 1
-                if len(tokens[row]) == work.new_tokens or token in work.eos_ids:
-                    del last[row]
-        for chain in chains:
-            lib.llama_sampler_free(chain)
-        lib.llama_free(context)
-        return [tokens[i : i + work.samples] for i in range(0, sequences, work.samples)]
-
-    def in_batches(at_once: int, unified: bool, half: bool) -> Way:
-        """So many prompts at once."""
-
-        def way(work: Workload) -> list[list[list[int]]]:
-            every = list(range(len(work.prompts)))
-            return [
-                of_prompt
-                for start in range(0, len(every), at_once)
-                for of_prompt in draw(work, every[start : start + at_once], unified, half)
-            ]
-
-        return way
-
-    many = max(1, 64 // work.samples)
-    # Greedy tokens are compared with ours, which are of float32 throughout.
-    halves = (False, True) if work.temperature else (False,)
-    ways = {
-        f"{at_once} prompts at once, cells {'shared' if unified else 'copied'}, "
-        f"cache in {'float16' if half else 'float32'}": in_batches(at_once, unified, half)
-        for at_once in sorted({1, many})
-        for unified in (True, False)
-        for half in halves
-    }
-    return fastest("llama.cpp", ways, work)
+        self._lib.llama_batch_free(batch)
 
 
 # -- OpenVINO GenAI -------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ import numpy as np
 from flax import nnx
 from tqdm import tqdm
 
-from benchmarks.claims import claim_told
+from benchmarks.claims import claim_line
 from benchmarks.decoding.work import NoText
 from ste_jax.config.schema import AnnotateKnobs, DecodingKnobs, JudgeKnobs
 from ste_jax.decoding.engine import Engine
@@ -28,12 +28,12 @@ from ste_jax.decoding.rows import Prompt as Tokens
 from ste_jax.generation import Completion, Request, Sampling
 from ste_jax.models.config import ModelConfig
 from ste_jax.models.decoder import Decoder
-from ste_jax.prompts.render import load_template
 from ste_jax.records import Judgment, Prompt, hash_order
 from ste_jax.stages.annotate import annotate
 from ste_jax.stages.judge import Judge
 from ste_jax.stages.roles import Role
 from ste_jax.system import compilation_cache
+from ste_jax.tasks import PAIRWISE, Question
 
 PAIRS, SAMPLES, WAVES, SLOTS = 512, 16, (2, 2, 4, 8), 64
 LONGEST = 128
@@ -66,6 +66,7 @@ class Scripted:
     def __init__(self, engine: Engine, labels: dict[str, str]) -> None:
         self._engine, self._labels = engine, labels
         self.usage = engine.usage
+        self.in_flight = 2 * SLOTS
         self.full: tuple[int, int] | None = None
         """Busy and all slot steps when the queue first ran empty."""
 
@@ -128,7 +129,7 @@ def prompts(pairs: int) -> list[Prompt]:
 
 
 def run(
-    model: Decoder, knobs: AnnotateKnobs, pairs: int, told: str
+    model: Decoder, knobs: AnnotateKnobs, pairs: int, title: str
 ) -> tuple[dict[str, Judgment | None], dict[str, Any]]:
     """What is kept of each prompt, and what it took."""
     engine = Engine(
@@ -150,14 +151,14 @@ def run(
     generator = Scripted(engine, {prompt.id: prompt.label for prompt in [*warm, *asked]})
     role = Role(
         name="judge",
-        template=load_template("judge", "judge"),
+        template=PAIRWISE.load_template("judge"),
         sampling=Sampling(max_new_tokens=LONGEST, temperature=0.7, top_p=0.9, ignore_eos=True),
         key=0,
     )
     judge = Judge(role=role, knobs=JudgeKnobs(force_verdict=False), model="scripted", iteration=1)
 
-    def work(asked: list[Prompt]) -> Iterator[tuple[Prompt, list[Judgment]]]:
-        return annotate(asked, generator, judge, knobs, in_flight=2 * SLOTS)
+    def work(asked: list[Prompt]) -> Iterator[tuple[Question, list[Judgment]]]:
+        return annotate(PAIRWISE.questions(asked), generator, judge, knobs)
 
     list(work(warm))
     busy, steps = generator.usage.busy_slot_steps, generator.usage.slot_steps
@@ -165,7 +166,8 @@ def run(
     kept: dict[str, Judgment | None] = {}
     drawn = 0
     began = time.perf_counter()
-    for prompt, judgments in tqdm(work(asked), total=len(asked), desc=told, unit="prompt"):
+    for question, judgments in tqdm(work(asked), total=len(asked), desc=title, unit="prompt"):
+        (prompt,) = question.prompts
         right = [one for one in judgments if one.verdict == prompt.label]
         kept[prompt.id] = min(right, key=lambda one: one.sample, default=None)
         drawn += len(judgments)
@@ -208,5 +210,5 @@ def measure(pairs: int = PAIRS) -> tuple[dict[str, Any], bool]:
         "the same judgments are kept": same,
     }  # fmt: skip
     for claim, holds in claimed.items():
-        print(f"- {claim_told(claim, holds)}")
+        print(f"- {claim_line(claim, holds)}")
     return found, all(claimed.values())

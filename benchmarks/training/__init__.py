@@ -1,1 +1,1 @@
-"""What `benchmarks/train.py` runs."""
+"""Which trainings does `benchmarks/train.py` time, of this project and of its peer?"""

@@ -1,7 +1,7 @@
 """How long do the matrix products of a training step take by themselves?
 
-Forward, and of each product both gradients; the output matrix at the targets alone; attention in
-the blocks in which it is computed. What a step computes a second time is not counted.
+Products are counted forward and for both gradients; those of the output matrix only at the targets;
+attention in the blocks in which it is computed. What a step computes a second time is not counted.
 """
 
 from __future__ import annotations

@@ -15,8 +15,8 @@ from flax import nnx
 from benchmarks.training.work import Training
 from ste_jax.config.schema import MeshKnobs
 from ste_jax.finetuning import packing
-from ste_jax.finetuning.loop import finetune
-from ste_jax.finetuning.meters import PEAK_FLOPS
+from ste_jax.finetuning.batch_source import PlannedRows
+from ste_jax.finetuning.loop import Callbacks, finetune
 from ste_jax.finetuning.train_step import (
     abstract_state,
     initial_state,
@@ -28,13 +28,14 @@ from ste_jax.models.decoder import Decoder
 from ste_jax.models.parameters import parameters_of
 from ste_jax.parallel.sharding import make_mesh
 from ste_jax.system import compilation_cache
+from ste_jax.system.hardware import PEAK_FLOPS
 
 
 def peak_bytes() -> int:
     """The most memory that this process has held: of its devices where they tell, else its own."""
-    told = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+    peak = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
     own = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return int(own if told is None else told)
+    return int(own if peak is None else peak)
 
 
 def random_model(work: Training) -> Decoder:
@@ -105,15 +106,17 @@ def run_saves(work: Training, save_every: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as place:
         finetune(
             model=random_model(work),
-            examples=work.examples(),
+            source=PlannedRows(work.examples(), knobs, seed=0),
             knobs=knobs,
             seed=0,
             mesh=make_mesh(MeshKnobs(), jax.devices()[:1]),
             state_dir=epath.Path(place),
-            validate=lambda model, step, release: {"accuracy": None},
-            save_model=lambda model, step, metrics: None,
-            log=log,
-            stop_requested=lambda: False,
+            callbacks=Callbacks(
+                validate=lambda model, step, release: {"accuracy": None},
+                save_model=lambda model, step, metrics: None,
+                log=log,
+                stop_requested=lambda: False,
+            ),
         )
         ended = time.perf_counter()
     # Without saves the end is that of the last step: the loop saves before its last validation.

@@ -8,6 +8,7 @@ import numpy as np
 
 from benchmarks.shapes import published
 from ste_jax.config.schema import FinetuneKnobs
+from ste_jax.finetuning.knobs import TrainingKnobs
 from ste_jax.finetuning.packing import Example
 from ste_jax.models.config import ModelConfig
 
@@ -44,18 +45,20 @@ class Training:
             )
         return found
 
-    def knobs(self) -> FinetuneKnobs:
+    def knobs(self) -> TrainingKnobs:
         """As a user would set them."""
-        return FinetuneKnobs(
-            sequence_length=self.length,
-            batch_rows=self.rows,
-            accumulate=self.accumulate,
-            learning_rate=1e-5,
-            remat=self.remat,  # type: ignore[arg-type]
-            dtype=self.dtype,  # type: ignore[arg-type]
-            param_dtype=self.dtype,  # type: ignore[arg-type]
-            validate_every=10**9,
-            save_every=10**9,
+        return TrainingKnobs.of(
+            FinetuneKnobs(
+                sequence_length=self.length,
+                batch_rows=self.rows,
+                accumulate=self.accumulate,
+                learning_rate=1e-5,
+                remat=self.remat,  # type: ignore[arg-type]
+                dtype=self.dtype,  # type: ignore[arg-type]
+                param_dtype=self.dtype,  # type: ignore[arg-type]
+                validate_every=10**9,
+                save_every=10**9,
+            )
         )
 
     @property

@@ -1,11 +1,11 @@
 """How does a model become a checkpoint part by part, and go on where it was killed?
 
-For one process that reads somebody's files: a part is some parameters, which are gone from memory
-when they are written (Orbax's partial saves), so a model needs no more of it than its largest
-parameter. What is written is noted in a journal beside it; the checkpoint that comes out is as
-`ste_jax.checkpoints.checkpoint` writes them.
+This is for one process that reads a user's files. A part is some parameters, which leave the memory
+once they are written (Orbax's partial saves), so a model needs no more memory than its largest
+parameter. What is written is noted in a journal beside it; the finished checkpoint is like one that
+`ste_jax.checkpoints.checkpoint` writes.
 
-    NAME.in-parts.json            the journal: what is made, and what of it is there
+    NAME.in-parts.json            the journal: what is being made, and which parts are there
     NAME.in-parts/
       whole.partial_save/         Orbax's, a directory for each part
       parameters/, tokenizer/, ste_checkpoint.json    at the end; then the directory is renamed
@@ -17,7 +17,6 @@ import ast
 import contextlib
 import json
 import os
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,29 +24,23 @@ from typing import Any
 import orbax.checkpoint.experimental.v1 as orbax
 from etils import epath
 
-from ste_jax.checkpoints.checkpoint import (
-    CARD,
-    PARAMETERS,
-    TOKENIZER,
-    SavesItself,
-    card_of,
-    describe,
-    publish,
-    write_failure,
-)
-from ste_jax.errors import SteError, WorkError
+from ste_jax.checkpoints.arrays import describe
+from ste_jax.checkpoints.card import CARD, PARAMETERS, TOKENIZER, card_of
+from ste_jax.checkpoints.checkpoint import SavesItself
+from ste_jax.checkpoints.publish import publish, write_failure
 from ste_jax.models.config import ModelConfig
 from ste_jax.models.parameters import Parameters
 from ste_jax.system import files
+from ste_jax.system.errors import SteError, WorkError
 
 
 @contextlib.contextmanager
 def checkpoint_in_parts(
     path: epath.PathLike, config: ModelConfig, provenance: Mapping[str, Any]
 ) -> Iterator[CheckpointInParts]:
-    """The checkpoint that is being written at a local `path`, held against other processes.
+    """Opens the checkpoint that is being written at a local `path`, and locks out other processes.
 
-    Goes on with what lies there of the same model and provenance; else begins.
+    Goes on with what is there of the same model and provenance; if there is none, begins anew.
 
     Raises:
       RequestError: another process writes there.
@@ -70,7 +63,7 @@ def building_at(path: epath.PathLike) -> Iterator[Path]:
             yield home
         finally:
             with contextlib.suppress(OSError):
-                home.rmdir()  # if nothing lies there
+                home.rmdir()  # if it is empty
 
 
 class CheckpointInParts:
@@ -100,11 +93,11 @@ class CheckpointInParts:
             if not there["joining"]:
                 self._agree_with_what_is_there()
         else:
-            # The note first: it must not outlive what it tells of.
+            # The journal first: it must not outlive the parts that it names.
             files.forget(self._journal)
             files.sync_directory(self._final.parent)
             for left in self._home.iterdir():  # the directory itself is held
-                files.remove(epath.Path(left))
+                files.remove(left)
 
     @property
     def missing(self) -> list[str]:
@@ -129,7 +122,7 @@ class CheckpointInParts:
             raise self._failed(error) from error
 
     def finish(self, tokenizer: SavesItself) -> None:
-        """Make the checkpoint of the parts, all of which are there.
+        """Make the checkpoint of the parts, all of which must be there.
 
         Raises:
           WorkError: it cannot be written; the parts are kept.
@@ -140,7 +133,7 @@ class CheckpointInParts:
                     self._note(joining=True)
                     orbax.partial.finalize(self._whole)
                 (self._whole / "state").rename(self._joined)
-            shutil.rmtree(self._whole, ignore_errors=True)
+            files.remove(self._whole)
             home = epath.Path(self._home)
             tokenizer.save(home / TOKENIZER)
             provenance = self._made["provenance"]
@@ -154,14 +147,14 @@ class CheckpointInParts:
         files.write_twice(self._journal, {**self._made, "parts": self._parts, "joining": joining})
 
     def _agree_with_what_is_there(self) -> None:
-        """A kill between a part and its note leaves a part that would be there twice; and of what
-        somebody has removed the note says too much."""
+        """Makes journal and parts agree: a kill between the two leaves a part that is not noted,
+        and a part that somebody removed is still noted."""
         there: set[str] = set()
         for part in self._saved.iterdir() if self._saved.exists() else ():
             metadata = part / "state" / "_METADATA"
             names = _names(metadata) if metadata.exists() else set()
             if not names or names - self._parts.keys():
-                shutil.rmtree(part, ignore_errors=True)
+                files.remove(part)
             else:
                 there |= names
         self._parts = {path: one for path, one in self._parts.items() if path in there}

@@ -1,1 +1,1 @@
-"""What does each command do that is not a step of the recipe?"""
+"""What do the commands do that are not steps of the recipe?"""

@@ -16,15 +16,16 @@ from typing import Any
 from etils import epath
 from tqdm import tqdm
 
-from ste_jax.errors import RequestError, WorkError
 from ste_jax.generation import Completion, Generator, Message, Request, Sampling
 from ste_jax.system import files, notation, preemption
+from ste_jax.system.errors import RequestError, WorkError
+from ste_jax.system.jsonl import read_jsonl
 
 _FIELDS = ("id", "sample", "text", "n_tokens", "logprob", "finish_reason")
 
 
 def read_prompts(path: str) -> list[tuple[str, tuple[Message, ...]]]:
-    """(id, messages) of every line.
+    """The id and the messages of every line.
 
     Raises:
       RequestError: the file cannot be read, or a line is not a prompt; names file and line.
@@ -32,26 +33,23 @@ def read_prompts(path: str) -> list[tuple[str, tuple[Message, ...]]]:
     found: list[tuple[str, tuple[Message, ...]]] = []
     seen: set[str] = set()
     try:
-        lines = notation.as_text(Path(path).read_bytes()).split("\n")
-    except (OSError, ValueError) as error:
-        raise RequestError(f"prompts file {path} cannot be read: {error}") from error
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            id, messages = _prompt(line, f"{path}:{number}", number)
+        for line in read_jsonl(path):
+            where = f"{path}:{line.number}"
+            if line.fault:
+                raise RequestError(f"{where}: not JSON: {line.fault}")
+            id, messages = _prompt(line.value, where, line.number)
             if id in seen:
-                raise RequestError(f"{path}:{number}: id {id} stands twice")
+                raise RequestError(f"{where}: id {id} stands twice")
             seen.add(id)
             found.append((id, messages))
+    except OSError as error:
+        raise RequestError(f"prompts file {path} cannot be read: {error}") from error
     if not found:
         raise RequestError(f"prompts file {path} holds no prompt")
     return found
 
 
-def _prompt(line: str, where: str, number: int) -> tuple[str, tuple[Message, ...]]:
-    try:
-        row = notation.from_json(line)
-    except ValueError as error:
-        raise RequestError(f"{where}: not JSON: {error}") from error
+def _prompt(row: Any, where: str, number: int) -> tuple[str, tuple[Message, ...]]:
     if not isinstance(row, dict):
         raise RequestError(f"{where}: not an object with `prompt` or `messages`")
     messages = row.get("messages")
@@ -62,20 +60,23 @@ def _prompt(line: str, where: str, number: int) -> tuple[str, tuple[Message, ...
     id = row.get("id")
     if not isinstance(id, str | int | None) or isinstance(id, bool):
         raise RequestError(f"{where}: `id` must be a text or a whole number, not {id!r}")
-    return str(number if id is None else id), _turns(messages, where)
+    return str(number if id is None else id), read_turns(messages, where)
 
 
-def _turns(messages: Any, where: str) -> tuple[Message, ...]:
-    turns = messages if isinstance(messages, list) else []
+def read_turns(messages: Any, where: str) -> tuple[Message, ...]:
+    """The turns of a chat, checked.
+
+    Raises:
+      RequestError: it is something else; names `where`.
+    """
+    turns = messages if isinstance(messages, list | tuple) else []
     good = [turn for turn in turns if isinstance(turn, dict)]
     found = [text for turn in good for text in (turn.get("role"), turn.get("content"))]
     texts = [text for text in found if isinstance(text, str)]
     if not turns or len(texts) < 2 * len(turns):
         raise RequestError(f"{where}: `messages` must be turns with a text as `role` and `content`")
-    try:
-        "".join(texts).encode()
-    except UnicodeEncodeError as error:
-        raise RequestError(f"{where}: a text holds half of a surrogate pair") from error
+    if notation.has_lone_surrogate("".join(texts)):
+        raise RequestError(f"{where}: a text holds half of a surrogate pair")
     return tuple(Message(role=turn["role"], content=turn["content"]) for turn in good)
 
 
@@ -93,7 +94,7 @@ def check_place(out: str) -> None:
 
 
 def _work_file(place: Path) -> Path:
-    """Where finished samples wait until the output is whole."""
+    """The file that keeps finished samples until the output is whole."""
     return place.with_name(place.name + ".work")
 
 
@@ -155,7 +156,7 @@ def generate_file(
 
 @contextlib.contextmanager
 def _held(work: Path) -> Iterator[Any]:
-    """The work file, open at its end and held: two commands must not write one output.
+    """The work file, open at its end and locked: two commands must not write one output.
 
     Raises:
       RequestError: another command is at work on it.
@@ -197,7 +198,7 @@ def _append(file: Any, row: dict[str, Any]) -> None:
 
 
 def _read_work(work: Path, settings: dict[str, Any]) -> dict[tuple[str, int], dict[str, Any]]:
-    """The samples that are there already; a last line that a kill cut off is taken off the file.
+    """The samples in a work file; a last line that a kill cut off is removed from the file.
 
     Raises:
       RequestError: it holds samples of other settings, or something else.

@@ -1,4 +1,4 @@
-"""How does a model answer a file of prompts? The engine's own front (`ste generate`)."""
+"""How does a model answer a file of prompts (`ste generate`)?"""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ from dataclasses import dataclass
 
 from ste_jax.commands.batch import check_place, generate_file, read_prompts
 from ste_jax.commands.options import DecodingOptions
+from ste_jax.config import identity
 from ste_jax.config.fitting import check_cap
-from ste_jax.errors import WorkError
 from ste_jax.generation import Sampling
 from ste_jax.model_io.open_model import longest_prompt, look_at, open_generator, source_fingerprint
 from ste_jax.records import content_id
 from ste_jax.run.best import locate
+from ste_jax.system.errors import WorkError
 
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateOptions(DecodingOptions):
-    """What the command line says."""
+    """The options of `ste generate`."""
 
     model: str
     prompts: str
@@ -37,14 +38,16 @@ def generate(options: GenerateOptions) -> str:
     """Answer the prompts; returns what to print.
 
     Raises:
-      RequestError: the model, the prompts or the place of the output will not do.
+      RequestError: the model, the prompts or the place of the output cannot be used.
       WorkError: not one sample could be drawn; the output says why of each.
     """
     check_place(options.out)
     prompts = read_prompts(options.prompts)
     found = locate(options.model)
-    check_cap(options.max_new_tokens, look_at(found)[0].max_position)
-    longest = longest_prompt(found, [messages for _, messages in prompts])
+    shape, tokenizer = look_at(found)
+    check_cap(options.max_new_tokens, shape.max_position)
+    longest = longest_prompt(tokenizer, [messages for _, messages in prompts])
+    longest = min(longest, shape.max_position)
     sampling = Sampling(
         max_new_tokens=options.max_new_tokens,
         temperature=options.temperature,
@@ -61,10 +64,8 @@ def generate(options: GenerateOptions) -> str:
         "seed": options.seed,
         "dtype": dtype,
         "shapes": [*shapes, *more],
-        **{key: list(v) if isinstance(v, tuple) else v for key, v in vars(sampling).items()},
+        **identity.of(sampling),
     }
-    if not sampling.min_p:
-        del settings["min_p"]  # off, as when there was none
     generator = open_generator(found, options.knobs((options.max_new_tokens,), longest))
     drawn, failed = generate_file(
         generator,

@@ -1,4 +1,4 @@
-"""How does somebody's model become a checkpoint of one's own?"""
+"""How does a user's model become a checkpoint (`ste import`)?"""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from etils import epath
 
 from ste_jax.checkpoints.incremental import building_at
 from ste_jax.config.schema import MeshKnobs
-from ste_jax.errors import RequestError
 from ste_jax.model_io.import_weights import write_checkpoint
-from ste_jax.model_io.judge_memory import remembered
 from ste_jax.model_io.open_model import source_fingerprint
+from ste_jax.model_io.stored_judge_card import stored_judge_card
 from ste_jax.run.best import locate
 from ste_jax.stages import judge_card
 from ste_jax.system import files
+from ste_jax.system.errors import RequestError
 
 
 def import_model(source: str, checkpoint: str, dtype: str) -> str:
@@ -34,13 +34,13 @@ def import_model(source: str, checkpoint: str, dtype: str) -> str:
         "iteration": 0,
         "fingerprint": f"{source_fingerprint(found)}-{dtype}",
     }
-    asked = remembered(found)
+    asked = stored_judge_card(found)
     if asked is not None:
         provenance["judge"] = judge_card.to_dict(asked)
-    # what writes part by part holds the place itself
+    # a checkpoint that is written part by part is locked there
     whole = found.kind == "checkpoint" and not files.is_remote(place)
     with building_at(place) if whole else contextlib.nullcontext():
-        if whole and place.exists():  # another command may have come between
+        if whole and place.exists():  # another command may have written it meanwhile
             raise RequestError(f"{checkpoint} is there already; name another place")
         config = write_checkpoint(found, place, MeshKnobs(), dtype, provenance)
     return f"{checkpoint}: {config.parameter_count():,} parameters in {dtype}, from {found.name}"

@@ -1,20 +1,22 @@
-"""Which shapes does a command decode in?"""
+"""In which shapes does a command decode?"""
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from ste_jax.config import identity
 from ste_jax.config.schema import DecodingKnobs
 
 SHORTEST_BUCKET = 512
 USUAL_BUCKET = 4096
-"""The largest bucket where no prompt is longer."""
+"""The largest bucket of prompts, unless a prompt is longer."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecodingOptions:
-    """What the command line says of decoding."""
+    """The options of decoding on the command line."""
 
     dtype: str = "float32"
     weights: str = "dtype"
@@ -36,14 +38,14 @@ class DecodingOptions:
         )
 
     def identity(self, longest: int = 0) -> list[Any]:
-        """What of it the answers hang on, for resumption: what is as it always was is not told."""
-        told: list[Any] = [self.dtype, [self.groups, self.group_size]]
+        """What a fingerprint holds of the options: those that decide the answers. Options that were
+        added later are left out at their old value."""
+        read = {field.name for field in dataclasses.fields(DecodingOptions)}
+        found = identity.of(self, only=read - {"max_prompt_tokens"})  # it shows in the buckets
+        shape = [found.pop("groups"), found.pop("group_size")]
+        dtype, *others = identity.in_a_row(found, "dtype", "weights")
         largest = self._prompt_buckets(longest)[-1]
-        if self.weights != "dtype":
-            told.append(self.weights)
-        if largest != USUAL_BUCKET:
-            told.append(largest)
-        return told
+        return [dtype, shape, *others, *([largest] if largest != USUAL_BUCKET else [])]
 
     def _prompt_buckets(self, longest: int) -> tuple[int, ...]:
         buckets, most = [SHORTEST_BUCKET], self.max_prompt_tokens or max(longest, USUAL_BUCKET)

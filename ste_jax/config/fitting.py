@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from ste_jax.config.schema import Config
-from ste_jax.errors import RequestError
+from ste_jax.system.errors import RequestError
+from ste_jax.tasks import task_named
 
 MOST = 4096
-"""New tokens of an answer and of a judgment, as in the released recipe."""
+"""The most new tokens of an answer and of a judgment, as in the released recipe."""
 INSTRUCTION = 1024
-"""Room for a modified instruction and the marks, beside the answer to it."""
+"""How many tokens a modified instruction and the marks may take, beside the answer to it."""
 CLASSIFY = 64
 SHORTEST = 512
 ROLES = ("classify", "respond", "modify", "judge")
@@ -27,29 +28,27 @@ ROLES = ("classify", "respond", "modify", "judge")
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """What the model makes of it, in tokens."""
+    """The sizes of a run's texts for its model, in tokens."""
 
     context: int
-    """Its positions, for a prompt and what is drawn after it."""
+    """The model's positions, for a prompt and the text drawn after it."""
     templates: Mapping[str, int]
-    """Each role's prompt with next to nothing in its places."""
+    """Role -> its prompt with almost empty places."""
     marks: int
     """The marks of a modified instruction and its answer."""
     force_text: int
-    forced: int
-    """New tokens of a verdict that is forced."""
     labelled: int = 0
-    """The judge's longest prompt of a labelled set."""
+    """The judge's longest prompt for a labelled set."""
 
 
 def usual_cap(context: int) -> int:
-    """New tokens of an answer or a judgment: a quarter of a small context, since a judge's prompt
-    holds two answers and is followed by a judgment."""
+    """The usual cap on the new tokens of an answer or a judgment: a quarter of a small context,
+    since a judge's prompt holds two answers and is followed by a judgment."""
     return max(1, min(MOST, context // 4))
 
 
 def check_cap(tokens: int, context: int) -> None:
-    """Raises `RequestError` where a command asks for more new tokens than could ever be drawn."""
+    """Raises `RequestError` where a command asks for more new tokens than the context can hold."""
     if tokens >= context:
         raise RequestError(
             f"--max-new-tokens={tokens} leaves no room for a prompt in the model's context of "
@@ -58,8 +57,8 @@ def check_cap(tokens: int, context: int) -> None:
 
 
 def doubling(longest: int, chunk: int = 1, first: int = SHORTEST) -> tuple[int, ...]:
-    """Buckets that double until one holds `longest`, in multiples of `chunk`; the last is no larger
-    than it must be."""
+    """Buckets that double until one holds `longest`, in multiples of `chunk`; the last is as small
+    as can be."""
     sizes = [chunk]
     while sizes[-1] < first:
         sizes[-1] *= 2
@@ -70,8 +69,8 @@ def doubling(longest: int, chunk: int = 1, first: int = SHORTEST) -> tuple[int, 
 
 
 def fit(config: Config, sizes: Sizes, begun: Mapping[str, Any] | None = None) -> Config:
-    """The config with nothing left open. `begun` is the manifest of a run that goes on: what was
-    worked out when it began stays.
+    """The config with nothing left open. `begun` is the manifest of a run that goes on: the caps
+    and buckets that were worked out when it began are kept.
 
     Raises:
       RequestError: something can never fit; names the knob and a value that will do.
@@ -82,7 +81,7 @@ def fit(config: Config, sizes: Sizes, begun: Mapping[str, Any] | None = None) ->
     caps = _caps(_with_buckets(config, old), sizes, (begun or {}).get("caps", {}))
     config = _with_buckets(_with_caps(config, caps), shapes)
     knobs = config.decoding
-    new = knobs.new_buckets or tuple(sorted(set(_asked_here(config, sizes).values())))
+    new = knobs.new_buckets or tuple(sorted(set(_asked_here(config).values())))
     prompts = knobs.prompt_buckets or doubling(
         min(_longest_prompt(config, sizes), sizes.context), knobs.prefill_chunk
     )
@@ -92,8 +91,8 @@ def fit(config: Config, sizes: Sizes, begun: Mapping[str, Any] | None = None) ->
 
 
 def open_caps(asked: Config, fitted: Config) -> dict[str, int]:
-    """The caps that a config left open and that are kept when its run goes on. That of `modify`
-    follows the one of `respond`."""
+    """The caps that a config left open and that are kept when its run goes on. The cap of `modify`
+    is left out, since it follows from that of `respond`."""
     return {
         role: getattr(fitted.roles, role).sampling.max_new_tokens
         for role in ("respond", "judge")
@@ -102,7 +101,7 @@ def open_caps(asked: Config, fitted: Config) -> dict[str, int]:
 
 
 def _caps(config: Config, sizes: Sizes, kept: Mapping[str, int]) -> dict[str, int]:
-    """The new tokens of every role."""
+    """The most new tokens of every role."""
     given = {role: getattr(config.roles, role).sampling.max_new_tokens for role in ROLES}
     largest = max(config.decoding.new_buckets, default=sizes.context)
     prompt = max(config.decoding.prompt_buckets, default=sizes.context)
@@ -142,7 +141,7 @@ def _with_buckets(config: Config, shapes: Mapping[str, Any]) -> Config:
     return dataclasses.replace(config, decoding=dataclasses.replace(config.decoding, **lacking))
 
 
-def _asked_here(config: Config, sizes: Sizes) -> dict[str, int]:
+def _asked_here(config: Config) -> dict[str, int]:
     """The caps of the roles that the run's own model plays."""
     elsewhere = set()
     if config.select.generator:
@@ -154,18 +153,21 @@ def _asked_here(config: Config, sizes: Sizes) -> dict[str, int]:
         for role in ROLES
         if role not in elsewhere
     }
-    return {**caps, "force": sizes.forced} if config.judge.force_verdict else caps
+    if config.judge.force_verdict:
+        caps["force"] = task_named(config.judge.task).forcing.new_tokens
+    return caps
 
 
 def _longest_prompt(config: Config, sizes: Sizes) -> int:
-    """Of all roles. A character of an instruction is taken for a token: more are rare."""
+    """The longest prompt of all roles, in tokens. A character of an instruction counts as a token:
+    more are rare."""
     instruction, roles = config.pool.max_chars, config.roles
     answer = roles.respond.sampling.max_new_tokens
     held = {
         "classify": instruction,
         "respond": instruction,
         "modify": instruction + answer,
-        "judge": instruction + 2 * answer,
+        "judge": instruction + task_named(config.judge.task).answers * answer,
     }
     if config.pair.rejected_from == "respond":
         held["respond"] = max(instruction, roles.modify.sampling.max_new_tokens)
@@ -173,12 +175,12 @@ def _longest_prompt(config: Config, sizes: Sizes) -> int:
     whole["judge"] = max(whole["judge"], sizes.labelled)
     if config.judge.force_verdict:
         whole["judge"] += roles.judge.sampling.max_new_tokens + sizes.force_text
-    here = _asked_here(config, sizes)
+    here = _asked_here(config)
     return max(tokens for role, tokens in whole.items() if role in here)
 
 
 def _check(config: Config, sizes: Sizes) -> None:
-    knobs, caps = config.decoding, _asked_here(config, sizes)
+    knobs, caps = config.decoding, _asked_here(config)
     longest, largest = knobs.prompt_buckets[-1], knobs.new_buckets[-1]
     _check_rejected(config, sizes)
     for role, tokens in caps.items():
@@ -221,7 +223,7 @@ def _check(config: Config, sizes: Sizes) -> None:
 
 
 def _room_of_instruction(sizes: Sizes) -> int:
-    """For a modified instruction and the marks, beside the answer to it."""
+    """How many tokens a modified instruction and the marks get, beside the answer to it."""
     return max(1, 2 * sizes.marks, min(INSTRUCTION, sizes.context // 8))
 
 

@@ -1,25 +1,28 @@
 """How do plain YAML values become a dataclass, and what is wrong with the ones that do not?
 
-Strictly: a key that does not exist, a value of the wrong type or a number out of its range is a
-`RequestError` that names where it stands, the dotted key and what was expected."""
+Values are read strictly: a key that does not exist, a value of the wrong type, a number out of its
+range, or a group of knobs that refuses itself is a `RequestError` that names the file, the dotted
+key and what was expected."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
-from ste_jax.config.ranges import Range
-from ste_jax.errors import RequestError
+from ste_jax.system import ranges
+from ste_jax.system.errors import RequestError
 
 
 def build(kind: Any, values: Any, where: str, key: str = "") -> Any:
     """Turn plain YAML values into `kind` (a knob dataclass or a field's type), strictly.
 
     Raises:
-      RequestError: an unknown key or a wrong type; names `where` and the dotted key.
+      RequestError: an unknown key, a wrong type, a number out of its range, or a group whose
+        `check` refuses it; names `where` and the dotted key.
     """
     if dataclasses.is_dataclass(kind):
         return _build_dataclass(kind, values, where, key)
@@ -56,9 +59,8 @@ def build(kind: Any, values: Any, where: str, key: str = "") -> Any:
     return values
 
 
-def _in_range(value: float, range_: Range, where: str, key: str) -> float:
-    if not range_.holds(value):
-        raise RequestError(f"{where}: {key}={value} is out of its range; it must be {range_}")
+def _in_range(value: float, range_: ranges.Range, where: str, key: str) -> float:
+    ranges.check(value, range_, f"{where}: {key}")
     return value
 
 
@@ -89,11 +91,33 @@ def _build_dataclass(kind: Any, values: Any, where: str, key: str) -> Any:
     if missing:
         dotted = f"{key}.{missing[0]}" if key else missing[0]
         raise RequestError(f"{where}: the key {dotted} is missing and has no default")
-    return kind(**given)
+    group = kind(**given)
+    if hasattr(group, "check"):
+        with named(where):
+            group.check(key)
+    return group
+
+
+def check(knobs: Any, key: str) -> None:
+    """Check knobs that were made in Python, as if they had been read under `key`.
+
+    Raises:
+      RequestError: as `build`.
+    """
+    build(type(knobs), to_dict(knobs), type(knobs).__name__, key)
+
+
+@contextlib.contextmanager
+def named(where: str) -> Iterator[None]:
+    """Puts `where` before the text of each `RequestError` that is raised in the `with` block."""
+    try:
+        yield
+    except RequestError as error:
+        raise RequestError(f"{where}: {error}") from error
 
 
 def _over_default(field_: dataclasses.Field[Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values laid over the group's own default, which may differ from its type's defaults."""
+    """The values, completed by the group's own default, which may differ from its type's."""
     if field_.default_factory is not dataclasses.MISSING:
         default = field_.default_factory()
     elif field_.default is not dataclasses.MISSING:

@@ -1,4 +1,4 @@
-"""What may a chat template be given beside the messages?"""
+"""Which arguments may a chat template be given beside the messages?"""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from ste_jax.errors import RequestError
+from ste_jax.system.errors import RequestError
 
 _TAKEN = frozenset(
     ("messages", "tools", "documents", "chat_template", "tokenize", "add_generation_prompt")
@@ -14,14 +14,14 @@ _TAKEN = frozenset(
     + ("return_tensors", "return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs")
     + ("self", "prompt", "turns")
 )
-"""What a chat template is given already, or would be taken for something else."""
+"""Names that a chat template is given already, or that would be taken for something else."""
 
 
 def check_arguments(arguments: Mapping[str, Any], where: str) -> None:
-    """Look at arguments that stand in the place `where`.
+    """Check the arguments at the place `where` of a config or a card.
 
     Raises:
-      RequestError: one of them is none that a template can be given, or no value of JSON.
+      RequestError: a template cannot be given one of them, or JSON cannot hold its value.
     """
     for key, value in arguments.items():
         if key in _TAKEN or not key.isidentifier():

@@ -5,13 +5,13 @@ heads per kv head, `d` head size; `M` queries and `S` keys of a stretch, `S'` ke
 what a row has written.
 
 Caches have the head before the place, so that the two products are plain batched matrix products,
-and keys may be kept transposed: nothing large is then turned each time it is read (on CPU that is
-most of what attention costs). Attention over several stretches of keys is each stretch's own
+and keys may be kept transposed: nothing large is then transposed each time it is read (on CPU that
+is most of what attention costs). Attention over several stretches of keys is each stretch's own
 softmax, left undivided, merged by their maxima and sums: one exact softmax over all.
 
 A layer with a window keeps only what can still be seen: of a prompt its end, and of what a row has
-written a ring of the last tokens. Without one, what rows have written lies in blocks, and a step
-reads no more of them than twice those that any row has come to.
+written a ring of the last tokens. Without a window, what rows have written is kept in blocks, and a
+step reads at most twice as many blocks as the longest row has filled.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ subtracted from itself."""
 PAST_BLOCK = 256
 """How many of its new tokens a row keeps in one block, at the least."""
 MOST_BLOCKS = 8
-"""For longer pasts blocks are larger: a program of many blocks takes long to compile."""
+"""How many blocks a row has at the most: for longer pasts the blocks are larger, since a program of
+many blocks takes long to compile."""
 
 
 class Partial(NamedTuple):
@@ -118,28 +119,18 @@ def decode_attend(
     filled: jax.Array,
     kernels: Kernels = PLAIN,
     *,
-    turned: bool = True,
+    keys_transposed: bool = True,
 ) -> Attend:
     """Attention of one new token per row to its group's prompt, its own past and itself.
 
     `prefix_length` [G] and `filled` [G,N] say how much of the layer's cache counts: `prefix_k`
     [G,K,d,S], where the prompt's last key stands in all places after it, `prefix_v` [G,K,S,d], and
-    `pasts`, blocks one after another, each of `k` [G,N,K,d,S'] and `v` [G,N,K,S',d]; if they are
-    not `turned`, keys stand as values do. Blocks that no row has come to may be absent: they would
-    add exact zeros. Under a window a prompt that is longer than `S` is there with its last `S`
-    tokens, there is one block, and token t of a row stands at place t modulo `S'`.
+    `pasts`, blocks one after another, each of `k` [G,N,K,d,S'] and `v` [G,N,K,S',d]. Without
+    `keys_transposed`, keys have the shapes that values have. Blocks that no row has reached may be
+    absent: they would add exact zeros. Under a window a prompt that is longer than `S` is there
+    with its last `S` tokens, there is one block, and token t of a row stands at place t modulo
+    `S'`.
     """
-
-    def past(q: jax.Array, k: jax.Array, v: jax.Array, start: int, seen: Seen) -> Partial:
-        """Attention of `q` [G,N,K,r,d] to the block whose first token is `start`."""
-        kernel, size = kernels.decode, v.shape[3]
-        if kernel is not None and kernel.fits(seen, q.dtype, v.shape[4], keys=size):
-            length = jnp.clip(filled - start, 0, size)
-            length = jnp.broadcast_to(length[:, :, None], q.shape[:3])
-            return _shared(kernel, q, k, v, length, seen)
-        mask = _past_seen(size, filled - start, seen)[:, :, None, None]
-        with jax.named_scope("past"):
-            return partial_attention(q, k, v, seen, mask)
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array, cache: Any, seen: Seen) -> jax.Array:
         batch, _, heads, size = q.shape
@@ -147,27 +138,14 @@ def decode_attend(
         rows, each = batch // groups, heads // kv_heads
         q = q.reshape(groups, rows, kv_heads, each, size)
         prefix_k, prefix_v = cache["prefix_k"], cache["prefix_v"]
-        if turned:
+        if keys_transposed:
             prefix_k = prefix_k.swapaxes(2, 3)
-        kernel, prompt = kernels.decode, prefix_v.shape[2]
-        together = q.transpose(0, 2, 1, 3, 4).reshape(groups, kv_heads, rows * each, size)
-        if kernel is not None and kernel.fits(seen, q.dtype, size, keys=prompt):
-            length = jnp.broadcast_to(prefix_length[:, None], (groups, kv_heads))
-            prefix = _shared(kernel, together, prefix_k, prefix_v, length, seen)
-        else:
-            mask = _prompt_seen(prompt, prefix_length, filled, each, seen)[:, None]
-            with jax.named_scope("prompt"):
-                prefix = partial_attention(
-                    together, prefix_k, prefix_v, seen, mask, repeated=seen.window is None
-                )
-        prefix = Partial(
-            *(x.reshape(groups, kv_heads, rows, each, -1).transpose(0, 2, 1, 3, 4) for x in prefix)
-        )
+        prefix = _prompt_part(q, prefix_k, prefix_v, prefix_length, filled, kernels.decode, seen)
         pasts = []
         for index, block in enumerate(cache["pasts"]):
-            past_k = block["k"].swapaxes(3, 4) if turned else block["k"]
+            past_k = block["k"].swapaxes(3, 4) if keys_transposed else block["k"]
             start = index * cache["pasts"][0]["v"].shape[3]
-            pasts.append(past(q, past_k, block["v"], start, seen))
+            pasts.append(_past_part(q, past_k, block["v"], filled, start, kernels.decode, seen))
         with jax.named_scope("own"):
             own = partial_attention(
                 q,
@@ -179,6 +157,53 @@ def decode_attend(
         return (mixed / total).astype(v.dtype).reshape(batch, 1, heads, size)
 
     return attend
+
+
+def _prompt_part(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    prefix_length: jax.Array,
+    filled: jax.Array,
+    kernel: Mqa | None,
+    seen: Seen,
+) -> Partial:
+    """Attention of `q` [G,N,K,r,d] to the prompts `k`, `v` [G,K,S,d], of all rows of a group at
+    once."""
+    groups, rows, kv_heads, each, size = q.shape
+    prompt = v.shape[2]
+    together = q.transpose(0, 2, 1, 3, 4).reshape(groups, kv_heads, rows * each, size)
+    if kernel is not None and kernel.fits(seen, q.dtype, size, keys=prompt):
+        length = jnp.broadcast_to(prefix_length[:, None], (groups, kv_heads))
+        part = _shared(kernel, together, k, v, length, seen)
+    else:
+        mask = _prompt_seen(prompt, prefix_length, filled, each, seen)[:, None]
+        with jax.named_scope("prompt"):
+            part = partial_attention(together, k, v, seen, mask, repeated=seen.window is None)
+    return Partial(
+        *(x.reshape(groups, kv_heads, rows, each, -1).transpose(0, 2, 1, 3, 4) for x in part)
+    )
+
+
+def _past_part(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    filled: jax.Array,
+    start: int,
+    kernel: Mqa | None,
+    seen: Seen,
+) -> Partial:
+    """Attention of `q` [G,N,K,r,d] to the block `k`, `v` [G,N,K,S',d] of what their rows have
+    written; its first token is number `start`."""
+    size = v.shape[3]
+    if kernel is not None and kernel.fits(seen, q.dtype, v.shape[4], keys=size):
+        length = jnp.clip(filled - start, 0, size)
+        length = jnp.broadcast_to(length[:, :, None], q.shape[:3])
+        return _shared(kernel, q, k, v, length, seen)
+    mask = _past_seen(size, filled - start, seen)[:, :, None, None]
+    with jax.named_scope("past"):
+        return partial_attention(q, k, v, seen, mask)
 
 
 def _shared(

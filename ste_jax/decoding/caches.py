@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
+from ste_jax.models.config import ModelConfig
+from ste_jax.models.kernels import Kernels
 from ste_jax.parallel.sharding import constrain, partition
 
 Cache = list[dict[str, Any]]
@@ -44,8 +46,28 @@ def zero_shapes(*, dtype: Any, axes: Axes, shapes: Shapes) -> Cache:
     ]
 
 
+def layers_of(config: ModelConfig, *, stacked: bool) -> Sequence[range]:
+    """The layers of each dict of a cache."""
+    return config.groups if stacked else [range(at, at + 1) for at in range(config.num_layers)]
+
+
+def windows_of(config: ModelConfig, *, stacked: bool) -> list[int | None]:
+    """The window, in tokens, of each dict of a cache; None where its layers see all tokens."""
+    return [config.kind_of(layers[0]).window for layers in layers_of(config, stacked=stacked)]
+
+
+def keys_transposed(kernels: Kernels, stacked: bool) -> bool:
+    """Whether caches hold keys as [..., d, S], the layout that is fastest for plain products.
+
+    A decoding kernel needs them laid as values are, [..., S, d]. For stacked layers the compiler
+    for TPU writes whole heads, and would transpose all of a transposed past back at every round.
+    """
+    return kernels.decode is None and not stacked
+
+
 def _by_layer(function: Callable[..., Any], stacked: bool, *values: Sequence[Any]) -> Cache:
-    """`function` of every layer's values; of a group's all at once, along their first axis."""
+    """Applies `function` to every layer's values; to those of a stacked group at once, along their
+    first axis."""
     of_each = jax.vmap(function) if stacked else function
     return [of_each(*one) for one in zip(*values, strict=True)]
 
@@ -67,9 +89,9 @@ def fill(
     group: jax.Array,
     length: jax.Array,
     stacked: bool,
-    turned: bool,
+    keys_transposed: bool,
 ) -> Cache:
-    """The prefixes with what the buffer holds as that of `group`, of so many tokens."""
+    """The prefixes, with the first `length` tokens of the buffer as the prompt of `group`."""
 
     def layer(into: Any, prompt: Any) -> Any:
         # All of the prompt, or under a window its end.
@@ -83,7 +105,7 @@ def fill(
         )
         last = jax.lax.dynamic_slice_in_dim(k, jnp.minimum(length, room) - 1, 1, axis=1)
         k, v = jnp.where(known, k, jnp.where(length > 0, last, 0)), jnp.where(known, v, 0)
-        k = k.swapaxes(1, 2) if turned else k
+        k = k.swapaxes(1, 2) if keys_transposed else k
         put = jax.lax.dynamic_update_slice_in_dim
         return {
             "prefix_k": put(into["prefix_k"], k[None], group, axis=0),
@@ -94,5 +116,7 @@ def fill(
 
 
 load_jitted = jax.jit(load, donate_argnames="buffer", static_argnames="stacked")
-fill_jitted = jax.jit(fill, donate_argnames="prefix", static_argnames=("stacked", "turned"))
+fill_jitted = jax.jit(
+    fill, donate_argnames="prefix", static_argnames=("stacked", "keys_transposed")
+)
 zeros_jitted = jax.jit(make_zeros, static_argnames=("dtype", "axes", "shapes"))

@@ -7,13 +7,14 @@ prompt again, and a piece from the store is bit for bit the one that would have 
 
 from __future__ import annotations
 
-import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from ste_jax.system import hashing
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Chunk:
 
 def cut(tokens: Sequence[int], size: int) -> list[Chunk]:
     """The pieces of `tokens`, each of `size` but the last, which may be shorter."""
-    digest = hashlib.blake2b(digest_size=16)
+    digest = hashing.hasher()
     chunks = []
     for start in range(0, len(tokens), size):
         piece = tuple(tokens[start : start + size])
@@ -71,7 +72,7 @@ class ChunkStore:
             self._disown(gone)
 
     def release(self, user: str) -> None:
-        """`user` needs no piece any more: those that nobody else has asked for go at once."""
+        """Drops the pieces that only `user` has asked for, which needs them no more."""
         for name in self._owned.pop(user, set()):
             del self._owner[name]
             del self._values[name]

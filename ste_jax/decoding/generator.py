@@ -9,7 +9,6 @@ control token or a line break); else, and after `continue_ids`, it is encoded al
 
 from __future__ import annotations
 
-import hashlib
 import json
 from array import array
 from collections import OrderedDict
@@ -19,12 +18,10 @@ from typing import Any, Protocol
 from jax.sharding import Mesh
 
 from ste_jax.config.schema import DecodingKnobs
-from ste_jax.decoding.engine import Engine, Progress
+from ste_jax.decoding.engine import Engine
 from ste_jax.decoding.rows import Prompt, TextDecoder
-from ste_jax.decoding.shapes import NoLane, TooLong
-from ste_jax.errors import SteError
+from ste_jax.decoding.shapes import DoesNotFit, TooLong
 from ste_jax.generation import (
-    Capabilities,
     Completion,
     Message,
     Request,
@@ -34,11 +31,13 @@ from ste_jax.generation import (
 )
 from ste_jax.models.decoder import Decoder
 from ste_jax.prompts.thoughts import closing_of, holds_mark, left_open
+from ste_jax.system import hashing, preemption
+from ste_jax.system.errors import SteError
 from ste_jax.tokenization.assistant_turn import forced_ids
 from ste_jax.tokenization.control_tokens import Piece
 
 KNOWN_TOKENS = 1 << 20
-"""How many tokens of prompts are remembered: those of far more than are open at once."""
+"""How many tokens of prompts are remembered: enough for far more prompts than are open at once."""
 
 
 class ChatTokenizer(TextDecoder, Protocol):
@@ -62,20 +61,20 @@ class ChatTokenizer(TextDecoder, Protocol):
         """The mark of thoughts that the chat template leaves open, or nothing."""
 
     def encode_pieces(self, pieces: Iterable[Piece]) -> list[int]:
-        """The tokens of a text after others, of which it is known what is control."""
+        """The tokens of a text that follows others, given in pieces: text or control tokens."""
 
     @property
     def control_tokens(self) -> Collection[str]:
-        """The control tokens as they are written."""
+        """The texts of the control tokens."""
 
     def encode(self, text: str, *, continues: bool = False) -> list[int]:
         """The tokens of plain text, never a control token; `continues`: it follows other tokens."""
 
 
 class LocalGenerator:
-    """A `Generator` (see `protocol`) that runs `model` on this host's first device or on `mesh`."""
+    """A `ste_jax.generation.Generator`: runs `model` on this host's first device or on `mesh`."""
 
-    capabilities = Capabilities(logprobs=True, score=True, token_ids=True, deterministic=True)
+    can_score = True
 
     def __init__(
         self,
@@ -88,16 +87,17 @@ class LocalGenerator:
         self._tokenizer = tokenizer
         self._known: OrderedDict[bytes, tuple[array[int], str]] = OrderedDict()
         self._known_tokens = 0
+        self._in_flight = 4 * max(knobs.groups, knobs.singles)
+
+    @property
+    def in_flight(self) -> int:
+        """How many rows a stage keeps open at once, so that a free slot always finds work."""
+        return self._in_flight
 
     @property
     def usage(self) -> Usage:
         """What has been done so far."""
         return self._engine.usage
-
-    @property
-    def progress(self) -> Progress:
-        """How far it is, for a progress bar."""
-        return self._engine.progress
 
     def submit(self, request: Request) -> None:
         """Queues samples; returns at once.
@@ -119,7 +119,7 @@ class LocalGenerator:
         return self._engine.completions()
 
     def release(self, id: str) -> None:
-        """No more samples of this row will be asked for."""
+        """Forgets the prompt of this request: no more of its samples will be asked for."""
         self._engine.release(id)
 
     def prefix(self, completion: Completion, chars: int) -> tuple[tuple[int, ...], str]:
@@ -145,9 +145,11 @@ class LocalGenerator:
 
         A completion's tokens are those of its text encoded alone, whatever stands before it, and no
         end-of-turn token is added; an empty one has no log-probabilities. Thoughts that the chat
-        template opens are closed first: labels are said, not thought.
+        template opens are closed first: labels are said, not thought. Raises `Preempted` between
+        two requests when the process was asked to stop.
         """
         for request in requests:
+            preemption.poll()
             encode = self._tokenizer.encode
             try:
                 prompt = self._prompt(request, [])
@@ -157,7 +159,7 @@ class LocalGenerator:
                 continue
             try:
                 logprobs = tuple(self._engine.score(request.id, prompt, tokens))
-            except NoLane as error:
+            except DoesNotFit as error:
                 long = isinstance(error, TooLong)
                 yield Score(request_id=request.id, logprobs=(), error=str(error), too_long=long)
                 continue
@@ -199,7 +201,7 @@ class LocalGenerator:
         messages, arguments = request.messages, dict(request.template_arguments)
         turns = [[message["role"], message["content"]] for message in messages]
         text = json.dumps([continue_text, turns, arguments], sort_keys=True)
-        key = hashlib.blake2b(text.encode(), digest_size=16).digest()
+        key = hashing.digest(text)
         if key not in self._known:
             more: dict[str, Any] = {"continue_text": continue_text} if continue_text else {}
             more |= {"arguments": arguments} if arguments else {}

@@ -19,25 +19,25 @@ from jax.sharding import Mesh
 
 from ste_jax.config.schema import DecodingKnobs
 from ste_jax.decoding.attend import places
-from ste_jax.decoding.shapes import Lane, choose_lane
-from ste_jax.errors import WorkError
+from ste_jax.decoding.shapes import Shape, choose_shape
 from ste_jax.models.config import ModelConfig
 from ste_jax.models.decoder import Decoder
 from ste_jax.models.int8 import with_int8
 from ste_jax.parallel.sharding import parameter_sharding
+from ste_jax.system.errors import WorkError
 
 GB = 1e9
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes, everything counted once, on however many devices it lies."""
+    """Bytes of each part, counted once, over however many devices it is divided."""
 
     weights: int
     prefix: int
-    """A lane's prompts."""
+    """A shape's prompts."""
     past: int
-    """What a lane's rows have written."""
+    """What a shape's rows have written."""
     buffer: int
     """The prompt that is being computed."""
     store: int
@@ -49,8 +49,8 @@ class Footprint:
         return sum(dataclasses.astuple(self))
 
 
-def footprint(config: ModelConfig, knobs: DecodingKnobs, lane: Lane) -> Footprint:
-    """What decoding in a lane keeps in memory."""
+def footprint(config: ModelConfig, knobs: DecodingKnobs, shape: Shape) -> Footprint:
+    """What decoding in a shape keeps in memory."""
     size = jnp.dtype(knobs.dtype).itemsize
     token = 2 * config.num_kv_heads * config.head_dim * size  # keys and values of one layer
     windows = [config.kind_of(layer).window for layer in range(config.num_layers)]
@@ -60,16 +60,16 @@ def footprint(config: ModelConfig, knobs: DecodingKnobs, lane: Lane) -> Footprin
 
     return Footprint(
         weights=_weights(config, knobs),
-        prefix=lane.groups * cached(lane.prompt),
-        past=lane.groups * lane.rows * cached(lane.new),
+        prefix=shape.groups * cached(shape.prompt),
+        past=shape.groups * shape.rows * cached(shape.new),
         buffer=config.num_layers * token * knobs.prompt_buckets[-1],
         store=config.num_layers * token * knobs.cache_tokens,
     )
 
 
 def bytes_per_device(config: ModelConfig, knobs: DecodingKnobs, mesh: Mesh) -> float:
-    """What the fullest device of a mesh keeps, with the largest lane; caches are divided with their
-    kv heads at most."""
+    """What the fullest device of a mesh keeps, in bytes, with the largest shape. Caches are divided
+    over no more devices than they have kv heads."""
     found = footprint(config, knobs, _largest(knobs))
     parameters = config.parameters().values()
     divided = sum(
@@ -83,8 +83,8 @@ def bytes_per_device(config: ModelConfig, knobs: DecodingKnobs, mesh: Mesh) -> f
     return float(found.weights * share + caches * mine / config.num_kv_heads)
 
 
-def _largest(knobs: DecodingKnobs) -> Lane:
-    return choose_lane(knobs, knobs.prompt_buckets[-1], knobs.new_buckets[-1])
+def _largest(knobs: DecodingKnobs) -> Shape:
+    return choose_shape(knobs, knobs.prompt_buckets[-1], knobs.new_buckets[-1])
 
 
 def _weights(config: ModelConfig, knobs: DecodingKnobs) -> int:
@@ -97,31 +97,31 @@ def _weights(config: ModelConfig, knobs: DecodingKnobs) -> int:
     return sum(one.size * one.dtype.itemsize for one in jax.tree.leaves(nnx.eval_shape(kept)))
 
 
-def room_made(config: ModelConfig, knobs: DecodingKnobs, lane: Lane) -> list[tuple[str, int]]:
-    """What to do, and about how many bytes each would free: the most first."""
-    found = footprint(config, knobs, lane)
+def room_made(config: ModelConfig, knobs: DecodingKnobs, shape: Shape) -> list[tuple[str, int]]:
+    """What the user can change, and about how many bytes each change frees: the most first."""
+    found = footprint(config, knobs, shape)
 
     def freed_by(**changes: str) -> int:
         other = dataclasses.replace(knobs, **changes)  # type: ignore[arg-type]
-        return found.total - footprint(config, other, lane).total
+        return found.total - footprint(config, other, shape).total
 
-    groups = "singles" if lane.rows == 1 and knobs.singles else "groups"
+    groups = "singles" if shape.rows == 1 and knobs.singles else "groups"
     ways = {
-        f"halve decoding.{groups}={lane.groups}": (found.prefix + found.past) // 2,
-        f"halve decoding.group_size={lane.rows}": found.past // 2,
-        f"halve the largest of decoding.prompt_buckets={_told(knobs.prompt_buckets)}": (
+        f"halve decoding.{groups}={shape.groups}": (found.prefix + found.past) // 2,
+        f"halve decoding.group_size={shape.rows}": found.past // 2,
+        f"halve the largest of decoding.prompt_buckets={_listed(knobs.prompt_buckets)}": (
             (found.prefix + found.buffer) // 2
         ),
-        f"halve the largest of decoding.new_buckets={_told(knobs.new_buckets)}": found.past // 2,
+        f"halve the largest of decoding.new_buckets={_listed(knobs.new_buckets)}": found.past // 2,
         f"set decoding.cache_tokens={knobs.cache_tokens} to 0": found.store,
         "set decoding.dtype to bfloat16": freed_by(dtype="bfloat16"),
         "set decoding.weights to int8": freed_by(weights="int8"),
         "spread decoding.mesh over twice the devices": found.total // 2,
     }
-    if lane.groups == 1:
-        del ways[f"halve decoding.{groups}={lane.groups}"]
-    if lane.rows == 1:
-        del ways[f"halve decoding.group_size={lane.rows}"]
+    if shape.groups == 1:
+        del ways[f"halve decoding.{groups}={shape.groups}"]
+    if shape.rows == 1:
+        del ways[f"halve decoding.group_size={shape.rows}"]
     if knobs.dtype == "bfloat16":
         del ways["set decoding.dtype to bfloat16"]
     if knobs.weights == "int8":
@@ -129,41 +129,42 @@ def room_made(config: ModelConfig, knobs: DecodingKnobs, lane: Lane) -> list[tup
     return sorted(ways.items(), key=lambda way: way[1], reverse=True)
 
 
-def _told(buckets: tuple[int, ...]) -> str:
+def _listed(buckets: tuple[int, ...]) -> str:
     return f"[{','.join(map(str, buckets))}]"
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Tells what to do where memory does not suffice."""
+    """Says which knobs to change where the devices' memory does not suffice."""
 
     config: ModelConfig
     knobs: DecodingKnobs
     devices: int
 
     @contextlib.contextmanager
-    def told(self, lane: Lane | None = None) -> Iterator[None]:
-        """Makes an allocation that fails inside a `WorkError` that says what to do; `lane` is the
-        one in hand (default: the largest)."""
+    def explaining_out_of_memory(self, shape: Shape | None = None) -> Iterator[None]:
+        """Turns a failed allocation in the `with` block into a `WorkError` that says what to do.
+
+        `shape` is the one that runs (default: the largest)."""
         try:
             yield
         except jax.errors.JaxRuntimeError as error:
             text = " ".join(str(error).split())
             if not text.startswith("RESOURCE_EXHAUSTED") and "out of memory" not in text.lower():
                 raise
-            raise WorkError(self._advice(lane or _largest(self.knobs), text)) from error
+            raise WorkError(self._advice(shape or _largest(self.knobs), text)) from error
 
-    def _advice(self, lane: Lane, text: str) -> str:
-        found = footprint(self.config, self.knobs, lane)
+    def _advice(self, shape: Shape, text: str) -> str:
+        found = footprint(self.config, self.knobs, shape)
         ways = [
             f"{way} ({freed / GB:.3g} GB)"
-            for way, freed in room_made(self.config, self.knobs, lane)
+            for way, freed in room_made(self.config, self.knobs, shape)
         ]
         return (
             f"decoding has no memory left on its {self.devices} device(s) ({text[:200]}): the "
-            f"weights take {found.weights / GB:.3g} GB, {lane.groups} prompts of {lane.prompt} "
-            f"tokens {found.prefix / GB:.3g} GB, {lane.groups * lane.rows} rows of {lane.new} new "
-            f"tokens {found.past / GB:.3g} GB, the prompt buffer {found.buffer / GB:.3g} GB and "
-            f"stored pieces of prompts up to {found.store / GB:.3g} GB, each counted once; to free "
-            f"memory, the most first: {', or '.join(ways)}"
+            f"weights take {found.weights / GB:.3g} GB, {shape.groups} prompts of {shape.prompt} "
+            f"tokens {found.prefix / GB:.3g} GB, {shape.groups * shape.rows} rows of {shape.new} "
+            f"new tokens {found.past / GB:.3g} GB, the prompt buffer {found.buffer / GB:.3g} GB "
+            f"and stored pieces of prompts up to {found.store / GB:.3g} GB, each counted once; to "
+            f"free memory, the most first: {', or '.join(ways)}"
         )

@@ -51,5 +51,5 @@ class Prefiller:
             self._holds[index] = chunk.name
 
     def release(self, user: str) -> None:
-        """The request needs its pieces no more."""
+        """Drops the stored pieces that only this request needs."""
         self._store.release(user)

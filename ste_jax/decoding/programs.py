@@ -11,15 +11,15 @@ shape:
     prefill     [1,C] tokens after what is in the buffer; writes theirs into the buffer
     load        puts stored keys and values of one chunk into the buffer
     fill        copies the buffer into one group's prefix
-    decode      up to n steps of all G*N rows of a lane
+    decode      up to n steps of all G*N rows of a shape
     score       log-probabilities of [R,T] given tokens after what is in the buffer
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,6 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from ste_jax.decoding.attend import (
-    decode_attend,
     past_blocks,
     places,
     shared_prefix_attend,
@@ -37,50 +36,21 @@ from ste_jax.decoding.caches import (
     Axes,
     Cache,
     fill_jitted,
+    keys_transposed,
+    layers_of,
     load,
     load_jitted,
+    windows_of,
     zero_shapes,
     zeros_jitted,
 )
-from ste_jax.decoding.sampling import row_keys, sample, token_logprobs
+from ste_jax.decoding.decode_round import Control, decode
+from ste_jax.decoding.sampling import token_logprobs
 from ste_jax.models.attention import Attend
-from ste_jax.models.config import ModelConfig
 from ste_jax.models.decoder import Decoder, unstack
 from ste_jax.models.int8 import with_int8
 from ste_jax.models.kernels import Kernels, kernels_of
 from ste_jax.parallel.sharding import constrain, state_sharding
-
-NOTHING = -1
-"""In place of a token: the row was not running at that step."""
-NOT_FINITE = -2
-"""In place of a token: the row's logits were not finite."""
-
-NOWHERE = 2**30
-"""A place behind the end of every cache: what is written there is dropped."""
-
-
-class Control(NamedTuple):
-    """What the host says about every row of a lane before a round: arrays [G,N] unless said."""
-
-    token: np.ndarray[Any, Any]
-    """The token to be fed next."""
-    filled: np.ndarray[Any, Any]
-    """How many tokens the row has fed so far: its place in what it has written."""
-    active: np.ndarray[Any, Any]
-    budget: np.ndarray[Any, Any]
-    """`filled` at which the row ends."""
-    prefix_length: np.ndarray[Any, Any]
-    """[G]: tokens in the group's prefix."""
-    temperature: np.ndarray[Any, Any]
-    top_k: np.ndarray[Any, Any]
-    top_p: np.ndarray[Any, Any]
-    min_p: np.ndarray[Any, Any]
-    stop_at_eos: np.ndarray[Any, Any]
-    seed: np.ndarray[Any, Any]
-    """[G,N,2] uint32, as `sampling.row_keys` takes it."""
-    row_id: np.ndarray[Any, Any]
-    """[G,N,2] uint32."""
-    sample: np.ndarray[Any, Any]
 
 
 class Programs:
@@ -107,7 +77,7 @@ class Programs:
         self.steps = steps
         self._dtype = jnp.dtype(dtype)
         self._as_list = as_list
-        self._windows = _windows(model.config, stacked=not as_list)
+        self._windows = windows_of(model.config, stacked=not as_list)
         self._mesh = mesh
         self._abstract = isinstance(model.embed.get_value(), jax.ShapeDtypeStruct)
         if int8:
@@ -120,15 +90,17 @@ class Programs:
         kernels = kernels_of(mesh.devices.flat[0])
         if mesh.size > 1:
             kernels = kernels._replace(decode=None)  # it does not know how to be divided
-        self._turned = _keys_turned(kernels, stacked=not as_list)
+        self._keys_transposed = keys_transposed(kernels, stacked=not as_list)
         jitted = _jitted(graph, structure, self._dtype, chunk, steps, not as_list, kernels)
         self._prefill, self._score, self._decode = map(self._within_mesh, jitted)
         self.load = self._within_mesh(functools.partial(load_jitted, stacked=not as_list))
-        fill = functools.partial(fill_jitted, stacked=not as_list, turned=self._turned)
+        fill = functools.partial(
+            fill_jitted, stacked=not as_list, keys_transposed=self._keys_transposed
+        )
         self.fill = self._within_mesh(fill)
         self._zeros = self._within_mesh(zero_shapes if self._abstract else zeros_jitted)
 
-    # Public faces of the programs; the weights go along.
+    # The public methods: each runs its program with the weights.
 
     def prefill(
         self, buffer: Cache, tokens: np.ndarray[Any, Any], start: int
@@ -147,7 +119,7 @@ class Programs:
     ) -> tuple[list[Cache], jax.Array, jax.Array]:
         """Runs up to `steps` steps, fewer when no row is left running.
 
-        `pasts` are the first blocks of what the rows have written, as many as they will come to.
+        `pasts` are the first blocks of what the rows have written, as many as they will fill.
         Returns these, the tokens drawn [steps,G,N] (or `NOTHING`, or `NOT_FINITE`, after which the
         row has ended) and their log-probabilities.
         """
@@ -170,8 +142,8 @@ class Programs:
         return out
 
     def lower(self, name: Literal["prefill", "decode"], **given: Any) -> jax.stages.Lowered:
-        """What the method of that name runs, before it is compiled; `given` is what that method
-        hands on by name. Arrays may be abstract."""
+        """The program that the method `name` runs, lowered and not yet compiled; `given` are the
+        arguments that this method gives to it. Arrays may be abstract."""
         program = {"prefill": self._prefill, "decode": self._decode}[name]
         lower = self._within_mesh(program.__wrapped__.lower)  # type: ignore[attr-defined]
         out: jax.stages.Lowered = lower(self._weights, **given)
@@ -183,8 +155,8 @@ class Programs:
         return self._empty(("kv_heads", None, None), lambda _: (("k", shape), ("v", shape)))
 
     def prefix(self, groups: int, bucket: int) -> Cache:
-        """Empty prompts of a lane: `prefix_v` [L,G,K,S,d], and `prefix_k` likewise or turned, see
-        `_keys_turned`."""
+        """Empty prompts of a shape: `prefix_v` [L,G,K,S,d], and `prefix_k`, the same or
+        [L,G,K,d,S], see `caches.keys_transposed`."""
         each = (groups, self.config.num_kv_heads)
         return self._empty(
             ("batch", "kv_heads", None, None),
@@ -196,8 +168,8 @@ class Programs:
         return past_blocks(bucket) if None in self._windows else [bucket]
 
     def pasts(self, groups: int, rows: int, bucket: int) -> list[Cache]:
-        """What a lane's rows write, empty: for each block `v` [L,G,N,K,S',d], and `k` likewise or
-        turned. Layers with a window have but the first."""
+        """What a shape's rows write, empty: for each block `v` [L,G,N,K,S',d], and `k`, the same or
+        [L,G,N,K,d,S'], see `caches.keys_transposed`. Layers with a window have but the first."""
         each = (groups, rows, self.config.num_kv_heads)
 
         def shapes(index: int, size: int, window: int | None) -> Any:
@@ -215,12 +187,12 @@ class Programs:
     def _stretches(self, name: str, each: tuple[int, ...], size: int) -> Any:
         """Names and shapes of keys and values of so many stretches of `size` tokens."""
         values = (size, self.config.head_dim)
-        keys = values[::-1] if self._turned else values
+        keys = values[::-1] if self._keys_transposed else values
         return (f"{name}k", (*each, *keys)), (f"{name}v", (*each, *values))
 
     def _empty(self, axes: Axes, shapes_of: Callable[[int | None], Any]) -> Cache:
         """A cache of zeros; `shapes_of(window)` are a layer's arrays."""
-        groups = _layers(self.config, stacked=not self._as_list)
+        groups = layers_of(self.config, stacked=not self._as_list)
         shapes = tuple(
             tuple(
                 (name, shape if self._as_list else (len(layers), *shape))
@@ -266,27 +238,8 @@ def _jitted(
     return (
         program(functools.partial(_prefill, attend=attend, stacked=stacked), "buffer"),
         program(functools.partial(_score, attend=attend)),
-        program(functools.partial(_decode, steps=steps, stacked=stacked, kernels=kernels), "pasts"),
+        program(functools.partial(decode, steps=steps, stacked=stacked, kernels=kernels), "pasts"),
     )
-
-
-def _layers(config: ModelConfig, *, stacked: bool) -> Sequence[range]:
-    """The layers of each dict of a cache."""
-    return config.groups if stacked else [range(at, at + 1) for at in range(config.num_layers)]
-
-
-def _windows(config: ModelConfig, *, stacked: bool) -> list[int | None]:
-    """The window of each dict of a cache."""
-    return [config.kind_of(layers[0]).window for layers in _layers(config, stacked=stacked)]
-
-
-def _keys_turned(kernels: Kernels, stacked: bool) -> bool:
-    """Whether caches hold keys as [..., d, S], as plain products like them best.
-
-    A decoding kernel wants them as values are, [..., S, d]. And of stacked layers the compiler for
-    TPU writes whole heads, and would turn all of a turned past at every round.
-    """
-    return kernels.decode is None and not stacked
 
 
 def _arrays_on(mesh: Mesh, state: Any, dtype: Any) -> Any:
@@ -319,11 +272,11 @@ def _prefill(
     _, new = model_of(weights)(tokens, positions, attend(start), buffer)
     axes = (*(("layers",) if stacked else ()), "kv_heads", None, None)
 
-    def turned(x: jax.Array) -> jax.Array:
+    def heads_first(x: jax.Array) -> jax.Array:
         """[L,1,C,K,d] -> [L,K,C,d], with L or without."""
         return constrain(x.squeeze(-4).swapaxes(-3, -2), axes)
 
-    piece = [{"k": turned(keys), "v": turned(values)} for keys, values in new]
+    piece = [{"k": heads_first(keys), "v": heads_first(values)} for keys, values in new]
     return load(buffer=buffer, piece=piece, start=start, stacked=stacked), piece
 
 
@@ -347,110 +300,3 @@ def _score(
         (hidden.swapaxes(0, 1), targets.T),
     )
     return constrain(logprobs.T, (None, None))
-
-
-def _decode(
-    model_of: Callable[[Any], Decoder],
-    weights: Any,
-    *,
-    prefix: Cache,
-    pasts: list[Cache],
-    control: Any,
-    eos_ids: jax.Array,
-    steps: int,
-    stacked: bool,
-    kernels: Kernels,
-) -> tuple[list[Cache], jax.Array, jax.Array]:
-    model, turned = model_of(weights), _keys_turned(kernels, stacked)
-    groups, rows = control.token.shape
-    batch = groups * rows
-    keys = row_keys(
-        control.seed.reshape(batch, 2), control.row_id.reshape(batch, 2), control.sample.reshape(-1)
-    )
-    group_of, row_of = jnp.divmod(jnp.arange(batch), rows)
-    windows = _windows(model.config, stacked=stacked)
-
-    def step(carry: Any) -> Any:
-        index, pasts, token, filled, active, tokens, logprobs = carry
-        by_layer = [[block for block in blocks if block] for blocks in zip(*pasts, strict=True)]
-        cache = [{**one, "pasts": blocks} for one, blocks in zip(prefix, by_layer, strict=True)]
-        positions = (control.prefix_length[:, None] + filled).reshape(batch, 1)
-        positions = constrain(positions, ("batch", None))
-        hidden, new = model(
-            token.reshape(batch, 1),
-            positions,
-            decode_attend(groups, control.prefix_length, filled, kernels, turned=turned),
-            cache,
-        )
-
-        place = filled.reshape(-1)
-        # The matrix product is divided by vocabulary, what sampling sums over it by rows; nothing
-        # before or after is to be divided so.
-        logits = constrain(model.logits(hidden[:, 0]), ("batch", "vocab"))
-        drawn, logprob = sample(
-            constrain(logits, ("rows", "vocab")),
-            jax.vmap(jax.random.fold_in)(keys, place),
-            jnp.where(active, control.temperature, 0.0).reshape(-1),
-            control.top_k.reshape(-1),
-            control.top_p.reshape(-1),
-            control.min_p.reshape(-1),
-            columns=turned,
-        )
-        drawn, logprob = (
-            constrain(x.reshape(groups, rows), ("batch", None)) for x in (drawn, logprob)
-        )
-        finite = jnp.isfinite(logprob)
-        shown = jnp.where(active, jnp.where(finite, drawn, NOT_FINITE), NOTHING)
-        tokens = tokens.at[index].set(shown)
-        logprobs = logprobs.at[index].set(jnp.where(active & finite, logprob, 0.0))
-
-        # What is not finite must not stay behind: where masked it is multiplied by zero. And since
-        # the place then depends on the logits, the past is read before it is written, which lets
-        # the compiler write into it: else it copies all of it at every step.
-        running = active & finite
-
-        def write(index: int, block: Any, first: Any, new: Any, window: int | None) -> Any:
-            """Writes the tokens of the rows that have come to the block of that number."""
-            if not block:
-                return block
-            size = block["v"].shape[-2]
-            at = filled % size if window else filled - index * first["v"].shape[-2]
-            here = running & (at >= 0) & (at < size)
-            place = jnp.where(here, at, NOWHERE).reshape(-1)
-            new_k, new_v = (x.squeeze(-3) for x in new)
-            # The layers' numbers stand among the indices: as a part of what is written at each, XLA
-            # on TPU turns all of the past to have the layers beside the head, and back.
-            layers = (jnp.arange(block["v"].shape[0])[:, None],) if stacked else ()
-            row = (*layers, group_of, row_of)
-            put = {"mode": "drop", "unique_indices": True}
-            every = slice(None)
-            key = (every, place) if turned else (place,)
-            return {
-                "k": block["k"].at[(*row, every, *key)].set(new_k, **put),
-                "v": block["v"].at[(*row, every, place)].set(new_v, **put),
-            }
-
-        with jax.named_scope("write"):
-            pasts = [
-                [write(index, *one) for one in zip(layers, pasts[0], new, windows, strict=True)]
-                for index, layers in enumerate(pasts)
-            ]
-        filled = filled + active
-        ended = jnp.any(drawn[..., None] == eos_ids, axis=-1) & control.stop_at_eos
-        token = jnp.where(active, drawn, token)
-        active = active & ~ended & finite & (filled < control.budget)
-        return index + 1, pasts, token, filled, active, tokens, logprobs
-
-    start = (
-        0,
-        pasts,
-        control.token,
-        control.filled,
-        control.active,
-        jnp.full((steps, groups, rows), NOTHING, jnp.int32),
-        jnp.zeros((steps, groups, rows), jnp.float32),
-    )
-    ended = jax.lax.while_loop(lambda carry: (carry[0] < steps) & jnp.any(carry[4]), step, start)
-    _, pasts, _, _, _, tokens, logprobs = ended
-    whole = (None, None, None)
-    return pasts, constrain(tokens, whole), constrain(logprobs, whole)

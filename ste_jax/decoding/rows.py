@@ -7,13 +7,13 @@ rounds, in the text of the tokens.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from ste_jax.decoding.text_stream import TextStream
 from ste_jax.generation import Completion, FinishReason, Request
+from ste_jax.system import hashing
 
 
 class TextDecoder(Protocol):
@@ -45,7 +45,7 @@ class Prompt:
     def name(self) -> bytes:
         """The same for prompts of the same tokens."""
         text = ",".join(map(str, self.tokens))
-        return hashlib.blake2b(text.encode(), digest_size=16).digest()
+        return hashing.digest(text)
 
 
 @dataclass
@@ -62,7 +62,7 @@ class Row:
     def take(
         self, tokens: Sequence[int], logprobs: Sequence[float], tokenizer: TextDecoder
     ) -> Completion | None:
-        """Adds the tokens of a round; the completion if one of them ends it.
+        """Adds the tokens of a round; returns the completion if one of them ends the row.
 
         Tokens after the end must not be among them, but for those after a stop string.
         """
@@ -148,4 +148,4 @@ def split64(number: int) -> tuple[int, int]:
 
 def hash_id(id: str) -> tuple[int, int]:
     """A request's id as a 64-bit number, the same on every machine: its halves (high, low)."""
-    return split64(int.from_bytes(hashlib.blake2b(id.encode(), digest_size=8).digest(), "big"))
+    return split64(hashing.number(id))

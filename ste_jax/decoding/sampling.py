@@ -93,8 +93,8 @@ def sample(
       top_k: [B] int32; 0 keeps all.
       top_p: [B]; 1 keeps all.
       min_p: [B]; 0 keeps all.
-      columns: `logits` lie in memory as [V,B] and are not to be turned, which on CPU costs as much
-        as half of the drawing.
+      columns: `logits` are [V,B] in memory and are not to be transposed, which on CPU costs as
+        much as half of the drawing.
 
     Returns:
       Tokens [B] int32 and their log-probabilities [B] under the softmax of `logits` as they are: no

@@ -1,6 +1,6 @@
-"""Which row runs in which slot of a lane?
+"""Which row runs in which slot of a shape?
 
-Plain Python, no device. A lane has groups, each of which holds one prompt at a time, and every
+Plain Python, no device. A shape has groups, each of which holds one prompt at a time, and every
 group has slots for rows of that prompt. Rows wait by prompt, in the order in which the prompts
 came. Where a row runs never changes its result, so this is about speed only: a prompt's prefix is
 copied into as few groups as possible, and no slot stands idle while a row can be put there.
@@ -29,8 +29,8 @@ class Placement(Generic[Row]):
     """(slot, row)."""
 
 
-class LaneSchedule(Generic[Row]):
-    """The slots of one lane and the rows that wait for them."""
+class SlotSchedule(Generic[Row]):
+    """The slots of one shape and the rows that wait for them."""
 
     def __init__(self, groups: int, group_size: int) -> None:
         self._holds: list[Hashable | None] = [None] * groups
@@ -44,9 +44,9 @@ class LaneSchedule(Generic[Row]):
     def place(self) -> list[Placement[Row]]:
         """Gives waiting rows to free slots.
 
-        First to groups that run their prompt already, then to groups that still hold it, then to
-        the other empty groups: one for each prompt that has none, in order, and what is left for
-        the prompts with the most rows waiting.
+        They go first to groups that run their prompt already, then to groups that still hold it,
+        then to the other empty groups: one for each prompt that has none, in order, and what is
+        left for the prompts with the most rows waiting.
         """
         placements = []
         for group in self._groups(empty=False) + self._groups(empty=True):
@@ -65,7 +65,7 @@ class LaneSchedule(Generic[Row]):
         self._slots[group][slot] = None
 
     def forget(self) -> None:
-        """No group holds a prompt any more; nothing may be running."""
+        """Forgets which group holds which prompt; nothing may be running."""
         self._holds = [None] * len(self._holds)
 
     def running(self) -> list[tuple[int, int, Row]]:
@@ -84,7 +84,7 @@ class LaneSchedule(Generic[Row]):
 
     @property
     def idle(self) -> bool:
-        """Nothing runs and nothing waits."""
+        """Whether nothing runs and nothing waits."""
         return not self._waiting and not self.running()
 
     def _groups(self, *, empty: bool) -> list[int]:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ste_jax.config.schema import DecodingKnobs
-from ste_jax.decoding.shapes import TooLong, choose_lane
+from ste_jax.decoding.shapes import TooLong, choose_shape
 
 ROWS = 16
 """Rows of a scoring batch."""
@@ -66,9 +66,9 @@ def check_score(
     prompt: Sequence[int],
     completions: Sequence[Sequence[int]],
 ) -> None:
-    """Raises `NoLane` where a completion fits no lane, `TooLong` where the prompt does not."""
+    """Raises `DoesNotFit` where a completion fits no shape, `TooLong` where the prompt does not."""
     longest = max(map(len, completions), default=0)
-    choose_lane(knobs, len(prompt), max(longest, 1))
+    choose_shape(knobs, len(prompt), max(longest, 1))
     if len(prompt) + longest > max_position:
         raise TooLong(
             f"{len(prompt)} prompt tokens and {longest} of a completion are more than the model's "

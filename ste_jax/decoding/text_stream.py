@@ -1,6 +1,6 @@
 """What is the text of tokens that come one after the other?
 
-Decoding all of them anew for every few that come would cost the square of their number. A token
+Decoding all of them again for every few that come would cost the square of their number. A token
 may hold a part of a character, and a tokenizer may see a text's first word differently, so tokens
 are decoded together with those before them, back to where the text was last whole.
 """

@@ -1,1 +1,1 @@
-"""How is a model asked that somebody else serves?"""
+"""How is a model asked that runs behind an endpoint?"""

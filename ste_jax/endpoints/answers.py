@@ -1,7 +1,7 @@
 """What does the body of an endpoint's answer say?
 
-Servers differ, and some answers are odd. What can be read is read; what cannot is `Odd`, which says
-why, and costs the row that was asked about and no other.
+Servers differ, and some answers are odd. An answer that cannot be read raises `UnreadableAnswer`,
+which says why and costs only the row that was asked about.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from typing import Any, Literal
+
+from ste_jax.system import notation
 
 _STOP = frozenset({
     "stop", "eos", "eos_token", "end", "end_turn", "end_of_turn", "eot", "stop_sequence",
@@ -21,16 +23,16 @@ _LENGTH = frozenset({
 _WORDS = ("text", "output_text")
 _THINKING = ("thinking", "reasoning", "reasoning_content")
 _MOST = 2**48
-"""No count of tokens is above this."""
+"""The largest count of tokens that is believed."""
 
 
-class Odd(Exception):
+class UnreadableAnswer(Exception):
     """An answer that cannot be read."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What one answer says. `stopped` is the stop string that ended it, where the server tells."""
+    """The content of one answer. `stopped` is the stop string that ended it, if the server says."""
 
     text: str
     thoughts: str
@@ -42,19 +44,19 @@ class Answer:
 
 
 def read_body(body: bytes) -> dict[str, Any]:
-    """The JSON object that a body is.
+    """The JSON object in a body.
 
     Raises:
-      Odd: it is none.
+      UnreadableAnswer: the body is no JSON object.
     """
     try:
         values = json.loads(body)
     except RecursionError:
-        raise Odd("the answer is JSON of too many levels") from None
+        raise UnreadableAnswer("the answer is JSON of too many levels") from None
     except ValueError:
-        raise Odd(f"the answer is not JSON: {_beginning(body)}") from None
+        raise UnreadableAnswer(f"the answer is not JSON: {_beginning(body)}") from None
     if not isinstance(values, dict):
-        raise Odd(f"the answer is no chat completion: {_beginning(body)}")
+        raise UnreadableAnswer(f"the answer is no chat completion: {_beginning(body)}")
     return values
 
 
@@ -63,7 +65,7 @@ def _beginning(body: bytes) -> str:
 
 
 def status_of(values: dict[str, Any], status: int) -> int:
-    """The status that is meant: some endpoints tell of an error under the status 200."""
+    """The true status of an answer: some endpoints report an error under the status 200."""
     fault = values.get("error")
     code = fault.get("code") if isinstance(fault, dict) else None
     if isinstance(code, str) and code.isascii() and code.isdigit() and len(code) == 3:
@@ -74,15 +76,15 @@ def status_of(values: dict[str, Any], status: int) -> int:
 
 
 def read_answer(values: dict[str, Any], body: bytes, asked: int = 0) -> Answer:
-    """What a chat completion says. `asked` is how many tokens it could have, where that is known.
+    """Reads a chat completion. `asked` is how many tokens it could have, if that is known.
 
     Raises:
-      Odd: it is none, or one that no text can be taken from.
+      UnreadableAnswer: it is no chat completion, or one without a readable text.
     """
     try:
         return _read(values, body, asked)
     except RecursionError:
-        raise Odd("a part of the answer has too many levels") from None
+        raise UnreadableAnswer("a part of the answer has too many levels") from None
 
 
 def _read(values: dict[str, Any], body: bytes, asked: int) -> Answer:
@@ -90,7 +92,7 @@ def _read(values: dict[str, Any], body: bytes, asked: int) -> Answer:
     choice = choices[0] if isinstance(choices, list) and len(choices) == 1 else None
     message = choice.get("message") if isinstance(choice, dict) else None
     if not isinstance(choice, dict) or not isinstance(message, dict):
-        raise Odd(f"the answer is no chat completion: {_beginning(body)}")
+        raise UnreadableAnswer(f"the answer is no chat completion: {_beginning(body)}")
     text, thoughts = _content(message.get("content"))
     usage = _group(values.get("usage"))
     new_tokens = _count(usage.get("completion_tokens"))
@@ -99,13 +101,11 @@ def _read(values: dict[str, Any], body: bytes, asked: int) -> Answer:
         _reason(given) if given not in (None, "") else _by_length(given, text, new_tokens, asked)
     )
     if not text and message.get("refusal"):
-        raise Odd(f"the model refuses: {message['refusal']!s:.300}")
+        raise UnreadableAnswer(f"the model refuses: {message['refusal']!s:.300}")
     if not text and message.get("tool_calls"):
-        raise Odd("the answer calls a tool, and none was offered")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise Odd("the text of the answer holds half of a surrogate pair") from None
+        raise UnreadableAnswer("the answer calls a tool, and none was offered")
+    if notation.has_lone_surrogate(text):
+        raise UnreadableAnswer("the text of the answer holds half of a surrogate pair")
     for name in ("reasoning_content", "reasoning"):
         thoughts = thoughts or _thoughts(message.get(name))
     stopped = choice.get("stop_reason") or choice.get("matched_stop")
@@ -126,7 +126,9 @@ def _content(content: Any) -> tuple[str, str]:
     if content is None or isinstance(content, str):
         return content or "", ""
     if not isinstance(content, list):
-        raise Odd(f"the content of the answer is a {type(content).__name__}, not a text")
+        raise UnreadableAnswer(
+            f"the content of the answer is a {type(content).__name__}, not a text"
+        )
     text, thoughts = [], []
     for part in content:
         kind = part.get("type", "text") if isinstance(part, dict) else "text"
@@ -136,12 +138,12 @@ def _content(content: Any) -> tuple[str, str]:
         elif kind in _WORDS and isinstance(words, str):
             text.append(words)
         else:
-            raise Odd(f"a part of the answer is no text but of the type {kind!r:.100}")
+            raise UnreadableAnswer(f"a part of the answer is no text but of the type {kind!r:.100}")
     return "".join(text), "".join(thoughts)
 
 
 def _thoughts(found: Any) -> str:
-    """The words of thoughts, in whatever form they come."""
+    """The text of thoughts, in whatever form a server gives them."""
     if isinstance(found, str):
         return found
     if isinstance(found, list):
@@ -154,18 +156,18 @@ def _thoughts(found: Any) -> str:
 
 def _reason(reason: Any) -> Literal["stop", "length"]:
     """Why the answer ended, in the words of the protocol."""
-    told = reason.strip().lower() if isinstance(reason, str) else ""
-    if told in _STOP:
+    word = reason.strip().lower() if isinstance(reason, str) else ""
+    if word in _STOP:
         return "stop"
-    if told in _LENGTH:
+    if word in _LENGTH:
         return "length"
-    raise Odd(f"the endpoint ended the answer by {reason!r:.100}")
+    raise UnreadableAnswer(f"the endpoint ended the answer by {reason!r:.100}")
 
 
 def _by_length(reason: Any, text: str, new_tokens: int, asked: int) -> Literal["stop", "length"]:
-    """Why an answer ended whose server does not say so: by how long it is."""
+    """Why an answer ended, judged by its length, where the server does not say."""
     if not (text and new_tokens and asked):
-        raise Odd(
+        raise UnreadableAnswer(
             f"the endpoint ended the answer by {reason!r}, and does not count its tokens either; "
             "let the server give finish_reason, or usage.completion_tokens"
         )
@@ -177,6 +179,6 @@ def _group(found: Any) -> dict[str, Any]:
 
 
 def _count(found: Any) -> int:
-    """A count of tokens; 0 for what is none."""
+    """A count of tokens; 0 for a value that is none."""
     whole = isinstance(found, int) and not isinstance(found, bool)
     return int(found) if whole and 0 <= found <= _MOST else 0

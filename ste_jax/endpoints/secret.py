@@ -1,7 +1,7 @@
 """How is an endpoint's key kept out of what is shown and kept?
 
-A server may send the key back: whole or in part, in an error or in an answer, as it is or encoded.
-Whatever came from the server is looked through here before it goes anywhere.
+A server may send the key back: whole or in part, in an error or in an answer, plain or encoded.
+Everything that came from the server is searched for it here before it is used.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from urllib.parse import quote
 
 HIDDEN = "[the key]"
 _RUN = 12
-"""So many characters of a key in a row are taken for a part of it."""
+"""How many characters of a key in a row count as a part of it."""
 _SHORT = 8
-"""A key of fewer characters is looked for as a word of its own, and as it is alone."""
+"""A key of fewer characters is only looked for as a whole word, and not encoded."""
 _NO_SECRETS = frozenset(
     ("", "empty", "none", "null", "dummy", "no-key", "nokey", "not-needed", "not needed", "test")
     + (
@@ -33,14 +33,14 @@ _NO_SECRETS = frozenset(
     + ("ollama", "lm-studio", "vllm", "sglang", "llama.cpp", "local", "localhost", "foo", "bar")
     + ("sk-no-key-required", "token-abc123", "default", "anything", "changeme", "fake", "n/a")
 )
-"""What people set where a server asks for no key: words that an answer may well hold."""
+"""Words that people set as the key where a server needs none; answers may well hold them."""
 _GUESSED = 3
-"""So few characters are none either."""
+"""A key of so few characters is no secret either."""
 _LOWER = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
 
 
 class Secret:
-    """A key to be kept secret; one that is no secret is found nowhere."""
+    """A key to be kept secret. A key that is no secret (as `none`) is found nowhere."""
 
     def __init__(self, key: str) -> None:
         self._word: re.Pattern[str] | None = None
@@ -57,7 +57,7 @@ class Secret:
             self._runs.setdefault(size, set()).update(runs)
 
     def is_in(self, text: str) -> bool:
-        """Whether the key, or a part of it that gives it away, stands in a text."""
+        """Whether a text holds the key, or a part that gives it away."""
         return bool(self._spans(text))
 
     def hide(self, text: str) -> str:
@@ -69,7 +69,7 @@ class Secret:
         return "".join([*shown, text[end:]])
 
     def _spans(self, text: str) -> list[tuple[int, int]]:
-        """Where the key stands, from left to right, none overlapping."""
+        """The places of the key, from left to right, without overlaps."""
         if self._word is not None:
             return [match.span() for match in self._word.finditer(text)]
         folded = text.translate(_LOWER) if self._runs else ""
@@ -89,7 +89,7 @@ class Secret:
 
 
 def _forms(key: str) -> set[str]:
-    """The key as it is, and as headers, addresses and JSON write it."""
+    """The key in plain text, and as headers, addresses and JSON write it."""
     data = key.encode()
     forms = {key, quote(key, safe=""), quote(key), json.dumps(key)[1:-1], data.hex()}
     for before in range(3):  # within a longer text in base64, as in Basic authentication

@@ -1,7 +1,7 @@
-"""How does one request get to an endpoint, and its answer back, within bounds?
+"""How is one request sent to an endpoint and its answer received, within limits of time and size?
 
-An answer has a deadline and a size, whatever the server does: one that sends a byte a second, or
-without end, costs its row. Nothing that a server says leaves here with the key in it.
+An answer has a deadline and a largest size, whatever the server does: one that sends a byte a
+second, or without end, costs its row. No text of a server leaves this module with the key in it.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from typing import Any
 import requests
 from urllib3.exceptions import MaxRetryError, NewConnectionError
 
-from ste_jax.config.endpoint_check import check_endpoint
+from ste_jax.config import from_plain
 from ste_jax.config.schema import EndpointKnobs
 from ste_jax.endpoints.secret import Secret
-from ste_jax.errors import RequestError
+from ste_jax.system.errors import RequestError
 
 _PIECE = 1024
-_TOLD = 500
-"""Characters of what a server says that are repeated."""
+_QUOTED = 500
+"""How many characters of a server's text a message repeats, at the most."""
 
 
 @dataclass(frozen=True)
@@ -38,19 +38,20 @@ class Reply:
     body: bytes
 
 
-class Away(Exception):
-    """There was no answer, which may be otherwise soon. `here`: the endpoint was reached."""
+class NoAnswer(Exception):
+    """There was no answer, but there may be one soon. `reached` says whether the server was
+    reached."""
 
-    def __init__(self, told: str, *, here: bool) -> None:
-        super().__init__(told)
-        self.here = here
-
-
-class Unusable(Exception):
-    """What this request got is no answer, and would be none again."""
+    def __init__(self, reason: str, *, reached: bool) -> None:
+        super().__init__(reason)
+        self.reached = reached
 
 
-class Misplaced(Exception):
+class UnusableAnswer(Exception):
+    """The server's answer to this request cannot be used, and it would not be better next time."""
+
+
+class Misconfigured(Exception):
     """No request can be sent as the endpoint is configured."""
 
 
@@ -58,8 +59,9 @@ class Wire:
     """Sends requests to one endpoint. May be used by many threads at once."""
 
     def __init__(self, knobs: EndpointKnobs) -> None:
-        """Raises `RequestError` where the knobs will not do, or the key's variable holds none."""
-        check_endpoint(knobs)
+        """Raises `RequestError` for knobs that cannot be used, or for a key's variable that holds
+        none."""
+        from_plain.check(knobs, "endpoints.NAME")
         self._knobs = knobs
         key = _key(knobs)
         self.secret = Secret(key)
@@ -67,14 +69,15 @@ class Wire:
         pool = requests.adapters.HTTPAdapter(pool_maxsize=knobs.concurrency)
         self._session.mount(knobs.url, pool)
         self._session.auth = _Bearer(key)
-        # What urllib3 warns of it quotes from the server.
+        # urllib3's warnings quote the server's text, which may hold the key.
         logging.getLogger("urllib3").setLevel(logging.ERROR)
 
     def post(self, payload: dict[str, Any]) -> Reply:
         """The endpoint's answer to a request, of whatever status.
 
         Raises:
-          Away, Unusable, Misplaced: there is none; they say why, without the key.
+          NoAnswer, UnusableAnswer, Misconfigured: there is no answer; their texts say why, without
+            the key.
         """
         # A thread of its own, which is left behind at the deadline: a server can drag out every
         # part of an exchange, and not all of them can be interrupted.
@@ -93,12 +96,12 @@ class Wire:
         except queue.Empty:
             reply = self._too_late()
         if isinstance(reply, Exception):
-            raise self._told(reply) from None  # the cause may hold the key
+            raise self._as_ours(reply) from None  # the cause may hold the key
         return reply
 
-    def say(self, text: str) -> str:
-        """What a server said, as it may be repeated: short, and without the key."""
-        return self.clean(text)[:_TOLD]
+    def quoted(self, text: str) -> str:
+        """A server's text as it may be repeated: short, and without the key."""
+        return self.clean(text)[:_QUOTED]
 
     def clean(self, text: str) -> str:
         """A message without the key, however it is written in there."""
@@ -107,7 +110,7 @@ class Wire:
         return self.secret.hide(joined)
 
     def close(self) -> None:
-        """Lets go of the connections."""
+        """Closes the connections."""
         self._session.close()
 
     def _exchange(self, payload: dict[str, Any], end: float) -> Reply:
@@ -123,7 +126,7 @@ class Wire:
             for piece in response.iter_content(_PIECE):
                 body += piece
                 if len(body) > self._knobs.max_bytes:
-                    raise Unusable(
+                    raise UnusableAnswer(
                         f"the answer has more than {self._knobs.max_bytes} bytes, which is the "
                         "endpoint's max_bytes"
                     )
@@ -131,33 +134,33 @@ class Wire:
                     raise self._too_late()
             return Reply(response.status_code, response.headers, bytes(body))
 
-    def _too_late(self) -> Unusable:
-        return Unusable(
+    def _too_late(self) -> UnusableAnswer:
+        return UnusableAnswer(
             f"no whole answer came within {self._knobs.deadline:g} s, which is the endpoint's "
             "deadline"
         )
 
-    def _told(self, error: Exception) -> Exception:
-        """What an exchange failed by, in our words."""
-        if isinstance(error, Unusable):
+    def _as_ours(self, error: Exception) -> Exception:
+        """The failure of an exchange as one of our exceptions."""
+        if isinstance(error, UnusableAnswer):
             return error
-        told = self.say(f"{type(error).__name__}: {error}")
+        reason = self.quoted(f"{type(error).__name__}: {error}")
         if isinstance(error, requests.exceptions.ContentDecodingError):
-            return Unusable(f"the answer cannot be unpacked ({told})")
+            return UnusableAnswer(f"the answer cannot be unpacked ({reason})")
         if isinstance(error, requests.exceptions.SSLError):
-            return Misplaced(told)
+            return Misconfigured(reason)
         broken = (requests.ConnectionError, requests.Timeout)
         if isinstance(error, (*broken, requests.exceptions.ChunkedEncodingError)):
-            return Away(told, here=_reached(error))
+            return NoAnswer(reason, reached=_reached(error))
         if isinstance(error, requests.exceptions.InvalidJSONError):
-            return Unusable(f"the request cannot be written as JSON ({told})")
+            return UnusableAnswer(f"the request cannot be written as JSON ({reason})")
         if isinstance(error, requests.RequestException):
-            return Misplaced(told)
-        return Away(told, here=True)
+            return Misconfigured(reason)
+        return NoAnswer(reason, reached=True)
 
 
 def _reached(error: Exception) -> bool:
-    """Whether a failed request had got to the server."""
+    """Whether a request that failed had reached the server."""
     if isinstance(error, (requests.exceptions.ConnectTimeout, requests.exceptions.ProxyError)):
         return False
     cause = error.args[0] if error.args else None
@@ -179,7 +182,7 @@ def _key(knobs: EndpointKnobs) -> str:
 
 
 class _Bearer(requests.auth.AuthBase):
-    """A key in the header, or none, which no `.netrc` replaces."""
+    """Puts the key into the header, if there is one, and keeps `.netrc` from replacing it."""
 
     def __init__(self, key: str) -> None:
         self._key = key

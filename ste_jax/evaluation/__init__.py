@@ -1,1 +1,1 @@
-"""How good is a judge: benchmarks read, judgments counted, judges compared."""
+"""How good is a judge, and how is it measured and compared with another?"""

@@ -1,8 +1,8 @@
 """How does a benchmark's file become pairs of answers with a known better one?
 
-A benchmark is a reader: a function from a file to `Pair` rows and where each stands. Readers are
-strict: a row that cannot be read is an error that names file, place and field, since a benchmark
-that silently loses rows gives numbers that nobody can compare.
+A benchmark is a reader: a function from a file to `Pair` rows, each with its place in the file.
+Readers are strict: a row that cannot be read is an error that names file, place and field, since a
+benchmark that silently loses rows gives figures that cannot be compared.
 """
 
 from __future__ import annotations
@@ -12,15 +12,16 @@ import json
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from etils import epath
 
 from ste_jax import records
-from ste_jax.errors import RequestError
 from ste_jax.generation import Message
 from ste_jax.records import Pair
 from ste_jax.system import notation
+from ste_jax.system.errors import RequestError
+from ste_jax.system.jsonl import read_jsonl
 
 _LABELS = {"a": 0, "1": 0, "response_a": 0, "b": 1, "2": 1, "response_b": 1}
 
@@ -28,9 +29,9 @@ _LABELS = {"a": 0, "1": 0, "response_a": 0, "b": 1, "2": 1, "response_b": 1}
 def read_pairs(benchmark: str, path: epath.PathLike, by: Sequence[str] = ()) -> Iterator[Pair]:
     """The pairs of a benchmark's file, in the file's order; the better answer is `chosen`.
 
-    `source` of a pair is the file's name without its ending. Equal pairs collapse to the first,
-    but for those that a column of `by` tells apart. A warning names the first of the rows that are
-    left out, and two rows that say the opposite of one pair (both count).
+    `source` of a pair is the file's name without its ending. Of equal pairs only the first is kept,
+    unless their values in a column of `by` differ. Warnings name the first row that is left out,
+    and the first two rows that label a pair in opposite ways (both are kept).
 
     Raises:
       RequestError: no such benchmark (at once); or, while iterating, a file that cannot be read or
@@ -76,7 +77,7 @@ def _distinct(
 
 
 def _in_sections(rows: Sequence[tuple[str, Pair]], by: Sequence[str]) -> Iterator[tuple[str, Pair]]:
-    """The pairs, those that stand in several sections with an id for each."""
+    """The pairs; one that is in several sections gets an id for each of them."""
     sections: dict[str, set[str]] = defaultdict(set)
     told = []
     for where, pair in rows:
@@ -93,29 +94,23 @@ def _in_sections(rows: Sequence[tuple[str, Pair]], by: Sequence[str]) -> Iterato
 
 def _pairs(path: epath.Path) -> Iterator[tuple[str, Pair]]:
     """JSONL of `instruction, response_a, response_b, label`; `label` names the better answer."""
-    try:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                where = f"{path}, line {number}"
-                row = _json(line, where) if line.strip() else None
-                if row is not None:
-                    fields = ("instruction", "response_a", "response_b")
-                    yield f"line {number}", _pair(row, where, path.stem, *fields)
-    except OSError as error:
-        raise _unreadable(path, error) from error
+    for place, row in jsonl_rows(path):
+        yield place, pair_of(row, path, place, "instruction", "response_a", "response_b")
 
 
 def _llmbar(path: epath.Path) -> Iterator[tuple[str, Pair]]:
     """LLMBar (arXiv 2310.07641): a JSON array of `input, output_1, output_2, label` (1 or 2)."""
     try:
-        rows = _json(path.read_bytes(), str(path))
+        rows = notation.from_json(path.read_bytes())
+    except ValueError as error:
+        raise _not_json(str(path), error) from error
     except OSError as error:
         raise _unreadable(path, error) from error
     if not isinstance(rows, list):
         raise RequestError(f"{path} must be a JSON array of rows, not {type(rows).__name__}")
     for number, row in enumerate(rows, start=1):
-        fields = ("input", "output_1", "output_2")
-        yield f"row {number}", _pair(row, f"{path}, row {number}", path.stem, *fields)
+        place = f"row {number}"
+        yield place, pair_of(row, path, place, "input", "output_1", "output_2")
 
 
 READERS: Mapping[str, Callable[[epath.Path], Iterator[tuple[str, Pair]]]] = {
@@ -124,7 +119,45 @@ READERS: Mapping[str, Callable[[epath.Path], Iterator[tuple[str, Pair]]]] = {
 }
 
 
-def _pair(row: Any, where: str, source: str, asked: str, first: str, second: str) -> Pair:
+def jsonl_rows(path: epath.Path) -> Iterator[tuple[str, Any]]:
+    """The rows of a JSONL file for a reader, each with its place in the file.
+
+    Raises:
+      RequestError: the file cannot be read, or a line is not JSON; names the line.
+    """
+    try:
+        for number, row, fault in read_jsonl(path):
+            if fault:
+                raise _not_json(f"{path}, line {number}", fault)
+            yield f"line {number}", row
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def pair_of(
+    row: Any,
+    path: epath.Path,
+    place: str,
+    asked: str,
+    first: str,
+    second: str,
+    better: Literal["first", "second", "label"] = "label",
+) -> Pair:
+    """The pair of a benchmark's row; fields that are not read are kept in its `extra`.
+
+    Args:
+      row: a JSON value, which should be an object.
+      path: the file.
+      place: where in the file the row is.
+      asked: the field of the instruction.
+      first: the field of one answer.
+      second: the field of the other answer.
+      better: which of the answers is better; "label": the row's field `label` says it.
+
+    Raises:
+      RequestError: the row is malformed; names the place and the field.
+    """
+    where = f"{path}, {place}"
     if not isinstance(row, dict):
         raise RequestError(f"{where} must be a JSON object, not {type(row).__name__}")
     text = _text(row, asked, where)
@@ -134,18 +167,19 @@ def _pair(row: Any, where: str, source: str, asked: str, first: str, second: str
             f"{where}: {first!r} and {second!r} are the same text, of which none is better; "
             f"remove the row"
         )
-    better = _label(row, where)
-    others = {k: v for k, v in row.items() if k not in (asked, first, second, "label")}
+    read = {asked, first, second} | ({"label"} if better == "label" else set())
+    others = {key: value for key, value in row.items() if key not in read}
+    at = _label(row, where) if better == "label" else ("first", "second").index(better)
     messages: tuple[Message, ...] = ({"role": "user", "content": text},)
     instruction = records.Instruction(
-        id=records.instruction_id(messages), messages=messages, source=source
+        id=records.instruction_id(messages), messages=messages, source=path.stem
     )
     pair = records.make_pair(
         instruction,
-        chosen=answers[better],
-        rejected=answers[1 - better],
+        chosen=answers[at],
+        rejected=answers[1 - at],
         modified_instruction="",
-        source=source,
+        source=path.stem,
     )
     extra = json.dumps(others, sort_keys=True) if others else ""
     return dataclasses.replace(pair, extra=extra)
@@ -159,10 +193,8 @@ def _text(row: dict[str, Any], key: str, where: str) -> str:
         raise RequestError(f"{where}: the field {key!r} must be text, not {type(value).__name__}")
     if not value.strip():
         raise RequestError(f"{where}: the field {key!r} is empty")
-    try:  # JSON can escape half a character, which no file of ours can hold
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise RequestError(f"{where}: the field {key!r} holds a lone surrogate") from error
+    if notation.has_lone_surrogate(value):
+        raise RequestError(f"{where}: the field {key!r} holds a lone surrogate")
     return value
 
 
@@ -177,11 +209,8 @@ def _label(row: dict[str, Any], where: str) -> int:
     return place
 
 
-def _json(data: bytes, where: str) -> Any:
-    try:
-        return notation.from_json(data)
-    except ValueError as error:
-        raise RequestError(f"{where} is not JSON in UTF-8: {error}") from error
+def _not_json(where: str, fault: object) -> RequestError:
+    return RequestError(f"{where} is not JSON in UTF-8: {fault}")
 
 
 def _unreadable(path: epath.Path, error: OSError) -> RequestError:

@@ -1,7 +1,7 @@
-"""Which steps of a judgment are right? Asked only where the steps can be recomputed.
+"""Which steps of a judgment are right, where they can be recomputed?
 
-Rejection keeps a judgment whose verdict is right, whatever led to it; this measures what led to it.
-Nothing but measuring may ask.
+Rejection sampling keeps a judgment whose verdict is right, whatever reasoning led to it; this
+measures the reasoning. Only measuring may use it, never the training.
 """
 
 from __future__ import annotations
@@ -13,28 +13,32 @@ from dataclasses import dataclass
 from ste_jax.pico.traces import check_trace
 from ste_jax.pico.world import understand
 from ste_jax.records import Pair, Prompt
+from ste_jax.tasks.pairwise import PAIRWISE, shown
 
 
 @dataclass(frozen=True)
 class Checker:
-    """What can be told of judgments where their steps can be recomputed."""
+    """Recomputes the steps of judgments of some kind of pairs."""
 
+    task: str
+    """The name of the task whose judgments it checks."""
     steps: Callable[[str, Pair, Prompt], dict[str, bool]]
-    """Which steps of a judgment's text are right."""
+    """Says which steps of a judgment's text are right: name of a step -> whether it is."""
     knows: Callable[[Pair], bool]
-    """Whether it can tell that of judgments of a pair."""
+    """Says whether judgments of a pair can be checked."""
     meanings: Mapping[str, str]
-    """What each step being right means, for who reads the figures."""
+    """Name of a step -> what it means that the step is right, for readers of the figures."""
 
 
 def _pico(text: str, pair: Pair, prompt: Prompt) -> dict[str, bool]:
     instruction = pair.messages[-1]["content"]
-    found = check_trace(text, instruction, *pair.in_order(prompt.order))
+    found = check_trace(text, instruction, *shown(pair, prompt.order))
     return {**dataclasses.asdict(found), "before_the_verdict": found.before_the_verdict}
 
 
 CHECKERS: Mapping[str, Checker] = {
     "pico": Checker(
+        task=PAIRWISE.name,
         steps=_pico,
         knows=lambda pair: understand(pair.messages[-1]["content"]) is not None,
         meanings={
@@ -48,4 +52,4 @@ CHECKERS: Mapping[str, Checker] = {
         },
     )
 }
-"""By the name in `evaluate.sets[].traces`."""
+"""The checkers by their names in `evaluate.sets[].traces`."""

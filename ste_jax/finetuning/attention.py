@@ -20,9 +20,10 @@ from ste_jax.models.kernels import PLAIN, Kernels, Splash
 from ste_jax.parallel.sharding import over_mesh
 
 BLOCK = 128
-"""The smallest `Q`; on CPU the fastest of 128, 256 and 512 for rows of 1,024."""
+"""The smallest `Q`: on CPU the fastest of 128, 256 and 512 for rows of 1,024 tokens."""
 MOST_BLOCKS = 8
-"""Longer rows have longer blocks: a program of many blocks takes long to compile."""
+"""How many blocks a row has at the most: longer rows have longer blocks, since a program of many
+blocks takes long to compile."""
 
 
 def packed_causal(segment_ids: jax.Array, positions: jax.Array, kernels: Kernels = PLAIN) -> Attend:
@@ -49,7 +50,7 @@ def packed_causal(segment_ids: jax.Array, positions: jax.Array, kernels: Kernels
         mixed = []
         for start in range(0, time, size):
             stop = min(start + size, time)
-            # Places apart are positions apart, so what lies further to the left is out of sight.
+            # Distances in places are distances in positions: keys further left are out of sight.
             first = 0 if seen.window is None else max(0, start + 1 - seen.window)
             same = segment_ids[:, start:stop, None] == segment_ids[:, None, first:stop]
             query, key = positions[:, start:stop, None], positions[:, None, first:stop]
@@ -72,8 +73,8 @@ def _by_kernel(
     segment_ids: jax.Array,
     seen: Seen,
 ) -> jax.Array:
-    """Each device runs it on its own rows and heads: the compiler cannot divide a kernel. Arrays
-    are as `Attend` has them."""
+    """Runs `kernel` on each device's own rows and heads, since the compiler cannot divide a kernel.
+    Arrays are as `Attend` takes them."""
 
     def run(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array) -> jax.Array:
         q, k, v = (jnp.moveaxis(x, 1, 2) for x in (q, k, v))

@@ -1,8 +1,8 @@
-"""How are small matrices trained in the place of large ones, and then become one model with them?
+"""How are small matrices trained in the place of large ones, and merged with them afterwards?
 
-LoRA (Hu et al. 2021, arXiv 2106.09685). The large matrices stay as they are, so there are no
-gradients and moments of them; beside each stand two small ones, whose product is added to what it
-gives. What is measured and kept is the sum: an ordinary model.
+This is LoRA (Hu et al. 2021, arXiv 2106.09685). The large matrices stay as they are, so they have
+no gradients and no moments; beside each there are two small ones, whose product is added to it.
+What is measured and kept is the sum: an ordinary model.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ import numpy as np
 from jax.sharding import Mesh
 
 from ste_jax.config.schema import LoraKnobs
-from ste_jax.errors import RequestError
 from ste_jax.models.config import INPUT_AXES, LORA_A, LORA_B, Lora, ModelConfig
 from ste_jax.models.decoder import Decoder, abstract_decoder
 from ste_jax.models.parameters import parameters_of, with_parameters
 from ste_jax.parallel.sharding import parameter_sharding
+from ste_jax.system.errors import RequestError
 
 
 def is_trained(config: ModelConfig, path: str) -> bool:
-    """Whether a parameter is trained: all are, or the small ones alone."""
+    """Whether a parameter is trained: with LoRA the small matrices alone, without it all."""
     return config.lora is None or path.endswith((LORA_A, LORA_B))
 
 
@@ -60,7 +60,8 @@ def with_small_matrices(model: Decoder, knobs: LoraKnobs, seed: int, mesh: Mesh)
 
 
 def merged(model: Decoder) -> Decoder:
-    """An ordinary model that computes the same; one without small matrices is that already."""
+    """An ordinary model that computes the same; a model without small matrices is returned as it
+    is."""
     lora = model.config.lora
     if lora is None:
         return model
@@ -85,7 +86,7 @@ def _add(matrix: jax.Array, narrow: jax.Array, wide: jax.Array, scale: float) ->
 
 
 def check_lora(knobs: LoraKnobs) -> None:
-    """Raises `RequestError` for knobs that can be no model's."""
+    """Raises `RequestError` for LoRA knobs that fit no model."""
     if not knobs.rank:
         return
     unknown = [name for name in knobs.matrices if name not in INPUT_AXES or name == "router"]

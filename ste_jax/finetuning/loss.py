@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 PIECE = 512
-"""Targets of each row whose logits are held at once."""
+"""How many targets of each row have their logits in memory at once."""
 
 
 class TargetScores(NamedTuple):
@@ -26,7 +26,7 @@ class TargetScores(NamedTuple):
     logprob: jax.Array
     """[B,C] float32, nats."""
     right: jax.Array
-    """[B,C] bool: it has the highest logit; a tie counts."""
+    """[B,C] bool: whether the target has the highest logit; a tie counts."""
 
 
 def target_scores(

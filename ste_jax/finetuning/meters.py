@@ -7,26 +7,13 @@ from typing import Any
 
 import jax
 
-PEAK_FLOPS = {
-    # cloud.google.com/tpu/docs, per device as JAX counts them
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5": 459e12,
-    "TPU v5p": 459e12,
-    "TPU v6 lite": 918e12,
-    # data sheets, dense
-    "NVIDIA A100-SXM4-40GB": 312e12,
-    "NVIDIA A100-SXM4-80GB": 312e12,
-    "NVIDIA H100 80GB HBM3": 989e12,
-    "NVIDIA H200": 989e12,
-}
-"""Products in bfloat16 per second at a device's peak, by `device_kind`."""
+from ste_jax.system.hardware import PEAK_FLOPS
 
 
 def measured(
     event: dict[str, Any], seconds: float, devices: Sequence[jax.Device]
 ) -> dict[str, Any]:
-    """What a step's event and its `seconds` say, as far as it is known.
+    """The speed and the memory of a step, from its event and its `seconds`, as far as known.
 
     `seconds`, `tokens_per_second`; `mfu`: the model's FLOPs, of what `devices` (all of the mesh)
     can do in bfloat16; `hbm_bytes` and `hbm_peak_bytes`: what the fullest device of this process

@@ -2,9 +2,9 @@
 
 Shapes: `B` rows, `C` targets of a row, `P` pairs of a row.
 
-An objective scores the targets of packed rows. It is told the totals of the whole step, and gives a
-micro-batch's share of its loss and measures: shares of all micro-batches sum up to those of the
-step. What it needs besides the rows it adds to them beforehand.
+An objective scores the targets of packed rows. It takes the totals of the whole step, and gives a
+micro-batch's share of the loss and of the measures: the shares of all micro-batches sum up to those
+of the step. It adds further fields that it needs to the rows beforehand.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ste_jax.config import identity
 from ste_jax.finetuning.loss import TargetScores
 from ste_jax.finetuning.packing import Array, Example, Rows, Unit
 
@@ -26,36 +27,37 @@ Fields = Mapping[str, jax.Array]
 
 
 class Share(NamedTuple):
-    """What some rows add to their step."""
+    """What some rows add to the loss and the measures of their step."""
 
     loss: jax.Array
     measures: dict[str, jax.Array]
-    """By name, as they are told."""
+    """The measures by the names that events and tables give them."""
 
 
 class Objective(Protocol):
-    """What is minimized."""
-
-    name: str
+    """What is minimized: a frozen dataclass of its knobs."""
 
     def add_fields(
         self, rows: Rows, members: Sequence[Sequence[int]], units: Sequence[Any], most: int
     ) -> Rows:
-        """The rows with what the objective needs besides; `members` are the indices of each row's
-        units, `most` those of the fullest row of the plan."""
+        """The rows with the further fields that the objective needs. `members` are the indices of
+        each row's units, `most` is the number of units in the fullest row of the plan."""
 
     def totals(self, batch: Fields) -> dict[str, jax.Array]:
-        """What a step's shares are shares of; each field of `batch` is [micro-batches,B,...]."""
+        """The totals of a step that shares are divided by; each field of `batch` is
+        [micro-batches,B,...]."""
 
     def share(self, scores: TargetScores, batch: Fields, totals: Fields) -> Share:
-        """The share of one micro-batch."""
+        """The loss and the measures of one micro-batch, as its share of the step's."""
 
 
 @dataclass(frozen=True)
 class Sft:
-    """The weighted mean negative log-likelihood of the targets. A unit is an `Example`."""
+    """The weighted mean negative log-likelihood of the targets. A unit is an `Example`.
 
-    name = "sft"
+    The mean is over the sum of the weights' sizes. With a weight below 0 the loss rises with the
+    target's likelihood. A step without a target has the loss 0.
+    """
 
     def add_fields(
         self, rows: Rows, members: Sequence[Sequence[int]], units: Sequence[Any], most: int
@@ -64,14 +66,17 @@ class Sft:
         return rows
 
     def totals(self, batch: Fields) -> dict[str, jax.Array]:
-        """The weights' sum and how many there are."""
-        weights = batch["weights"]
-        return {"weight": jnp.sum(weights), "targets": jnp.sum(weights > 0)}
+        """The sum of the weights' sizes, and the number of weights."""
+        size = jnp.sum(jnp.abs(batch["weights"]))
+        targets = jnp.sum(_is_target(batch))
+        return {
+            "weight": jnp.where(size == 0, 1.0, size),
+            "targets": jnp.where(targets == 0, 1, targets),
+        }
 
     def share(self, scores: TargetScores, batch: Fields, totals: Fields) -> Share:
-        """`token_accuracy`: the share of targets with the highest logit."""
-        weights = batch["weights"]
-        counted = weights > 0
+        """The loss, and `token_accuracy`: the share of targets that have the highest logit."""
+        weights, counted = batch["weights"], _is_target(batch)
         right = jnp.sum(counted & scores.right, dtype=jnp.float32)
         return Share(
             -jnp.sum(jnp.where(counted, weights * scores.logprob, 0.0)) / totals["weight"],
@@ -92,7 +97,7 @@ class Preference:
 
     @property
     def parts(self) -> tuple[Example, ...]:
-        """The prompt with the one and with the other."""
+        """The prompt with the better completion, and the prompt with the worse one."""
         return tuple(
             Example(id=f"{self.id}/{name}", prompt_ids=self.prompt_ids, completion_ids=ids)
             for name, ids in (("chosen", self.chosen_ids), ("rejected", self.rejected_ids))
@@ -117,12 +122,10 @@ class Dpo:
     beta: float
     nll_scale: float
 
-    name = "dpo"
-
     def add_fields(
         self, rows: Rows, members: Sequence[Sequence[int]], units: Sequence[Any], most: int
     ) -> Rows:
-        """`reference` [R,P,2] and `pair` [R,P], 1 where a pair is."""
+        """Adds `reference` [R,P,2], and `pair` [R,P], which is 1 where there is a pair."""
         count = rows.tokens.shape[0]
         reference: Array = np.zeros((count, most, 2), np.float32)
         pair: Array = np.zeros((count, most), np.float32)
@@ -135,12 +138,13 @@ class Dpo:
         return dataclasses.replace(rows, extra={"reference": reference, "pair": pair})
 
     def totals(self, batch: Fields) -> dict[str, jax.Array]:
-        """Pairs, and tokens of their better completions."""
+        """The number of pairs, and the number of tokens of their better completions."""
         return {"pairs": jnp.sum(batch["pair"]), "chosen": jnp.sum(_is_chosen(batch))}
 
     def share(self, scores: TargetScores, batch: Fields, totals: Fields) -> Share:
-        """`preference_accuracy`: pairs with a margin above 0; `margin`: beta times it, the mean;
-        `nll`, `token_accuracy`: of the better completions."""
+        """The loss, and the measures `preference_accuracy` (the share of pairs with a margin above
+        0), `margin` (the mean of beta times the margin), and `nll` and `token_accuracy` of the
+        better completions."""
         reference, pair = batch["reference"], batch["pair"]
         moved = completion_logprobs(scores, batch, pair.shape[1]) - reference
         margin = self.beta * (moved[..., 0] - moved[..., 1])
@@ -164,30 +168,40 @@ def completion_logprobs(scores: TargetScores, batch: Fields, pairs: int) -> jax.
     """Log-probability of each completion of each pair [B,P,2] as a whole, nats."""
     completion = _segment_of_targets(batch) - 1
     places = jax.lax.broadcasted_iota(jnp.int32, (1, 1, 2 * pairs), 2)
-    mine = (completion[..., None] == places) & (batch["weights"] > 0)[..., None]
+    mine = (completion[..., None] == places) & _is_target(batch)[..., None]
     # A masked sum and not a product: those of float32 are rounded on TPU.
     sums = jnp.sum(jnp.where(mine, scores.logprob[..., None], 0.0), axis=-2)
     return sums.reshape(*sums.shape[:-1], pairs, 2)
 
 
+def _is_target(batch: Fields) -> jax.Array:
+    """Whether there is a target at each place, [...,C]."""
+    return batch["weights"] != 0
+
+
 def _segment_of_targets(batch: Fields) -> jax.Array:
-    """[...,C]: which segment of its row, from 1, each target belongs to."""
+    """Which segment of its row, from 1, each target belongs to, [...,C]."""
     return jnp.take_along_axis(batch["segment_ids"], batch["target_at"], axis=-1)
 
 
 def _is_chosen(batch: Fields) -> jax.Array:
-    """[...,C]: whether it is a token of a better completion: these are the odd segments."""
-    return (batch["weights"] > 0) & (_segment_of_targets(batch) % 2 == 1)
+    """Whether each target is a token of a better completion (an odd segment), [...,C]."""
+    return _is_target(batch) & (_segment_of_targets(batch) % 2 == 1)
+
+
+def aim_of(objective: Objective) -> list[Any]:
+    """What a fingerprint holds of an objective: its class's name in lower case, and its knobs."""
+    return [type(objective).__name__.lower(), identity.of(objective)]
 
 
 def units_of(units: Sequence[Unit]) -> list[list[Any]]:
-    """What a fine-tuning depends on of its units, for a fingerprint: ordered by id, JSON-able."""
-    told = []
+    """What a fingerprint holds of a fine-tuning's units: JSON-able values, ordered by id."""
+    rows = []
     for unit in sorted(units, key=lambda unit: unit.id):
         row: list[Any] = [unit.id]
         for part in unit.parts:
             row += [[int(t) for t in part.prompt_ids], [int(t) for t in part.completion_ids]]
             row.append(None if part.weights is None else [float(w) for w in part.weights])
         reference = getattr(unit, "reference", None)
-        told.append(row if reference is None else [*row, list(reference)])
-    return told
+        rows.append(row if reference is None else [*row, list(reference)])
+    return rows

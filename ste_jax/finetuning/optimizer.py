@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ste_jax.config.schema import FinetuneKnobs
+from ste_jax.finetuning.knobs import TrainingKnobs
 
 
-def learning_rate(knobs: FinetuneKnobs, total_steps: int, step: jax.Array | int) -> jax.Array:
+def learning_rate(knobs: TrainingKnobs, total_steps: int, step: jax.Array | int) -> jax.Array:
     """The rate of optimizer step `step`, counted from 0.
 
     The warm-up's first step has `1 / warmup_steps` of the peak, not 0. The final value is reached
@@ -36,11 +36,11 @@ def learning_rate(knobs: FinetuneKnobs, total_steps: int, step: jax.Array | int)
     return jnp.where(step < warmup, peak * (step + 1.0) / max(1.0, warmup), after)
 
 
-def make_optimizer(knobs: FinetuneKnobs, total_steps: int) -> optax.GradientTransformationExtraArgs:
-    """Clipping by the global norm (if the knob is on), and the optimizer of the knob.
+def make_optimizer(knobs: TrainingKnobs, total_steps: int) -> optax.GradientTransformationExtraArgs:
+    """The optimizer that `knobs.optimizer` names, after clipping by the global norm if that is on.
 
-    Weight decay is for matrices: norms and biases are left out. Its parameter tree is a mapping of
-    parameter path (`layers.0.q`) to array.
+    Only matrices decay: norms and biases are left out. The parameter tree is a mapping of parameter
+    path (`layers.0.q`) to array.
     """
 
     def decays(params: dict[str, Any]) -> dict[str, bool]:
@@ -50,8 +50,8 @@ def make_optimizer(knobs: FinetuneKnobs, total_steps: int) -> optax.GradientTran
         return learning_rate(knobs, total_steps, step)
 
     if knobs.optimizer == "adafactor":
-        # Its own decay is not scaled by the rate; ours is that of AdamW, so that a knob means one
-        # thing.
+        # optax's Adafactor does not scale weight decay by the rate. Decay is added as in AdamW, so
+        # that the knob means the same for both.
         own = optax.chain(
             optax.adafactor(multiply_by_parameter_scale=False, clipping_threshold=1.0),
             optax.add_decayed_weights(-knobs.weight_decay, mask=decays),

@@ -9,7 +9,6 @@ the knobs and the seed alone, not of the order in which the examples came.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,28 +16,30 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from ste_jax.config.schema import FinetuneKnobs
-from ste_jax.errors import RequestError
+from ste_jax.finetuning.knobs import TrainingKnobs
+from ste_jax.system import hashing
+from ste_jax.system.errors import RequestError
 
 Array = np.ndarray[Any, Any]
 
 _TARGET_MULTIPLE = 64
-"""Target buffers are sized in steps of so many, so that like data share compiled programs."""
+"""The number of targets per row is rounded up to a multiple of this, so that similar data share
+compiled programs."""
 
 
 class Unit(Protocol):
-    """What is trained on as one: it stands in one row, and counts as one in a batch."""
+    """A piece of training data that is not divided: it is wholly in one row of a batch."""
 
     @property
     def id(self) -> str: ...
 
     @property
     def parts(self) -> tuple[Example, ...]:
-        """The row's segments, one after another, that it takes."""
+        """The segments of a row that the unit fills, one after another."""
 
     @property
     def length(self) -> int:
-        """Tokens of all its parts."""
+        """The number of tokens of all its parts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +51,8 @@ class Example:
     completion_ids: Sequence[int]
     """The end-of-turn token is the last of them where it was sampled."""
     weights: Sequence[float] | None = None
-    """Weight of the loss at each completion token; None: 1 everywhere."""
+    """Weight of the loss at each completion token; None: 1 everywhere. A token of weight 0 is not
+    learnt; one below 0 is made less likely."""
 
     def __post_init__(self) -> None:
         if not self.prompt_ids:
@@ -68,12 +70,12 @@ class Example:
 
     @property
     def length(self) -> int:
-        """Tokens of prompt and completion."""
+        """The number of tokens of prompt and completion."""
         return len(self.prompt_ids) + len(self.completion_ids)
 
     def cut(self, length: int) -> Example:
-        """Its first `length` tokens. Without a token of the completion it is no example: then it
-        is as it was."""
+        """An example of its first `length` tokens; the same example if no token of the completion
+        would be left."""
         kept = length - len(self.prompt_ids)
         if kept < 1 or kept >= len(self.completion_ids):
             return self
@@ -92,11 +94,11 @@ class Rows:
     """Packed rows; every field's first axis is `R`.
 
     Target `j` of a row is learnt from the hidden state at `target_at[j]`, whose next token it is.
-    What is left of the `C` places has weight 0.
+    A place of the `C` that is not used has weight 0.
     """
 
     tokens: Array
-    """[R,T] int32, 0 where nothing stands."""
+    """[R,T] int32, 0 in padding."""
     segment_ids: Array
     """[R,T] int32: the examples of a row from 1, padding 0."""
     positions: Array
@@ -108,7 +110,7 @@ class Rows:
     weights: Array
     """[R,C] float32."""
     extra: Mapping[str, Array] = field(default_factory=dict)
-    """What the objective needs besides, by name; [R,...]."""
+    """Further fields that the objective needs, by name; [R,...]."""
 
     def fields(self) -> dict[str, Array]:
         """The arrays by name."""
@@ -131,7 +133,7 @@ class Plan:
 
     @property
     def units_per_row(self) -> int:
-        """Of the fullest row."""
+        """The number of units in the fullest row."""
         return max((len(row) for step in self.steps for row in step), default=0)
 
     def ids(self, step: int, units: Sequence[Unit]) -> list[str]:
@@ -143,11 +145,12 @@ AnyUnit = TypeVar("AnyUnit", bound=Unit)
 
 
 def cut_to_fit(
-    units: Sequence[AnyUnit], knobs: FinetuneKnobs
+    units: Sequence[AnyUnit], knobs: TrainingKnobs
 ) -> tuple[list[AnyUnit], tuple[str, ...]]:
-    """The units as `finetune.too_long` has them, and the ids of those whose end was cut off.
+    """The units, cut to fit a row if `finetune.too_long` says so, and the ids of those so cut.
 
-    What still fits no row (a prompt alone is too long; it has several parts) is left as it is.
+    A unit that fits no row all the same (its prompt is too long, or it has several parts) is left
+    as it is.
     """
     if knobs.too_long == "drop":
         return list(units), ()
@@ -183,7 +186,7 @@ def pack(lengths: Sequence[int], sequence_length: int) -> list[list[int]]:
     return rows
 
 
-def plan(units: Sequence[Unit], knobs: FinetuneKnobs, seed: int) -> Plan:
+def plan(units: Sequence[Unit], knobs: TrainingKnobs, seed: int) -> Plan:
     """Plans all optimizer steps: epochs of differently packed rows, one after another.
 
     The last epoch may be a part of one; batches run over the borders of epochs, and only the last
@@ -195,12 +198,13 @@ def plan(units: Sequence[Unit], knobs: FinetuneKnobs, seed: int) -> Plan:
     """
     if knobs.batch_rows < 1 or knobs.accumulate < 1 or knobs.batch_rows % knobs.accumulate:
         raise RequestError(
-            f"finetune.accumulate={knobs.accumulate} does not divide "
-            f"finetune.batch_rows={knobs.batch_rows}"
+            f"{knobs.group}.accumulate={knobs.accumulate} does not divide "
+            f"{knobs.group}.batch_rows={knobs.batch_rows}"
         )
     if knobs.epochs <= 0 or knobs.max_steps < 0:
         raise RequestError(
-            f"finetune.epochs={knobs.epochs} and finetune.max_steps={knobs.max_steps} allow no step"
+            f"{knobs.group}.epochs={knobs.epochs} and {knobs.group}.max_steps={knobs.max_steps} "
+            "allow no step"
         )
     too_long = [unit.id for unit in units if unit.length > knobs.sequence_length]
     fitting = [i for i, unit in enumerate(units) if unit.length <= knobs.sequence_length]
@@ -234,7 +238,7 @@ def plan(units: Sequence[Unit], knobs: FinetuneKnobs, seed: int) -> Plan:
 
 
 def targets_per_row(rows: Iterable[Sequence[int]], units: Sequence[Unit]) -> int:
-    """Places for targets that are enough for each of some rows."""
+    """How many places for targets are enough for every one of some rows."""
     counts = (sum(_target_count(part) for i in row for part in units[i].parts) for row in rows)
     return _TARGET_MULTIPLE * math.ceil(max(counts, default=1) / _TARGET_MULTIPLE)
 
@@ -263,7 +267,7 @@ def fill(
             segment_ids[row, place] = segment
             positions[row, place] = np.arange(example.length)
             weight = example.target_weights()
-            kept = np.flatnonzero(weight > 0)
+            kept = np.flatnonzero(weight)
             into = slice(learnt, learnt + len(kept))
             target_at[row, into] = start + len(example.prompt_ids) - 1 + kept
             targets[row, into] = np.asarray(example.completion_ids, np.int32)[kept]
@@ -280,10 +284,9 @@ def fill(
 
 
 def _target_count(example: Example) -> int:
-    return int(np.count_nonzero(example.target_weights() > 0))
+    return int(np.count_nonzero(example.target_weights()))
 
 
 def _order(unit: Unit, seed: int, epoch: int) -> tuple[bytes, str]:
     # By hash and not by a shuffle: the same on every machine, whatever order the examples came in.
-    key = f"{seed}/{epoch}/{unit.id}".encode()
-    return hashlib.blake2b(key, digest_size=16).digest(), unit.id
+    return hashing.digest(f"{seed}/{epoch}/{unit.id}"), unit.id

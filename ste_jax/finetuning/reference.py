@@ -9,13 +9,13 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from ste_jax.config.schema import FinetuneKnobs
-from ste_jax.errors import Preempted
 from ste_jax.finetuning import packing
+from ste_jax.finetuning.knobs import TrainingKnobs
 from ste_jax.finetuning.objectives import Preference
 from ste_jax.finetuning.train_step import make_reference, put_batch
 from ste_jax.models.decoder import Decoder
 from ste_jax.models.parameters import parameters_of
+from ste_jax.system.errors import Preempted
 
 Scores = tuple[float, float]
 """Log-probabilities of the better and of the worse completion as a whole, nats."""
@@ -25,17 +25,17 @@ def reference_scores(
     model: Decoder,
     shards: Mapping[int, Sequence[Preference]],
     todo: Sequence[int],
-    knobs: FinetuneKnobs,
+    knobs: TrainingKnobs,
     mesh: Mesh,
     stop_requested: Callable[[], bool],
     scored: Callable[[int], object] = lambda pairs: None,
 ) -> Iterator[tuple[int, dict[str, Scores]]]:
-    """Scores the preferences of the shards that are `todo`, one shard after another: by id.
+    """Scores the preferences of the shards in `todo`; yields each shard with its scores by id.
 
     Each shard is packed by itself, and all batches have the shape that the largest of all `shards`
-    needs: so the same bits come out whichever shards are still to do. What no row holds is left
-    out. Every process calls it alike and gets all scores. `stop_requested` is asked before each
-    batch; `scored` is told after each how many pairs it held.
+    needs: so the same bits come out whichever shards are still to do. Pairs that fit no row are
+    left out. Every process calls it alike and gets all scores. `stop_requested` is asked before
+    each batch; `scored` is called after each with the number of its pairs.
 
     Raises:
       RequestError: a batch's rows cannot be divided over the mesh.

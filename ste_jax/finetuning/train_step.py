@@ -22,9 +22,8 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ste_jax.config.schema import FinetuneKnobs
-from ste_jax.errors import RequestError
 from ste_jax.finetuning.attention import packed_causal
+from ste_jax.finetuning.knobs import TrainingKnobs
 from ste_jax.finetuning.lora import is_trained
 from ste_jax.finetuning.loss import TargetScores, target_scores
 from ste_jax.finetuning.objectives import Objective, Sft, Share, completion_logprobs
@@ -35,6 +34,7 @@ from ste_jax.models.decoder import Decoder, abstract_decoder
 from ste_jax.models.kernels import Kernels, kernels_of
 from ste_jax.models.parameters import Parameters, with_parameters
 from ste_jax.parallel.sharding import RULES, parameter_sharding
+from ste_jax.system.errors import RequestError
 
 Batch = dict[str, jax.Array]
 """The fields of `packing.Rows`, those of its objective among them, each [A,B,...], and `stop`
@@ -56,24 +56,24 @@ class StepMetrics(NamedTuple):
     """What a step reports; scalars, the same on every process."""
 
     loss: jax.Array
-    """Of the objective, before the update, nats."""
+    """The objective's loss before the update, in nats."""
     measures: dict[str, jax.Array]
-    """What the objective tells besides; of every one, `token_accuracy`: the share of targets that
-    have the highest logit."""
+    """The objective's measures by name. Every objective gives `token_accuracy`: the share of
+    targets that have the highest logit."""
     grad_norm: jax.Array
     """Global norm before clipping."""
     learning_rate: jax.Array
     finite: jax.Array
-    """Whether loss and gradient norm are."""
+    """Whether loss and gradient norm are finite."""
     stop: jax.Array
-    """Devices whose process asks to stop after this step."""
+    """How many devices belong to a process that asks to stop after this step."""
 
 
 def abstract_state(
-    config: ModelConfig, knobs: FinetuneKnobs, total_steps: int, mesh: Mesh, *, param_dtype: Any
+    config: ModelConfig, knobs: TrainingKnobs, total_steps: int, mesh: Mesh, *, param_dtype: Any
 ) -> TrainState:
-    """Shapes and shardings of a `TrainState`: moments lie as their parameters; counters, and sums
-    over rows or columns of a parameter, are whole on every device."""
+    """Shapes and shardings of a `TrainState`. Moments are sharded as their parameters; counters and
+    sums over rows or columns of a parameter are whole on every device."""
     whole = NamedSharding(mesh, PartitionSpec())
     params = {
         path: jax.ShapeDtypeStruct(
@@ -101,9 +101,9 @@ def abstract_state(
 
 
 def initial_state(
-    params: Parameters, abstract: TrainState, knobs: FinetuneKnobs, total_steps: int
+    params: Parameters, abstract: TrainState, knobs: TrainingKnobs, total_steps: int
 ) -> TrainState:
-    """The state before the first step; `params` are taken over."""
+    """The state before the first step; it takes over the arrays of `params`."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     optimizer = make_optimizer(knobs, total_steps)
 
@@ -116,15 +116,14 @@ def initial_state(
     return TrainState(step, jax.device_put(params, shardings.params), moments)
 
 
-def check_batch(knobs: FinetuneKnobs, mesh: Mesh, where: str = "finetune") -> None:
-    """Raises `RequestError` where a micro-batch's rows cannot be divided over the mesh; `where` the
-    knobs stand is told."""
+def check_batch(knobs: TrainingKnobs, mesh: Mesh) -> None:
+    """Raises `RequestError` where a micro-batch's rows cannot be divided over the mesh."""
     rows = knobs.batch_rows // knobs.accumulate
     ways = math.prod(mesh.shape[axis] for axis in RULES["batch"])
     if rows % ways:
         raise RequestError(
-            f"{where}.batch_rows / {where}.accumulate = {rows} rows cannot be divided over "
-            f"finetune.mesh {' x '.join(RULES['batch'])} = {ways}; make it a multiple"
+            f"{knobs.group}.batch_rows / {knobs.group}.accumulate = {rows} rows cannot be divided "
+            f"over finetune.mesh {' x '.join(RULES['batch'])} = {ways}; make it a multiple"
         )
 
 
@@ -164,7 +163,7 @@ class TrainStep:
 
 def make_train_step(
     config: ModelConfig,
-    knobs: FinetuneKnobs,
+    knobs: TrainingKnobs,
     total_steps: int,
     mesh: Mesh,
     *,
@@ -173,9 +172,9 @@ def make_train_step(
     objective: Objective | None = None,
     seed: int = 0,
 ) -> TrainStep:
-    """The step of `knobs`.
+    """The jitted step of a training with these knobs.
 
-    `objective` is SFT where none is given; `seed` is of what rounding draws.
+    `objective` is SFT where none is given; `seed` decides how parameters are rounded.
 
     Raises:
       RequestError: a micro-batch's rows cannot be divided over the mesh.
@@ -201,15 +200,8 @@ def make_train_step(
         wide = jax.tree.map(lambda value: value.astype(jnp.float32), state.params)
         updates, moments = optimizer.update(grads, state.optimizer, wide)
         params = optax.apply_updates(wide, updates)
-        if knobs.rounding == "stochastic":
-            key = jax.random.fold_in(jax.random.key(seed), state.step)
-            params = {
-                path: stochastically(
-                    value, state.params[path].dtype, jax.random.fold_in(key, place)
-                )
-                for place, (path, value) in enumerate(sorted(params.items()))
-            }
-        params = jax.tree.map(lambda new, old: new.astype(old.dtype), params, state.params)
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        params = _rounded(params, state.params, key if knobs.rounding == "stochastic" else None)
         metrics = StepMetrics(
             loss=whole.loss,
             measures=whole.measures,
@@ -229,9 +221,20 @@ def make_train_step(
     return TrainStep(jitted, abstract, mesh)
 
 
+def _rounded(params: Parameters, like: Parameters, key: jax.Array | None) -> Parameters:
+    """Float32 `params` in the types of `like`: rounded stochastically with a key, else to the
+    nearest."""
+    if key is not None:
+        params = {
+            path: stochastically(value, like[path].dtype, jax.random.fold_in(key, place))
+            for place, (path, value) in enumerate(sorted(params.items()))
+        }
+    return {path: value.astype(like[path].dtype) for path, value in params.items()}
+
+
 def stochastically(value: jax.Array, dtype: Any, key: jax.Array) -> jax.Array:
-    """Float32 `value` rounded to one of its two neighbours in bfloat16, the nearer one the
-    likelier: on average nothing is lost. For another `dtype` it is as it was."""
+    """Float32 `value` rounded to one of its two neighbours in bfloat16, more often to the nearer
+    one, so that the mean is `value`. With another `dtype` it is returned as it is."""
     if dtype != jnp.bfloat16:
         return value
     noise = jax.random.bits(key, value.shape, jnp.uint16).astype(jnp.uint32)
@@ -244,10 +247,10 @@ Reference = Callable[[Parameters, Batch], tuple[jax.Array, jax.Array]]
 
 
 def make_reference(
-    config: ModelConfig, knobs: FinetuneKnobs, mesh: Mesh, *, dtype: Any, param_dtype: Any
+    config: ModelConfig, knobs: TrainingKnobs, mesh: Mesh, *, dtype: Any, param_dtype: Any
 ) -> Reference:
-    """The jitted log-probabilities [A,B,P,2] of the completions of a batch of preferences, and how
-    many devices' process asks to stop; both whole on every device.
+    """A jitted function that gives the log-probabilities [A,B,P,2] of the completions of a batch of
+    preferences, and how many devices' process asks to stop; both are whole on every device.
 
     Raises:
       RequestError: a micro-batch's rows cannot be divided over the mesh.
@@ -290,15 +293,15 @@ def put_batch(rows: Rows, accumulate: int, mesh: Mesh, *, stop: bool = False) ->
 
 
 def stop_flags(mesh: Mesh, stop: bool) -> jax.Array:
-    """A batch's `stop`: this process's wish at each of its devices, and so seen by all."""
+    """A batch's `stop`: 1 at each device of a process that asks to stop, so that all see it."""
     flags = np.full(mesh.devices.size, stop, np.int32)
     each, _ = _batch_shardings(mesh)
     return jax.make_array_from_callback(flags.shape, each, flags.__getitem__)
 
 
 def _batch_shardings(mesh: Mesh) -> tuple[NamedSharding, NamedSharding]:
-    """Of something for each device, and of fields [A,B,...], whose rows are divided over the axes
-    of a batch."""
+    """Two shardings: of an array with one value for each device, and of fields [A,B,...], whose
+    rows are divided over the axes of a batch."""
     return (
         NamedSharding(mesh, PartitionSpec(mesh.axis_names)),
         NamedSharding(mesh, PartitionSpec(None, RULES["batch"])),

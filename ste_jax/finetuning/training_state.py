@@ -1,13 +1,13 @@
-"""How is training in hand kept, so that a killed run goes on where it was?
+"""How is a training kept on disk, so that a killed run goes on where it was?
 
 The directory of one fine-tuning holds
 
     STEP/        the training state after that step (Orbax): parameters, moments, the loss curve
-    ledger.json  what each validation measured, and which step's model was handed out as the best
-    result.json  the end: written once there is nothing left to do, and then the states are removed
+    ledger.json  what each validation measured, and which step's model was published as the best
+    result.json  the result: written when nothing is left to do, after which the states are removed
 
-A state is complete by its name (Orbax renames) and good by its checksums. One that is neither is
-passed over with a warning and removed, and the one before it is taken.
+A state is complete if it has its final name (Orbax renames), and good if its checksums agree. A
+state that is damaged is passed over with a warning and removed, and the one before it is taken.
 """
 
 from __future__ import annotations
@@ -24,17 +24,19 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
 
-from ste_jax.checkpoints import checkpoint
-from ste_jax.errors import WorkError
+from ste_jax.checkpoints.arrays import describe, multiprocessing_options, restore_arrays
+from ste_jax.checkpoints.publish import discard, write_failure
 from ste_jax.finetuning.train_step import TrainState
 from ste_jax.models.decoder import Decoder
+from ste_jax.parallel.processes import joined
 from ste_jax.system import files
+from ste_jax.system.errors import WorkError
 
 Event = dict[str, Any]
 _ARRAYS, _CURVE = "arrays", "curve"
 LEDGER, RESULT = "ledger.json", "result.json"
 _TIMEOUT_S = 2 * 3600
-"""How long a state may take to be written."""
+"""How many seconds a state may take to be written."""
 
 
 class StateStore:
@@ -44,7 +46,7 @@ class StateStore:
         """`keep`: how many of the newest states stay."""
         self._directory = files.absolute(directory)
         self._reserve: dict[str, jax.Array] | None = None
-        here = checkpoint.multiprocessing_options()
+        here = multiprocessing_options()
         # Compression would take what the next step computes with.
         arrays = ocp.PyTreeCheckpointHandler(use_compression=False, multiprocessing_options=here)
         curve = ocp.JsonCheckpointHandler(multiprocessing_options=here)
@@ -64,20 +66,20 @@ class StateStore:
             raise self._failure(error) from error
 
     def newest(self) -> epath.Path | None:
-        """Where the last complete state lies."""
+        """The directory of the last complete state; None if there is none."""
         step = self._manager.latest_step()
         return None if step is None else self._directory / str(step)
 
     def reserve(self, state: TrainState) -> None:
         """Takes the memory that saves will need: before the first step, not hours later.
 
-        From an accelerator Orbax copies to the host. On a CPU it writes from where the arrays lie,
+        From an accelerator Orbax copies to the host. On a CPU it writes the arrays where they are,
         and a step that would give its results their memory must then get more, anew for each save.
         """
         if jax.default_backend() == "cpu":
             arrays = _flat(state)
-            # Unless told where results lie, JAX leaves it to XLA whether `into` is reused; and it
-            # would drop `into`, which nothing reads, before it can be donated.
+            # Unless the results' shardings are given, JAX leaves it to XLA whether `into` is
+            # reused; and it would drop `into`, which nothing reads, before it can be donated.
             self._copied = jax.jit(
                 _copied,
                 out_shardings={name: array.sharding for name, array in arrays.items()},
@@ -87,20 +89,21 @@ class StateStore:
             self._reserve = jax.block_until_ready(self._copied(arrays, None))
 
     def drop_reserve(self) -> None:
-        """Lets go of what `reserve` took, once what lies there is written. Raises as `save`."""
+        """Frees the memory that `reserve` took, once the save that uses it is written. Raises as
+        `save`."""
         if self._reserve is not None:
             self.wait()
             self._reserve = None
 
     def save(self, step: int, state: TrainState, curve: list[Event]) -> None:
-        """Begins to save; the arrays are copied before it returns, the writing goes on behind.
+        """Begins to save: copies the arrays, then returns while a thread writes them.
 
         Raises:
           WorkError: this save, or the one before it, cannot be written.
         """
         arrays = _flat(state)
         # A copy: it is written while training goes on and the curve grows.
-        content = {"curve": list(curve), "arrays": checkpoint.describe(arrays)}
+        content = {"curve": list(curve), "arrays": describe(arrays)}
         if self._reserve is not None:
             self.wait()
             arrays = self._reserve = self._copied(arrays, self._reserve)
@@ -133,19 +136,20 @@ class StateStore:
 
         Raises:
           WorkError: there is no memory for it: nothing is wrong with the state.
+          Preempted: one of several processes was asked to stop while it waited for another to read.
         """
         for step in sorted(self._manager.all_steps(), reverse=True):
             found, failure = self._try_to_read(step, like)
-            if not checkpoint.everywhere("RESOURCE_EXHAUSTED" not in failure):
+            if not all(joined().gather("room for the state", "RESOURCE_EXHAUSTED" not in failure)):
                 raise WorkError(
                     f"there is no memory for the training state {self._directory / str(step)} "
                     f"({failure}); give finetune.mesh more devices or make the batch smaller"
                 )
             reason = f" ({failure})" if failure else ""
             # All processes sum or none does: no one waits in there for one that could not read.
-            if checkpoint.everywhere(found is not None) and found is not None:
+            if all(joined().gather("state read", found is not None)) and found is not None:
                 state, content = found
-                if checkpoint.describe(_flat(state)) == content["arrays"]:
+                if describe(_flat(state)) == content["arrays"]:
                     return state, content["curve"]
                 reason = " (its checksums differ)"
             warnings.warn(
@@ -168,7 +172,7 @@ class StateStore:
     def _try_to_read(
         self, step: int, like: TrainState
     ) -> tuple[tuple[TrainState, dict[str, Any]] | None, str]:
-        """What `_read` gives, or why it does not. Over a network it is tried again."""
+        """What `_read` gives, or why it fails. Over a network it is tried again."""
         failure = ""
         for pause in (0.0, 2.0, 10.0) if files.is_remote(self._directory) else (0.0,):
             time.sleep(pause)
@@ -184,7 +188,7 @@ class StateStore:
         if len(content["curve"]) != step:
             raise ValueError(f"its curve has {len(content['curve'])} steps")
         wanted = _flat(like)
-        arrays = checkpoint.restore_arrays(place / _ARRAYS, wanted)
+        arrays = restore_arrays(place / _ARRAYS, wanted)
         leaves = [arrays[name] for name in wanted]
         state: TrainState = jax.tree.unflatten(jax.tree.structure(like), leaves)
         return state, content
@@ -192,14 +196,14 @@ class StateStore:
     def _failure(self, error: BaseException) -> WorkError:
         if jax.process_index() == 0:
             for partial in self._directory.glob("*.orbax-checkpoint-tmp*"):
-                checkpoint.discard(partial)
+                discard(partial)
         return WorkError(
             f"could not save the training state in {self._directory}: "
-            f"{checkpoint.write_failure(error)}; make room and run again"
+            f"{write_failure(error)}; make room and run again"
         )
 
 
-class InHand:
+class LiveState:
     """The training state on the devices, with its loss curve, and how it is kept. All processes
     call its methods together."""
 
@@ -226,7 +230,7 @@ class InHand:
         self._store.reserve(state)
 
     def model(self) -> Decoder:
-        """The model in training; gone after the next step, or when the state is let go of."""
+        """The model in training; gone after the next step, or when the state is released."""
         return self._model_of(self.state)
 
     def save(self) -> None:
@@ -236,7 +240,7 @@ class InHand:
             self._saved = self.step
 
     def release(self) -> None:
-        """Let the state go from the devices; what is on disk stays."""
+        """Free the devices of the state; what is on disk stays."""
         self.save()
         self._store.wait()
         self._store.drop_reserve()
@@ -244,8 +248,9 @@ class InHand:
             leaf.delete()
         self._held = False
 
-    def take_back(self) -> bool:
-        """Read the newest good state from disk, unless one is in hand; whether one is now."""
+    def restore(self) -> bool:
+        """Read the newest good state from disk, unless there is one on the devices. Returns whether
+        there is one now."""
         if not self._held:
             found = self._store.restore(self.abstract)
             if found is not None:
@@ -255,8 +260,16 @@ class InHand:
         return self._held
 
 
-def handed_out(state_dir: epath.Path) -> bool:
-    """Whether a training whose states lie in a directory has had a model saved as the best."""
+def steps_in_hand(home: epath.Path) -> int:
+    """How many steps the newest state in a training's directory has; 0 if there is none, or if the
+    training has ended."""
+    if not home.is_dir() or files.read_twice(home / RESULT) is not None:
+        return 0
+    return max((int(each.name) for each in home.iterdir() if each.name.isdigit()), default=0)
+
+
+def has_published(state_dir: epath.Path) -> bool:
+    """Whether a training with its states in this directory has had a model saved as the best."""
     places = state_dir.iterdir() if state_dir.exists() else ()
     for place in (each for each in places if each.is_dir()):
         ledger = files.read_twice(place / LEDGER) or {"saved": 0}
@@ -267,7 +280,7 @@ def handed_out(state_dir: epath.Path) -> bool:
 
 
 class Ledger:
-    """What was measured, so that it is measured once, and what was handed out.
+    """The record of what validations measured, so that each is run once, and of what was published.
 
     Process 0 writes; every process reads it once, before the first meeting, and makes the same
     changes to it.
@@ -287,7 +300,7 @@ class Ledger:
     def validation(self, step: int, measure: Callable[[], Event]) -> Event:
         """What the validation after `step` gave; it is measured only if it never was."""
         if step not in self._validations:
-            # As it will be read back: a resumed run must not tell a tuple from a list.
+            # As it will be read back from JSON, so that a resumed run sees the same values.
             self._validations[step] = json.loads(json.dumps({"step": step, **measure()}))
             self._write()
         return self._validations[step]
@@ -297,7 +310,7 @@ class Ledger:
         decree); of equals, the latest.
 
         A weak judge that always prefers the same place has exactly 0.5 at every step: then the one
-        that has learnt most is worth more. An accuracy of None (nothing to measure on) is lowest.
+        that learnt longest is the better. An accuracy of None (nothing to measure on) is lowest.
         """
 
         def rank(validation: Event) -> tuple[float, int]:
@@ -306,11 +319,11 @@ class Ledger:
 
         return max(self.validations(until), key=rank)
 
-    def hand_out(self, step: int, save: Callable[[], None]) -> None:
+    def publish_best(self, step: int, save: Callable[[], None]) -> None:
         """Has the model of `step` saved, unless that or a later one already was.
 
-        A later one is there only if training went on from an earlier state after a kill: the same
-        steps are being taken again, and will come to that one.
+        A later one is saved only if training went on from an earlier state after a kill: then the
+        same steps are taken again, up to that one.
         """
         if step > self._saved:
             save()

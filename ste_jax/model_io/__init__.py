@@ -1,1 +1,1 @@
-"""How does somebody's model become one of ours, and how does ours become theirs?"""
+"""How is a model of another format read as one of ours, and one of ours written for others?"""

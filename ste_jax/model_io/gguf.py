@@ -1,163 +1,61 @@
 """How is a GGUF file read?
 
-With a reader of our own (`gguf_metadata.py`) and the `gguf` package's dequantizer. The file is
-mapped, not read; `GGUFFile.read` dequantizes just the rows asked for. What llama.cpp's converter
-changed is undone: in the `llama` architecture the rows of q and k lie in the order of interleaved
-rotary pairs, and Gemma's norms are stored as 1 + weight.
+With a reader of our own (`ste_jax.tokenization.gguf_metadata`) and the `gguf` package's
+dequantizer. The file is mapped, not read; `GGUFFile.read` dequantizes just the rows asked for. What
+llama.cpp's converter changed is undone: in the `llama` architecture the rows of q and k lie in the
+order of interleaved rotary pairs, and Gemma's norms are stored as 1 + weight.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import gguf
 import numpy as np
 
-from ste_jax.errors import RequestError
-from ste_jax.model_io.families import FAMILIES, IGNORED
-from ste_jax.model_io.strict_fields import positive, whole
+from ste_jax.model_io.families import FAMILIES
+from ste_jax.model_io.families.weights import IGNORED
+from ste_jax.model_io.strict_fields import Fields
 from ste_jax.model_io.tensor_layout import Index
 from ste_jax.model_io.tensor_map import stored
 from ste_jax.models.config import LayerKind, ModelConfig, RopeScaling
 from ste_jax.models.rotary import rotary_frequencies
+from ste_jax.system.errors import RequestError
 from ste_jax.tokenization.gguf_metadata import read_gguf
 
 _FACTORS = "rope_freqs.weight"
+_LARGEST = float(np.finfo(np.float32).max)
 
 
-class Metadata:
-    """The values of a file that say what its model computes: those of its architecture alone.
-
-    Every number is held against what it must be; `RequestError` names the key of one that is not.
-    """
-
-    def __init__(self, values: dict[str, Any], architecture: str, where: str) -> None:
-        self._prefix = f"{architecture}."
-        self._values = {key.removeprefix(self._prefix): value for key, value in values.items()}
-        self._read: set[str] = set()
-        self.where = where
-        self._told = f"{where}: metadata"
-        # Without effect: how many tokens the tokenizer has, and how the scaling was come by.
-        for key in ("vocab_size", "rope.scaling.original_context_length"):
-            self.size(key, 1)
-        self.get("rope.scaling.finetuned")
-
-    def get(self, key: str, default: Any = None) -> Any:
-        """The value, or `default` where there is none."""
-        self._read.add(key)
-        return self._values.get(key, default)
-
-    def size(self, key: str, default: int | None = None) -> int:
-        """A positive integer, which must be there if it has no default."""
-        return whole(self._needed(key, default), self._prefix + key, self._told)
-
-    def number(self, key: str, default: float | None = None) -> float:
-        """A positive number as it was meant: metadata holds 1e-5 as 9.99999974e-06."""
-        value = positive(self._needed(key, default), self._prefix + key, self._told)
-        return positive(float(str(np.float32(value))), self._prefix + key, self._told)
-
-    def optional(self, key: str) -> float | None:
-        """Likewise, where it is there."""
-        return None if self.get(key) is None else self.number(key)
-
-    def _needed(self, key: str, default: Any) -> Any:
-        value = self.get(key, default)
-        if value is None:
-            raise RequestError(f"{self._told} {self._prefix}{key} is missing")
-        return value
-
-    def same(self, key: str, expected: int, what: str) -> None:
-        """Refuses a value that is there and another than expected."""
-        value = self.size(key, expected)
-        if value != expected:
-            raise RequestError(
-                f"{self._told} {self._prefix}{key} is {value}, and the {what} is "
-                f"{expected}; only equal ones are supported"
-            )
-
-    def finish(self) -> None:
-        """Refuses what nobody has read and is on."""
-        for key, value in self._values.items():
-            if key not in self._read and value:
-                raise RequestError(
-                    f"{self._told} {self._prefix}{key} is {value!r}, a field that is not "
-                    "known here and may change the computation"
-                )
-
-
-@dataclass(frozen=True)
-class _Architecture:
-    """What llama.cpp makes of a family."""
-
-    family: str
-    particular: Callable[[Metadata, dict[str, Any], RopeScaling | None], dict[str, Any]]
-    """(metadata, sizes, rope scaling) -> the fields of `ModelConfig` beside the sizes."""
-    interleaved: bool = False
-    """The rows of q and k are in the order of interleaved rotary pairs."""
-
-
-def _llama(meta: Metadata, sizes: dict[str, Any], scaling: RopeScaling | None) -> dict[str, Any]:
-    theta = meta.number("rope.freq_base", 10000.0)
-    return {"kinds": (LayerKind(rope_theta=theta, rope_scaling=scaling),)}
-
-
-def _mixtral(meta: Metadata, sizes: dict[str, Any], scaling: RopeScaling | None) -> dict[str, Any]:
-    return _llama(meta, sizes, scaling) | {
-        "experts": meta.size("expert_count"),
-        "experts_per_token": meta.size("expert_used_count"),
-    }
-
-
-def _qwen3(meta: Metadata, sizes: dict[str, Any], scaling: RopeScaling | None) -> dict[str, Any]:
-    return _llama(meta, sizes, scaling) | {"qk_norm": True}
-
-
-def _qwen3_moe(
-    meta: Metadata, sizes: dict[str, Any], scaling: RopeScaling | None
-) -> dict[str, Any]:
-    return _qwen3(meta, sizes, scaling) | {
-        "intermediate_size": meta.size("expert_feed_forward_length"),
-        "experts": meta.size("expert_count"),
-        "experts_per_token": meta.size("expert_used_count"),
-    }
-
-
-def _gemma3(meta: Metadata, sizes: dict[str, Any], scaling: RopeScaling | None) -> dict[str, Any]:
-    # What the format leaves out is written into llama.cpp: every sixth layer is global, local ones
-    # turn by a base of 10,000, and in the model of 62 layers the scores are scaled otherwise.
-    scalar = sizes["head_dim"]
-    if sizes["num_layers"] == 62:
-        scalar = sizes["hidden_size"] // sizes["num_heads"]
-    local = LayerKind(
-        window=meta.size("attention.sliding_window"),
-        rope_theta=meta.number("rope.freq_base_swa", 10000.0),
-    )
-    theta = meta.number("rope.freq_base", 1000000.0)
-    everywhere = LayerKind(rope_theta=theta, rope_scaling=scaling)
-    return {
-        "kinds": (*[local] * 5, everywhere),
-        "norm_plus_one": True,
-        "post_norms": True,
-        "qk_norm": True,
-        "scale_embeddings": True,
-        "activation": "gelu_tanh",
-        "query_scalar": float(scalar),
-        "final_softcap": meta.optional("final_logit_softcapping"),
-    }
-
-
-_ARCHITECTURES = {
-    "llama": _Architecture("llama", _llama, interleaved=True),
-    "llama, experts": _Architecture("mixtral", _mixtral, interleaved=True),
-    "qwen2": _Architecture("qwen2", _llama),
-    "qwen3": _Architecture("qwen3", _qwen3),
-    "qwen3moe": _Architecture("qwen3_moe", _qwen3_moe),
-    "gemma3": _Architecture("gemma3_text", _gemma3),
+_BY_ARCHITECTURE = {
+    family.gguf.architecture: (model_type, family, family.gguf)
+    for model_type, family in FAMILIES.items()
+    if family.gguf is not None
 }
+
+
+def _metadata(values: Mapping[str, Any], architecture: str, where: str) -> Fields:
+    """The values of a file that say what its model computes: those of its architecture alone."""
+    prefix = f"{architecture}."
+    own = {
+        key.removeprefix(prefix): _as_meant(value)
+        for key, value in values.items()
+        if key.startswith(prefix)
+    }
+    metadata = Fields(own, where, known=["rope.scaling.finetuned"], prefix=f"metadata {prefix}")
+    # Two kinds of fields have no effect: the tokenizer's size, and where the scaling came from.
+    for key in ("vocab_size", "rope.scaling.original_context_length"):
+        metadata.size(key, 1)
+    return metadata
+
+
+def _as_meant(value: Any) -> Any:
+    """A number as its author wrote it: metadata holds 1e-5 as 9.99999974e-06."""
+    single = isinstance(value, float) and abs(value) < _LARGEST
+    return float(str(np.float32(value))) if single else value
 
 
 class GGUFFile:
@@ -178,25 +76,20 @@ class GGUFFile:
         name = values.get("general.architecture")
         experts = values.get("llama.expert_count", 0) if name == "llama" else 0
         kind = f"{name}, experts" if experts else name
-        if kind not in _ARCHITECTURES:
+        if kind not in _BY_ARCHITECTURE:
             raise RequestError(
                 f"{self.path}: architecture {name!r} is not supported in GGUF files; supported are "
-                f"{', '.join(each for each in sorted(_ARCHITECTURES) if ',' not in each)}"
+                f"{', '.join(each for each in sorted(_BY_ARCHITECTURE) if ',' not in each)}"
             )
-        self._architecture = _ARCHITECTURES[kind]
+        self._model_type, family, self._form = _BY_ARCHITECTURE[kind]
         self._check_types()
-        meta = Metadata(
-            {key: value for key, value in values.items() if key.startswith(f"{name}.")},
-            str(name),
-            str(self.path),
-        )
+        metadata = _metadata(values, str(name), str(self.path))
         try:
-            self.config = self._model_config(meta)
+            self.config = self._model_config(metadata)
         except (ArithmeticError, TypeError, ValueError) as error:
             raise RequestError(f"{self.path}: {error}") from error
-        meta.finish()
-        weights = FAMILIES[self._architecture.family].weights
-        self.stored = stored(self.config, weights, lambda weight: weight.gguf)
+        metadata.finish()
+        self.stored = stored(self.config, family.weights, lambda weight: weight.gguf)
         self.repeated: dict[str, str] = {}
 
     def passed_over(self, name: str) -> bool:
@@ -224,9 +117,9 @@ class GGUFFile:
         return values
 
     def _rows(self, name: str, wanted: slice) -> slice | np.ndarray[Any, Any]:
-        """Where in the file the rows `wanted` of HF's order lie."""
-        turned = ".attn_q." in name or ".attn_k." in name
-        if not (turned and self._architecture.interleaved):
+        """Where in the file the rows `wanted`, which are in HF's order, are stored."""
+        paired = ".attn_q." in name or ".attn_k." in name
+        if not (paired and self._form.interleaved):
             return wanted
         # HF: a head's rows are the first sides of all pairs, then the second; llama.cpp: pair by
         # pair.
@@ -250,38 +143,41 @@ class GGUFFile:
                     "supported"
                 ) from error
 
-    def _model_config(self, meta: Metadata) -> ModelConfig:
-        heads, hidden = meta.size("attention.head_count"), meta.size("embedding_length")
-        if meta.get("attention.key_length") is None and hidden % heads:
+    def _model_config(self, metadata: Fields) -> ModelConfig:
+        heads, hidden = metadata.size("attention.head_count"), metadata.size("embedding_length")
+        if metadata.take("attention.key_length") is None and hidden % heads:
             raise RequestError(
                 f"{self.path}: embedding_length {hidden} is no multiple of head_count {heads}"
             )
-        head_dim = meta.size("attention.key_length", hidden // heads)
-        layers = meta.size("block_count")
+        head_dim = metadata.size("attention.key_length", hidden // heads)
+        layers = metadata.size("block_count")
         if layers > len(self.shapes):
             raise RequestError(
                 f"{self.path}: block_count is {layers}, and the file holds {len(self.shapes)} "
                 "tensors"
             )
         for key in ("attention.value_length", "rope.dimension_count"):
-            meta.same(key, head_dim, "head size")
+            if metadata.size(key, head_dim) != head_dim:
+                raise metadata.refuse(
+                    key, f"and the head size is {head_dim}; only equal ones are supported"
+                )
         sizes = {
             "vocab_size": self._vocab_size(),
             "hidden_size": hidden,
-            "intermediate_size": meta.size("feed_forward_length"),
+            "intermediate_size": metadata.size("feed_forward_length"),
             "num_layers": layers,
             "num_heads": heads,
-            "num_kv_heads": meta.size("attention.head_count_kv", heads),
+            "num_kv_heads": metadata.size("attention.head_count_kv", heads),
             "head_dim": head_dim,
-            "max_position": meta.size("context_length"),
-            "norm_eps": meta.number("attention.layer_norm_rms_epsilon"),
+            "max_position": metadata.size("context_length"),
+            "norm_eps": metadata.number("attention.layer_norm_rms_epsilon"),
             "tie_embeddings": "output.weight" not in self.shapes,
             "qkv_bias": "blk.0.attn_q.bias" in self.shapes,
             "o_bias": "blk.0.attn_output.bias" in self.shapes,
             "mlp_bias": "blk.0.ffn_gate.bias" in self.shapes,
         }
-        particular = self._architecture.particular(meta, sizes, self._rope_scaling(meta, head_dim))
-        return ModelConfig(model_type=self._architecture.family, **(sizes | particular))
+        particular = self._form.particular(metadata, sizes, self._rope_scaling(metadata, head_dim))
+        return ModelConfig(model_type=self._model_type, **(sizes | particular))
 
     def _vocab_size(self) -> int:
         embedding = self.shapes.get("token_embd.weight")
@@ -289,10 +185,10 @@ class GGUFFile:
             raise RequestError(f"{self.path}: tensor token_embd.weight is missing")
         return embedding[0]
 
-    def _rope_scaling(self, meta: Metadata, head_dim: int) -> RopeScaling | None:
-        factor = meta.optional("rope.scaling.factor")
+    def _rope_scaling(self, metadata: Fields, head_dim: int) -> RopeScaling | None:
+        factor = metadata.optional("rope.scaling.factor")
         # As llama.cpp takes it: a factor alone is a linear one.
-        kind = meta.get("rope.scaling.type", "none" if factor is None else "linear")
+        kind = metadata.take("rope.scaling.type", "none" if factor is None else "linear")
         if kind not in ("none", "linear"):
             raise RequestError(
                 f"{self.path}: rope scaling of type {kind!r} is not supported; known are none, "
@@ -303,7 +199,7 @@ class GGUFFile:
         if kind == "linear":
             raise RequestError(f"{self.path}: has both a rope_freqs tensor and linear rope scaling")
         factors = self._factors(head_dim)
-        llama3 = _llama3(factors, meta.number("rope.freq_base", 10000.0), head_dim)
+        llama3 = _llama3(factors, metadata.number("rope.freq_base", 10000.0), head_dim)
         return llama3 or RopeScaling(kind="factors", factors=tuple(map(float, factors)))
 
     def _factors(self, head_dim: int) -> np.ndarray[Any, Any]:
@@ -323,7 +219,8 @@ class GGUFFile:
 def _llama3(factors: np.ndarray[Any, Any], theta: float, head_dim: int) -> RopeScaling | None:
     """The scaling of Llama 3.1 and later, if that is what the table of factors was made from.
 
-    The largest factor is the scaling's; its other three numbers are in all released models alike.
+    The largest factor is the scaling's factor; its other three numbers are the same in all released
+    models.
     """
     if factors.max() <= 1:
         return None

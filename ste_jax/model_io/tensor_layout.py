@@ -41,7 +41,7 @@ def read_slice(
 ) -> Array:
     """The part `index` of our parameter with these `axes`, from `read(file_index)`.
 
-    Of a merged dimension the range of its first axis is read and the rest cut in memory.
+    In a merged dimension the range of its first axis is read, and the rest is cut in memory.
     """
     wanted = dict(zip(axes, index, strict=True))
     groups = parse(layout)
@@ -66,5 +66,5 @@ def to_file(array: Array, axes: Sequence[str], layout: str) -> Array:
     groups = parse(layout)
     flat = [axis for group in groups for axis in group]
     sizes = dict(zip(axes, array.shape, strict=True))
-    turned = array.transpose([list(axes).index(axis) for axis in flat])
-    return np.ascontiguousarray(turned.reshape(file_shape(layout, sizes)))
+    moved = array.transpose([list(axes).index(axis) for axis in flat])
+    return np.ascontiguousarray(moved.reshape(file_shape(layout, sizes)))

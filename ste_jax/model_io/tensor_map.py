@@ -1,4 +1,4 @@
-"""In which tensors of a file does each of our parameters lie?
+"""In which tensors of a file is each of our parameters?
 
 One of ours may be many of theirs: a stacked parameter is a tensor per layer, and where the file has
 every expert apart, per layer and expert.
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from ste_jax.model_io import tensor_layout
-from ste_jax.model_io.families import Weight
+from ste_jax.model_io.families.weights import Weight
 from ste_jax.models.config import ModelConfig, Parameter
 
 Place = tuple[int, ...]
@@ -26,11 +26,11 @@ class Stored:
     template: str
     """The tensors' names, with `{layer}` and `{expert}` in them."""
     layers: range
-    """The layers of the parameter's group; empty for what is in no layer."""
+    """The layers of the parameter's group; empty for a parameter outside the layers."""
     numbered: int
     """How many of the parameter's first axes are numbers in the names."""
     layout: str
-    """Of one tensor, in the axes that are left."""
+    """The layout of one tensor, in the axes that the names do not number."""
 
     @property
     def axes(self) -> tuple[str, ...]:
@@ -39,16 +39,16 @@ class Stored:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """The length of each."""
+        """The length of each of the `axes`."""
         return dict(zip(self.axes, self.parameter.shape[self.numbered :], strict=True))
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one tensor, as the file has it."""
+        """The shape of one tensor, as the file has it."""
         return tensor_layout.file_shape(self.layout, self.sizes)
 
     def places(self) -> Iterator[Place]:
-        """Of all tensors, the layer the slowest."""
+        """The place of each tensor in the parameter; the layer changes slowest."""
         yield from _places(self.parameter.shape[: self.numbered])
 
     def name(self, place: Place) -> str:
@@ -60,7 +60,7 @@ class Stored:
 
 
 def _places(sizes: tuple[int, ...]) -> Iterator[Place]:
-    """As `itertools.product` gives them, which would hold all numbers of a size first."""
+    """All places, as `itertools.product` gives them; that one would list every size first."""
     if not sizes:
         yield ()
         return

@@ -19,7 +19,8 @@ import jax.numpy as jnp
 
 
 class Seen(NamedTuple):
-    """What a layer's queries see and how they score it: no arrays, so a program is made for it."""
+    """What a layer's queries see and how they score it. It holds no arrays, so each value of it
+    compiles to a program of its own."""
 
     scale: float
     """Products of query and key are multiplied by it."""
@@ -42,7 +43,7 @@ Attend = Callable[[jax.Array, jax.Array, jax.Array, Any, Seen], jax.Array]
 
 
 def capped(x: jax.Array, cap: float | None) -> jax.Array:
-    """`cap * tanh(x / cap)`, which stays within the cap (Gemma 2); None: as it is."""
+    """`cap * tanh(x / cap)`, which stays within the cap (Gemma 2); `x` where `cap` is None."""
     return x if cap is None else cap * jnp.tanh(x / cap)
 
 
@@ -62,7 +63,7 @@ def attention(q: jax.Array, parts: Sequence[Part], seen: Seen) -> jax.Array:
     """Softmax attention of `q` [B,T,H,d] over all keys of all `parts` together -> [B,T,H,d].
 
     Scores and softmax are float32, the two products take inputs of the arrays' own type. A query
-    that may see no key gets zeros. The window is the masks' affair.
+    that may see no key gets zeros. A window must already be in the masks.
     """
     scores = []
     for k, _, mask in parts:

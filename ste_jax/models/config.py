@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ste_jax.errors import RequestError
+from ste_jax.system.errors import RequestError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,7 @@ class RopeScaling:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerKind:
-    """In what the attention of some layers differs from that of others."""
+    """What can differ between the attention of one layer and that of another."""
 
     window: int | None = None
     """How many keys a query sees, itself the last of them; None: all before it."""
@@ -47,10 +47,10 @@ class LayerKind:
 
 
 INPUT_AXES = {"q": 1, "k": 1, "v": 1, "o": 2, "gate": 1, "up": 1, "down": 1, "router": 1}
-"""How many axes of a layer's matrix are of its input; they stand before those of its output."""
+"""By matrix of a layer: how many of its axes belong to the input; they precede the output's."""
 LORA_A, LORA_B = "_lora_a", "_lora_b"
-"""Ends of the names of a matrix's small ones: the first takes the input, the second gives the
-output."""
+"""Ends of the names of a matrix's two LoRA matrices: the first takes the input, the second gives
+the output."""
 SCALE = "_scale"
 """End of the name of what the outputs of a matrix in int8 are multiplied by; see
 `ste_jax.models.int8`."""
@@ -101,7 +101,7 @@ class ModelConfig:
     norm_plus_one: bool = False
     """Norms multiply by 1 + weight, in float32 (Gemma); else by the weight, in the input's type."""
     post_norms: bool = False
-    """What attention and MLP give is normed, too, before it is added (Gemma)."""
+    """The outputs of attention and MLP are normed, too, before they are added (Gemma)."""
     qk_norm: bool = False
     """Queries and keys are normed head by head (Qwen3, Gemma 3)."""
     tie_embeddings: bool = False
@@ -116,14 +116,14 @@ class ModelConfig:
     attention_softcap: float | None = None
     """Scores x become cap * tanh(x / cap) (Gemma 2)."""
     final_softcap: float | None = None
-    """The same of the logits."""
+    """Logits x become cap * tanh(x / cap) (Gemma 2)."""
     experts: int = 0
-    """MLPs of which a router chooses for each token; 0: one, and no router."""
+    """How many MLPs a router chooses from for each token; 0: one MLP, and no router."""
     experts_per_token: int = 0
     normalize_experts: bool = True
     """The chosen experts' shares are made to add up to 1."""
     lora: Lora | None = None
-    """While small matrices are trained, which they are; no checkpoint has any."""
+    """Which LoRA matrices there are while they are trained; no checkpoint has any."""
 
     def __post_init__(self) -> None:
         for name in (
@@ -219,7 +219,7 @@ class ModelConfig:
         return Parameter(shape=tuple(sizes[name] for name in names), axes=names, mean=mean, std=std)
 
     def _layer_parameters(self) -> dict[str, Parameter]:
-        """Those of one layer by name."""
+        """The parameters of one layer by name."""
         declare, one = self._declare, self._norm_mean
         # Matrices start so that a normalized input gives outputs of unit variance.
         wide, inner = self.hidden_size**-0.5, self.intermediate_size**-0.5
@@ -286,18 +286,35 @@ class ModelConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], where: str = "model config") -> ModelConfig:
-        """The inverse of `to_dict`. Raises `RequestError`, led by `where`, for a wrong one."""
+        """The inverse of `to_dict`, of the file `where`.
+
+        Raises:
+          RequestError: a key is missing or unknown to this version, or a value is wrong.
+        """
         try:
-            kinds = tuple(_kind_from_dict(kind) for kind in values.get("kinds", ({},)))
+            _refuse_unknown(cls, values, where)
+            kinds = tuple(_kind_from_dict(kind, where) for kind in values.get("kinds", ({},)))
             return cls(**{**values, "kinds": kinds, "lora": None})
         except (AttributeError, TypeError, ValueError) as error:
             raise RequestError(f"{where}: {error}") from error
 
 
-def _kind_from_dict(values: Mapping[str, Any]) -> LayerKind:
+def _refuse_unknown(kind: type, values: Mapping[str, Any], where: str) -> None:
+    """Refuses keys that a later version wrote: to pass over them could change what is computed."""
+    unknown = set(values) - {field.name for field in dataclasses.fields(kind)}
+    if unknown:
+        raise RequestError(
+            f"{where}: this version does not know the model's {', '.join(sorted(unknown))}; read "
+            "it with the later version that wrote it"
+        )
+
+
+def _kind_from_dict(values: Mapping[str, Any], where: str) -> LayerKind:
     values = dict(values)
+    _refuse_unknown(LayerKind, values, where)
     if values.get("rope_scaling") is not None:
         scaling = dict(values["rope_scaling"])
+        _refuse_unknown(RopeScaling, scaling, where)
         scaling["factors"] = tuple(scaling.get("factors", ()))
         values["rope_scaling"] = RopeScaling(**scaling)
     return LayerKind(**values)

@@ -1,4 +1,4 @@
-"""How does each token get to the few experts that its router chooses, and none is dropped?
+"""How does each token get to the few experts that its router chooses, without any being dropped?
 
 Shapes: `B` batch, `T` time, `N = B * T` tokens, `D` model, `E` experts, `X` experts per token, `F`
 an expert's inner size.
@@ -104,8 +104,8 @@ def mix_experts(x: jax.Array, choice: Choice, experts: Experts) -> jax.Array:
 
 
 def _of_these(x: jax.Array, choice: Choice, experts: Experts, first: jax.Array | int) -> jax.Array:
-    """The part of `mix_experts` that is of the experts given, the first of which is number `first`
-    of all."""
+    """The part of `mix_experts` that the given experts compute; the first of them is number `first`
+    of all experts."""
     here, times = experts.gate.shape[0], choice.expert.shape[-1]
     tokens = x.reshape(-1, x.shape[-1])
     expert = choice.expert.reshape(-1) - first
@@ -114,8 +114,8 @@ def _of_these(x: jax.Array, choice: Choice, experts: Experts, first: jax.Array |
     expert = jnp.where(mine, expert, here)
     order = jnp.argsort(expert, stable=True)
     sizes = jnp.bincount(expert, length=here + 1)[:here].astype(jnp.int32)
-    # What stands behind the last group is nobody's, and on some backends neither the product there
-    # nor its gradient is zero: masked on both sides, neither is seen.
+    # Rows behind the last group belong to no expert here, and on some backends neither their
+    # product nor its gradient is zero: both are masked.
     ours = mine[order][:, None]
     sorted_tokens = jnp.where(ours, tokens[order // times], 0)
 

@@ -1,11 +1,11 @@
 """How are a model's matrices kept in 8 bits, so that decoding reads half as much of bfloat16?
 
 Weight only, symmetric, one scale for each output channel (as in LLM.int8(), arXiv 2208.07339, but
-for its outliers): W = values * scale, so x W = (x values) * scale. The values are turned to the
-type of `x` as they are read, within the product.
+for its outliers): W = values * scale, so x W = (x values) * scale. The values become the type of
+`x` as they are read, within the product.
 
 No library does it, for there is little to do. Qwix (0.1.8) converts a module by intercepting what
-it does with its parameters, and fails on ours, which lie in lists of dicts; its product of a
+it does with its parameters, and fails on ours, which are in lists of dicts; its product of a
 quantized array is this same product and scale.
 """
 
@@ -28,7 +28,8 @@ _SUMMED = {
     **{name: tuple(range(axes)) for name, axes in INPUT_AXES.items() if name != "router"},
     **{f"expert_{name}": (1,) for name in ("gate", "up", "down")},
 }
-"""Which axes of a layer's matrix its product sums over. The router is small, and chooses."""
+"""Which axes of a layer's matrix its product sums over. The router is left out: it is small, and
+its choices must not change."""
 
 
 @partial(jax.jit, static_argnums=1)
@@ -47,8 +48,8 @@ def quantize(matrix: jax.Array, summed: tuple[int, ...]) -> tuple[jax.Array, jax
 def with_int8(model: Decoder, dtype: Any) -> Decoder:
     """The same model with its layers' matrices and its output matrix in int8, the rest in `dtype`.
 
-    Embeddings that are not tied are not multiplied by, but looked up: they are of the rest. For
-    running only, stacked or unstacked after this.
+    Embeddings that are not tied are looked up, not multiplied by: they stay in `dtype`. The result
+    is for running only; it may be unstacked afterwards.
     """
 
     def parts(name: str, parameter: Any, summed: tuple[int, ...] | None) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from ste_jax.models.decoder import Decoder
 
 Parameters = dict[str, jax.Array]
 _SLICE = 1 << 20
-"""Elements that `checksum` takes at a time on a CPU. By measurement."""
+"""How many elements `checksum` takes at a time on a CPU; the fastest number that was measured."""
 
 
 def parameters_of(model: Decoder) -> Parameters:
@@ -44,7 +44,7 @@ def checksum(array: jax.Array) -> jax.Array:
     """A sum over the bits of an array, uint32: the same on any mesh, and other if any element is.
 
     Each element's bits are multiplied by an odd number that depends on its place and summed modulo
-    2^32. That arithmetic is exact in any order, so the sum does not depend on how the array lies.
+    2^32. That arithmetic is exact in any order, so the sum does not depend on the sharding.
     """
     on_one_cpu = jax.default_backend() == "cpu" and len(array.sharding.device_set) == 1
     # Beyond 2^31 elements 32 bits could not say where a slice begins.
@@ -64,8 +64,8 @@ def _sum_of_all(array: jax.Array) -> jax.Array:
 
 @jax.jit
 def _sum_of_slices(array: jax.Array) -> jax.Array:
-    """The same sum. On a CPU XLA writes what it is about to sum into memory: here it is little
-    enough for a cache."""
+    """The same sum, slice by slice. On a CPU, XLA writes the terms of a sum into memory: those of a
+    slice are few enough for the processor's cache."""
     flat = array.reshape(-1)
     count, rest = divmod(flat.size, _SLICE)
     places = jax.lax.iota(jnp.uint32, _SLICE)

@@ -1,4 +1,5 @@
-"""Where does a token stand? Rotary position embedding (Su et al. 2021, arXiv 2104.09864).
+"""How does a query know how far away a key is? By rotary position embedding (Su et al. 2021, arXiv
+2104.09864).
 
 Shapes: `B` batch, `T` time, `d` head size.
 """
@@ -17,7 +18,7 @@ from ste_jax.models.config import LayerKind, RopeScaling
 Frequencies = np.ndarray[Any, Any]
 
 
-class Turn(NamedTuple):
+class Rotation(NamedTuple):
     """The rotation at each position, in float32: [B,T,1,d/2], or with features first [d/2,B,T]."""
 
     cos: jax.Array
@@ -50,9 +51,9 @@ def _scale_frequencies(frequencies: Frequencies, scaling: RopeScaling) -> Freque
     return mixed
 
 
-def rotary_turn(
+def rotation_at(
     kind: LayerKind, head_dim: int, positions: jax.Array, *, features_first: bool = False
-) -> Turn:
+) -> Rotation:
     """Cosine and sine of the angles of `positions` [B,T]: computed once, not in every layer."""
     frequencies = jnp.asarray(rotary_frequencies(kind, head_dim))
     where = positions.astype(jnp.float32)
@@ -60,13 +61,13 @@ def rotary_turn(
         angles = frequencies[:, None, None] * where
     else:
         angles = where[:, :, None, None] * frequencies
-    return Turn(jnp.cos(angles), jnp.sin(angles), axis=1 if features_first else -1)
+    return Rotation(jnp.cos(angles), jnp.sin(angles), axis=1 if features_first else -1)
 
 
-def rotate(x: jax.Array, turn: Turn) -> jax.Array:
+def rotate(x: jax.Array, rotation: Rotation) -> jax.Array:
     """Rotates `x` [B,T,heads,d], or with features first [heads,d,B,T]; the halves of `d` are the
     pairs' sides."""
-    cos, sin, axis = turn
+    cos, sin, axis = rotation
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=axis)
-    turned = [first * cos - second * sin, second * cos + first * sin]
-    return jnp.concatenate(turned, axis=axis).astype(x.dtype)
+    rotated = [first * cos - second * sin, second * cos + first * sin]
+    return jnp.concatenate(rotated, axis=axis).astype(x.dtype)

@@ -71,7 +71,7 @@ def hand_over_model(model: Decoder, mesh: Mesh, dtype: str) -> tuple[Decoder, in
 
 
 def on_mesh(model: Decoder, mesh: Mesh, dtype: str) -> Decoder:
-    """The model alone of `hand_over_model`."""
+    """The same model with its arrays on another mesh and in another type."""
     return hand_over_model(model, mesh, dtype)[0]
 
 

@@ -1,81 +1,91 @@
 """How do the processes of one run meet?
 
-JAX's coordination service is all there is: a key-value store and barriers on the host. Processes
-meet there, between stages, and never wait for each other inside a collective for what one of them
-may take hours to do. A meeting that somebody misses ends with an error that names who.
+They meet in JAX's coordination service, a key-value store on the host. They never wait inside a
+collective for work that one of them may take hours to do. A meeting that a process misses ends with
+an error that names this process.
+
+A meeting has one outcome: all processes have met, or all stop. So whatever follows it, a collective
+or a save of Orbax, is begun by all of them or by none.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import json
 import os
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import jax
 
-from ste_jax.errors import Preempted, RequestError, SteError, WorkError
 from ste_jax.system import preemption
+from ste_jax.system.errors import Preempted, RequestError, SteError, WorkError
 
 MEETING_TIMEOUT_S = 24 * 3600.0
-"""How long a process waits for the others; a dead one is noticed by its heartbeat long before."""
+"""How many seconds a process waits for the others; a dead one is noticed much sooner, by its
+heartbeat."""
 COORDINATOR_TIMEOUT_S = 300.0
-"""How long process 0 may take to come, as in JAX itself."""
+"""How many seconds process 0 may take to appear, as in JAX itself."""
 _ADDRESS, _BIND_ADDRESS = "JAX_COORDINATOR_ADDRESS", "JAX_COORDINATOR_BIND_ADDRESS"
 _POLL_MS = 2000
 _LEFT_KEY = "ste/left"
+_OUTCOME = "outcome"
+_meetings = itertools.count(1)
+"""The number of this process's next meeting, since names of meetings may be used again."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Processes:
-    """This process among all of the run. With one process every meeting is trivial.
+    """This process among all processes of the run. With one process every meeting is trivial.
 
-    All processes must call the methods in the same order: the calls are numbered.
+    All processes must call the methods in the same order: their meetings are numbered.
     """
 
     index: int = 0
     count: int = 1
     timeout_s: float = MEETING_TIMEOUT_S
-    _calls: int = field(default=0, init=False)
 
     @property
     def first(self) -> bool:
-        """Whether this is process 0, which does what is global."""
+        """Whether this is process 0, which does the work that is not divided."""
         return self.index == 0
 
     def gather(self, name: str, value: Any) -> list[Any]:
         """Every process's JSON value, in process order, on every process.
 
+        It returns on every process or raises on every one, also on one that comes when the others
+        have stopped waiting.
+
         Raises:
-          WorkError: somebody did not come within `timeout_s`; names who.
+          WorkError: a process did not come within `timeout_s`; names it.
           Preempted: this process, or another, was asked to stop while waiting.
         """
         if self.count == 1:
             return [value]
-        self._calls += 1
-        prefix = f"ste/{self._calls}/{name}"
+        meeting = f"ste/{next(_meetings)}/{name}"
+        outcome = f"{meeting}/{_OUTCOME}"
         client = _client()
-        client.key_value_set(f"{prefix}/{self.index}", json.dumps(value))
+        client.key_value_set(f"{meeting}/{self.index}", json.dumps(value))
         found: dict[int, Any] = {self.index: value}
         deadline = time.monotonic() + self.timeout_s
         for index in range(self.count):
             while index not in found:
-                text = _get(client, f"{prefix}/{index}")
+                text = _get(client, f"{meeting}/{index}")
                 if text is not None:
                     found[index] = json.loads(text)
                     continue
-                preemption.poll()
-                _look_for_leavers(client)
-                if time.monotonic() > deadline:
-                    missing = self._missing(client, prefix)
-                    raise WorkError(
-                        f"process {missing} did not reach {name!r} in {self.timeout_s}s"
-                    )
+                _look_for_notice(client, outcome)
+                _look_for_notice(client, _LEFT_KEY)
+                failure = self._impatience(client, meeting, name, deadline)
+                if failure is not None and _set_once(client, outcome, self._notice(failure)):
+                    raise failure
+        if not _set_once(client, outcome, None):
+            _look_for_notice(client, outcome)
         return [found[index] for index in range(self.count)]
 
     def barrier(self, name: str) -> None:
@@ -83,9 +93,9 @@ class Processes:
         self.gather(name, None)
 
     def from_first(self, name: str, make: Callable[[], Any]) -> Any:
-        """What process 0 makes (JSON), on every process; the others wait. Raises as `gather`.
+        """Calls `make` on process 0 and gives its result (JSON) to all. Raises as `gather`.
 
-        An error of process 0 is raised by all, with its words.
+        An error of process 0 is raised on every process, with the same words.
         """
         if self.count == 1:
             return make()
@@ -94,22 +104,36 @@ class Processes:
         if self.first:
             try:
                 outcome = {"value": make()}
-            except Exception as error:  # told to the others, then raised here
+            except Exception as error:  # sent to the others, then raised here
                 failure = error
                 outcome = {"error": str(error), "kind": type(error).__name__}
-        told = self.gather(name, outcome)[0]
-        if failure is not None:
-            raise failure
-        if "error" in told:
-            _raise(told["kind"], f"process 0: {told['error']}")
-        return told["value"]
+        try:
+            of_first = self.gather(name, outcome)[0]
+        finally:
+            if failure is not None:
+                raise failure
+        if "error" in of_first:
+            _raise(of_first["kind"], f"process 0: {of_first['error']}")
+        return of_first["value"]
 
     def leave(self, error: Exception) -> None:
-        """Tell the others why this process goes, so that they do not wait for it in vain."""
+        """Say to the other processes why this one stops, so that they do not wait for it."""
         if self.count > 1:
-            told = {"process": self.index, "kind": type(error).__name__, "error": str(error)}
+            notice = self._notice(error)
             with contextlib.suppress(Exception):  # the others may be gone: the error is what counts
-                _client().key_value_set(_LEFT_KEY, json.dumps(told), allow_overwrite=True)
+                _client().key_value_set(_LEFT_KEY, json.dumps(notice), allow_overwrite=True)
+
+    def _impatience(self, client: Any, meeting: str, name: str, deadline: float) -> SteError | None:
+        """Why this process would wait no longer; None if it waits on."""
+        if preemption.requested():
+            return Preempted(preemption.STOPPED)
+        if time.monotonic() > deadline:
+            missing = self._missing(client, meeting)
+            return WorkError(f"process {missing} did not reach {name!r} in {self.timeout_s}s")
+        return None
+
+    def _notice(self, error: Exception) -> dict[str, Any]:
+        return {"process": self.index, "kind": type(error).__name__, "error": str(error)}
 
     def _missing(self, client: Any, prefix: str) -> str:
         absent = [i for i in range(self.count) if _get(client, f"{prefix}/{i}", 1) is None]
@@ -126,7 +150,7 @@ def initialize(
     """Join the run's processes: by address and numbers, or as the TPU environment says.
 
     Raises:
-      RequestError: only some of the three are given, or they will not do.
+      RequestError: only some of the three are given, or they do not fit together.
       WorkError: the coordinator cannot be reached, or process 0 cannot be it.
       Preempted: asked to stop while waiting for the coordinator.
     """
@@ -146,11 +170,16 @@ def initialize(
     except Exception as error:  # of whatever kind: it is JAX's own
         reason = " ".join(str(error).split())[:300]
         raise WorkError(f"the processes could not meet {where}: {reason}") from error
+    return joined()
+
+
+def joined() -> Processes:
+    """The processes that this one has joined, as JAX knows them; it alone where it joined none."""
     return Processes(index=jax.process_index(), count=jax.process_count())
 
 
 def _check_meeting(coordinator: str | None, index: int | None) -> None:
-    """Look at the place where the processes meet: JAX ends the process where it will not do.
+    """Check the address where the processes meet: JAX would end the process if it were bad.
 
     Raises:
       RequestError, WorkError, Preempted: as `initialize`.
@@ -187,7 +216,7 @@ def _split(name: str, address: str) -> tuple[str, int]:
 
 
 def _check_free(host: str, port: int, address: str) -> None:
-    """Raises `WorkError` where process 0 cannot listen; no host means all of this machine's."""
+    """Raises `WorkError` where process 0 cannot listen; an empty host means all addresses."""
     places = [(socket.AF_INET6, host or "::"), (socket.AF_INET, host or "0.0.0.0")]
     for family, place in places:
         try:
@@ -203,7 +232,7 @@ def _check_free(host: str, port: int, address: str) -> None:
 
 
 def _await_coordinator(address: str) -> None:
-    """Returns once somebody listens there."""
+    """Returns once process 0 listens at the address."""
     host, port = _split("--coordinator", address)
     deadline = time.monotonic() + COORDINATOR_TIMEOUT_S
     while True:
@@ -220,12 +249,22 @@ def _await_coordinator(address: str) -> None:
         time.sleep(0.2)
 
 
-def _look_for_leavers(client: Any) -> None:
-    """Raises what another process left for."""
-    text = _get(client, _LEFT_KEY, wait_ms=50)
-    if text is not None:
-        told = json.loads(text)
-        _raise(told["kind"], f"process {told['process']} stopped: {told['error']}")
+def _look_for_notice(client: Any, key: str) -> None:
+    """Raises the error for which another process stopped, if its notice is at `key`."""
+    notice = json.loads(_get(client, key, wait_ms=50) or "null")
+    if notice is not None:
+        _raise(notice["kind"], f"process {notice['process']} stopped: {notice['error']}")
+
+
+def _set_once(client: Any, key: str, value: Any) -> bool:
+    """Sets a key that no process has set; returns False, and sets nothing, if one has."""
+    try:
+        client.key_value_set(key, json.dumps(value))
+    except Exception as error:
+        if "ALREADY_EXISTS" in str(error):
+            return False
+        raise WorkError(f"the coordination service is gone: {str(error)[:200]}") from error
+    return True
 
 
 def _raise(kind: str, message: str) -> NoReturn:

@@ -1,4 +1,4 @@
-"""On which devices does each array lie?
+"""How is each array divided over the devices?
 
 Arrays carry logical axis names (`embed`, `q_heads`, `batch`, ...); `RULES` is the one table that
 maps these to the axes of the mesh. A dimension that its mesh axis does not divide is kept whole on
@@ -17,7 +17,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ste_jax.config.schema import MeshKnobs
-from ste_jax.errors import RequestError
+from ste_jax.system.errors import RequestError
 
 MESH_AXES = ("data", "fsdp", "expert", "tensor")
 
@@ -45,18 +45,18 @@ def make_mesh(knobs: MeshKnobs, devices: Sequence[jax.Device] | None = None) -> 
     """
     devices = jax.devices() if devices is None else list(devices)
     sizes = {axis: getattr(knobs, axis) for axis in MESH_AXES}
-    told = ", ".join(f"{axis}={size}" for axis, size in sizes.items())
+    asked = ", ".join(f"{axis}={size}" for axis, size in sizes.items())
     free = [axis for axis, size in sizes.items() if size == -1]
     if len(free) > 1:
-        raise RequestError(f"mesh {told}: only one axis may be -1")
+        raise RequestError(f"mesh {asked}: only one axis may be -1")
     if any(size < 1 for size in sizes.values() if size != -1):
-        raise RequestError(f"mesh {told}: a size is a positive number, or -1 for what is left")
+        raise RequestError(f"mesh {asked}: a size is a positive number, or -1 for what is left")
     fixed = math.prod(size for size in sizes.values() if size != -1)
     if free:
         sizes[free[0]] = len(devices) // fixed
     if math.prod(sizes.values()) != len(devices):
         raise RequestError(
-            f"mesh {told}: the sizes do not make up the {len(devices)} devices that there are"
+            f"mesh {asked}: the sizes do not make up the {len(devices)} devices that there are"
         )
     shape = tuple(sizes.values())
     # Auto: the compiler places what is not constrained, so the model's code names no mesh.
@@ -64,7 +64,7 @@ def make_mesh(knobs: MeshKnobs, devices: Sequence[jax.Device] | None = None) -> 
     try:
         return jax.make_mesh(shape, MESH_AXES, devices=devices, axis_types=types)
     except NotImplementedError:
-        # A size that is no product of the slice's own (8 on 4x4x4).
+        # A size may be no product of the slice's own sizes (8 on 4x4x4).
         placed = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
         return Mesh(placed, MESH_AXES, axis_types=types)
 
@@ -90,7 +90,7 @@ def partition(
 
 
 def parameter_sharding(shape: Sequence[int], axes: Sequence[str], mesh: Mesh) -> NamedSharding:
-    """Where a parameter of this shape and these logical axes lies."""
+    """The sharding of a parameter of this shape and these logical axes."""
     return NamedSharding(mesh, partition(shape, axes, mesh))
 
 
@@ -107,18 +107,9 @@ def state_sharding(state: Any, mesh: Mesh) -> Any:
     return jax.tree.map(place, state, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Where a batch lies: its first dimension divided over `data` and `fsdp`."""
-    return NamedSharding(mesh, PartitionSpec(RULES["batch"]))
-
-
-def replicated(mesh: Mesh) -> NamedSharding:
-    """A whole copy on every device."""
-    return NamedSharding(mesh, PartitionSpec())
-
-
 def constrain(x: jax.Array, axes: Sequence[str | None]) -> jax.Array:
-    """Inside `with jax.set_mesh(mesh)`, holds `x` to its rules; without a mesh, does nothing.
+    """Constrains the sharding of `x` by the rules, inside `with jax.set_mesh(mesh)`; without a mesh
+    it does nothing.
 
     Results are the same either way; on several devices the constraint keeps activations divided by
     batch, so that it is the parameters that are gathered (FSDP).
@@ -137,16 +128,16 @@ Placed = tuple[Sequence[int], Sequence[str | None]]
 def over_mesh(
     function: Callable[..., jax.Array], inputs: Sequence[Placed], output: Placed
 ) -> Callable[..., jax.Array]:
-    """Inside `with jax.set_mesh(mesh)`: `function` run by each device on its part of the inputs.
+    """Makes each device run `function` on its part of the inputs, inside `with jax.set_mesh(mesh)`.
 
-    They and the output are divided by the rules, as `constrain` does it; nothing is exchanged.
-    Without a mesh, or on one of a single device, it is `function`.
+    Inputs and output are divided by the rules, as `constrain` does it; nothing is exchanged.
+    Without a mesh, or on a single device, the result is `function` itself.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return function
     specs = tuple(partition(*placed, mesh) for placed in inputs)
-    # What is not divided is computed alike everywhere; kernels do not say so, hence no check.
+    # Undivided arrays are computed alike on all devices; kernels do not declare it, so no check.
     run: Callable[..., jax.Array] = jax.shard_map(
         function, in_specs=specs, out_specs=partition(*output, mesh), check_vma=False
     )

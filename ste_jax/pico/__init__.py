@@ -1,1 +1,1 @@
-"""The embedded default: a small world of checkable tasks, and a model that was taught in it."""
+"""What is pico? A small world of checkable tasks, and the model taught in it, the default."""

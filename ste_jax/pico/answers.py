@@ -29,13 +29,13 @@ def draw_answer(solution: Solution, draw: Random) -> str:
 
 
 def stated(answer: str) -> str:
-    """What an answer says the result is."""
+    """The result that an answer states."""
     found = _STATED.search(answer.strip())
     return found[1] if found else answer.strip().rstrip(".")
 
 
 def is_right(task: Task, answer: str) -> bool:
-    """Whether an answer states the right result, by the steps of the solution or by none."""
+    """Whether an answer states the right result, with the steps of the solution or with none."""
     found = _STATED.search(answer.strip())
     working = answer.strip()[: found.start()] if found else ""
     right = working in ("", f"{', '.join(task.solution.steps)}. ")
@@ -52,7 +52,7 @@ def wrong_solution(task: Task, draw: Random) -> Solution:
 
 
 def _could_be(answer: str) -> bool:
-    """Whether it takes more than a look to refuse an answer: no zero, no 31st of June."""
+    """Whether an answer is not wrong at first sight, as zero or the 31st of June would be."""
     month, _, number = answer.rpartition(" ")
     return 0 < int(number) <= (days_in(MONTHS.index(month)) if month else 10_000)
 

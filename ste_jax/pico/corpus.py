@@ -1,4 +1,4 @@
-"""What did the seed read? Generated chats in which it plays every role, as any model is asked to.
+"""What was the seed trained on? On generated chats in which it plays every role of the recipe.
 
 The prompts are the shipped templates, rendered by the same code as in a run, and the replies are
 what the same parsers read."""
@@ -16,14 +16,15 @@ from ste_jax.pico.noise import draw_noise
 from ste_jax.pico.traces import compared, write_check, write_trace
 from ste_jax.pico.world import Task, Tasks, changes
 from ste_jax.prompts.parse import INSTRUCTION_MARK, RESPONSE_MARK
-from ste_jax.prompts.render import load_template
+from ste_jax.prompts.render import PLACES, load_template
+from ste_jax.tasks.pairwise import FIRST, PAIRWISE, SECOND, mark
 
 ALL_CATEGORIES = (*CATEGORIES, "other")
 
 
 @dataclass(frozen=True)
 class Chat:
-    """Turns of a chat; the assistant's `learnt` turns (by index) are learnt from."""
+    """Turns of a chat; `learnt` are the indices of the assistant's turns that are learnt."""
 
     role: str
     messages: tuple[Message, ...]
@@ -31,18 +32,19 @@ class Chat:
 
 
 def user(text: str) -> Message:
-    """A turn of the user's."""
+    """A turn of the user."""
     return Message(role="user", content=text)
 
 
 def assistant(text: str) -> Message:
-    """A turn of the assistant's."""
+    """A turn of the assistant."""
     return Message(role="assistant", content=text)
 
 
 def ask(role: str, **places: str) -> tuple[Message, ...]:
-    """A role's prompt, by the template that any model gets."""
-    return load_template(role, role).messages((), **places)
+    """A role's prompt, from the shipped template."""
+    template = PAIRWISE.load_template("") if role == "judge" else load_template(role, PLACES[role])
+    return template.messages((), **places)
 
 
 def _replied(role: str, asked: tuple[Message, ...], reply: str) -> Chat:
@@ -74,7 +76,7 @@ def calculate(draw: Random, tasks: Tasks) -> Chat:
 
 
 def compare(draw: Random, tasks: Tasks) -> Chat:
-    """Are two results the same? Asked of several at once."""
+    """A chat that compares several pairs of results: are the two the same?"""
     pairs = []
     for _ in range(draw.randint(2, 5)):
         if draw.random() < 0.5:
@@ -86,18 +88,18 @@ def compare(draw: Random, tasks: Tasks) -> Chat:
             said = right_or_wrong(task, draw).answer
         pairs.append((said, own))
     asked = " and ".join(f"{said} with {own}" for said, own in pairs)
-    told = " and ".join(compared(said, own) for said, own in pairs)
-    return Chat("compare", (user(f"Compare {asked}."), assistant(f"{told}.")), (1,))
+    reply = " and ".join(compared(said, own) for said, own in pairs)
+    return Chat("compare", (user(f"Compare {asked}."), assistant(f"{reply}.")), (1,))
 
 
 def _number(draw: Random) -> int:
-    """Any of one, two or three digits."""
+    """A random number of one, two or three digits."""
     digits = draw.randint(1, 3)
     return draw.randint(10 ** (digits - 1), 10**digits - 1)
 
 
 def _other_number(number: str, draw: Random) -> str:
-    """Another number, most often by one digit."""
+    """Another number, which most often differs in one digit."""
     while True:
         other = str(_number(draw))
         if draw.random() < 0.7:
@@ -108,26 +110,26 @@ def _other_number(number: str, draw: Random) -> str:
 
 
 def ask_to_check(task: Task, answer: str) -> tuple[Message, ...]:
-    """A task, an answer to it, and the wish to have that checked."""
+    """The turns of a task, an answer to it, and the request to check the answer."""
     return user(task.instruction), assistant(answer), user("Check this answer.")
 
 
 def check(draw: Random, tasks: Tasks) -> Chat:
-    """An answer, right or wrong, checked: the task solved again, the results compared."""
+    """A chat that checks answers, right or wrong: it solves each task and compares results."""
     turns: list[Message] = []
     learnt = []
     for _ in range(draw.choice((1, 1, 2))):
         task = tasks.draw(draw)
         answer = draw_answer(right_or_wrong(task, draw), draw)
-        told = compared(stated(answer), task.solution.answer)
+        comparison = compared(stated(answer), task.solution.answer)
         turns += ask_to_check(task, answer)
-        turns.append(assistant(f"{write_answer(task.solution, 0)}\nIt says {told}."))
+        turns.append(assistant(f"{write_answer(task.solution, 0)}\nIt says {comparison}."))
         learnt += [len(turns) - 1]
     return Chat("check", tuple(turns), tuple(learnt))
 
 
 def review(draw: Random, tasks: Tasks) -> Chat:
-    """Answers of several people to one task, right or wrong, checked one by one."""
+    """A chat that checks several people's answers to one task, right or wrong, one by one."""
     task = tasks.draw(draw)
     solutions = [right_or_wrong(task, draw) for _ in range(draw.choice((2, 2, 3)))]
     asked, reply = _checked(task, solutions, draw.sample(NAMES, len(solutions)), draw)
@@ -135,21 +137,21 @@ def review(draw: Random, tasks: Tasks) -> Chat:
 
 
 def dictated(draw: Random, tasks: Tasks) -> Chat:
-    """How a verdict is written: two answers, both right or both wrong, are checked, then the letter
-    that the user names is given. So no letter contradicts what was found."""
+    """A chat that shows how a verdict is written: two answers, both right or both wrong, are
+    checked, then the letter that the user names is given. So no letter contradicts the check."""
     task = tasks.draw(draw)
     right = draw.random() < 0.5
     solutions = [task.solution if right else wrong_or_similar(task, draw) for _ in range(2)]
-    asked, reply = _checked(task, solutions, ("A", "B"), draw)
-    letter = draw.choice("AB")
-    turns = (user(f"{asked}\nWrite {letter}."), assistant(f"{reply}\n[[{letter}]]"))
+    asked, reply = _checked(task, solutions, (FIRST, SECOND), draw)
+    letter = draw.choice((FIRST, SECOND))
+    turns = (user(f"{asked}\nWrite {letter}."), assistant(f"{reply}\n{mark(letter)}"))
     return Chat("dictated", turns, (1,))
 
 
 def _checked(
     task: Task, solutions: Sequence[Solution], names: Sequence[str], draw: Random
 ) -> tuple[str, str]:
-    """The wish to have some people's answers to a task checked, and the reply."""
+    """The request to check some people's answers to a task, and the reply."""
     answers = [
         (name, draw_answer(solution, draw)) for name, solution in zip(names, solutions, strict=True)
     ]
@@ -159,12 +161,12 @@ def _checked(
 
 
 def right_or_wrong(task: Task, draw: Random) -> Solution:
-    """What is right for a task, or what is wrong for it: as often."""
+    """The right solution of a task or a wrong one, each in half of the cases."""
     return task.solution if draw.random() < 0.5 else wrong_or_similar(task, draw)
 
 
 def wrong_or_similar(task: Task, draw: Random, near: float = 0.5) -> Solution:
-    """What is wrong for a task: a near miss, or what is right for a similar one."""
+    """A wrong solution of a task: a near miss, or the right solution of a similar task."""
     if draw.random() < near:
         return wrong_solution(task, draw)
     return similar(task, draw).solution
@@ -176,7 +178,7 @@ def similar(task: Task, draw: Random) -> Task:
 
 
 def modify(draw: Random, tasks: Tasks) -> Chat:
-    """A similar but different instruction, and its answer."""
+    """A chat that writes a similar but different instruction, and its answer."""
     task = tasks.draw(draw)
     new = similar(task, draw)
     asked = ask("modify", instruction=task.instruction, answer=draw_answer(task.solution, draw))
@@ -188,7 +190,7 @@ def modify(draw: Random, tasks: Tasks) -> Chat:
 
 
 def classify(draw: Random, tasks: Tasks) -> Chat:
-    """An instruction's category and difficulty."""
+    """A chat that gives an instruction's category and difficulty."""
     if draw.random() < 0.2:
         text, category, level = draw_noise(draw), "other", 1
     else:
@@ -205,20 +207,20 @@ def draw_answers(draw: Random, task: Task, near: float = 0.5) -> tuple[str, str]
 
 
 def judge(draw: Random, tasks: Tasks) -> Chat:
-    """Two answers, checked and compared."""
+    """A chat that judges two answers: it checks and compares them."""
     right_first, wrong_first = judge_both_orders(draw, tasks)
     return right_first if draw.random() < 0.5 else wrong_first
 
 
 def judge_both_orders(draw: Random, tasks: Tasks) -> tuple[Chat, Chat]:
-    """The same two answers, judged in both orders."""
+    """Two chats that judge the same two answers, one in each order."""
     task = tasks.draw(draw)
     right, wrong = draw_answers(draw, task)
     return judged(task, right, wrong), judged(task, wrong, right)
 
 
 def judged(task: Task, a: str, b: str) -> Chat:
-    """The judgment of two answers that is right throughout."""
+    """A chat with the judgment of two answers that is right in every step."""
     asked = ask("judge", instruction=task.instruction, answer_a=a, answer_b=b)
     return _replied("judge", asked, write_trace(task, a, b))
 
@@ -251,7 +253,7 @@ def draw_chats(
 
 
 def all_texts(draw: Random, count: int) -> Sequence[str]:
-    """Contents to make a tokenizer from, which holds every word of the world."""
+    """Texts to make a tokenizer from, which hold every word of the world."""
     texts = [phrasing for kind in KINDS for phrasing in kind.phrasings]
     for chat in draw_chats(draw, count, dict.fromkeys(MAKERS, 1.0), Tasks("known")):
         texts += [turn["content"] for turn in chat.messages]

@@ -25,7 +25,7 @@ MONTHS = (
 
 @dataclass(frozen=True)
 class Solution:
-    """What is right: the steps on the way, and the answer."""
+    """The right steps of a task, and the right answer."""
 
     answer: str
     steps: tuple[str, ...] = ()
@@ -33,7 +33,7 @@ class Solution:
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of task."""
+    """A kind of task, with its phrasings and its checker."""
 
     name: str
     category: str
@@ -45,7 +45,7 @@ class Kind:
     """The difficulty of given operands, from 1 to 3."""
     solve: Callable[[Values], Solution]
     possible: Callable[[Values], bool]
-    """Whether there is an answer to given operands, and `draw` could have drawn their like."""
+    """Whether given operands have an answer, and are in the range that `draw` draws from."""
     related: str = ""
     """A kind with the same places that asks for something else."""
     symmetric: bool = False
@@ -98,7 +98,7 @@ def _level_of_difference(values: Values) -> int:
 
 
 def _numbers_below(*bounds: int) -> Callable[[Values], bool]:
-    """Whether `number1`, `number2` .. lie from 1 up to below their bounds."""
+    """A check that `number1`, `number2` .. are at least 1 and below their bounds."""
 
     def possible(values: Values) -> bool:
         return all(values[f"number{n}"] in range(1, b) for n, b in enumerate(bounds, start=1))
@@ -398,4 +398,4 @@ KINDS = (
 
 BY_NAME = {kind.name: kind for kind in KINDS}
 CATEGORIES = tuple(dict.fromkeys(kind.category for kind in KINDS))
-"""Without "other", which is for what is no task of this world."""
+"""The categories of the kinds, without "other", which is for instructions that are no task here."""

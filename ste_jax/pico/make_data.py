@@ -2,9 +2,9 @@
 
 `python -m ste_jax.pico.make_data` writes them.
 
-The same files every time. Held-out tasks are of a share of the world that neither the seed's
-training nor the instructions draw from, so they are fresh in every phrasing. Fresh is the task, not
-its arithmetic: a sum that is held out as a task may have been met as a step of a longer one.
+It writes the same files every time. Held-out tasks are from a share of the world that neither the
+seed's training nor the instructions draw from, so they are new in every phrasing. The task is new,
+not its arithmetic: a sum that is held out as a task may be a step of a longer task elsewhere.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from ste_jax.pico.kinds import KINDS, Kind
 from ste_jax.pico.noise import draw_noise
 from ste_jax.pico.world import Task, changes, draw_task
 from ste_jax.system.shipped import path_of
+from ste_jax.tasks.pairwise import FIRST, SECOND
 
 TASKS, NEAR_DUPLICATES, NOISE = 1500, 120, 180
 HELDOUT = 12
@@ -33,7 +34,7 @@ Cell = tuple[Kind, int | None]
 
 
 def instructions(draw: Random) -> Iterator[dict[str, Any]]:
-    """The pool: tasks, some of them twice with other marks at their end, and what is no task."""
+    """The rows of the pool: tasks, some of them twice with another mark at the end, and noise."""
     texts = [draw_task(draw, "known").instruction for _ in range(TASKS)]
     texts += [text[:-1] + draw.choice(("", "!")) for text in draw.sample(texts, NEAR_DUPLICATES)]
     texts += [draw_noise(draw) for _ in range(NOISE)]
@@ -58,8 +59,8 @@ def labelled(
 
 
 def _row(task: Task, right: str, wrong: str, draw: Random) -> dict[str, Any]:
-    label = draw.choice("AB")
-    a, b = (right, wrong) if label == "A" else (wrong, right)
+    label = draw.choice((FIRST, SECOND))
+    a, b = (right, wrong) if label == FIRST else (wrong, right)
     return {
         "instruction": task.instruction,
         "response_a": a,
@@ -88,7 +89,8 @@ def tables() -> dict[str, Iterator[dict[str, Any]]]:
 
 
 def tried() -> set[str]:
-    """Tasks of earlier labelled pairs, on which seed and demo were measured in the making."""
+    """The tasks of earlier labelled pairs, on which seed and demo were measured while they were
+    made."""
     anything: list[Cell] = [(kind, None) for kind in KINDS]
     most: list[Cell] = [(kind, None) for kind in KINDS if kind.name not in ("cents", "minutes")]
     found: set[str] = set()

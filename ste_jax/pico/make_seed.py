@@ -38,9 +38,9 @@ from tqdm import tqdm
 from ste_jax.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from ste_jax.config.schema import DecodingKnobs, FinetuneKnobs, MeshKnobs
 from ste_jax.decoding.generator import LocalGenerator
-from ste_jax.errors import SteError
-from ste_jax.finetuning import packing
-from ste_jax.finetuning.loop import Validate, finetune
+from ste_jax.finetuning.batch_source import PlannedRows
+from ste_jax.finetuning.knobs import TrainingKnobs
+from ste_jax.finetuning.loop import Callbacks, Validate, finetune
 from ste_jax.finetuning.packing import Example
 from ste_jax.finetuning.step_bar import StepBar
 from ste_jax.model_io.hf import save_hf
@@ -56,37 +56,41 @@ from ste_jax.pico.skills import measure_judging, measure_skills
 from ste_jax.pico.tokenizer import make_tokenizer, save_tokenizer
 from ste_jax.pico.world import Tasks
 from ste_jax.system import jax_settings, preemption
-from ste_jax.tokenization.tokenizer import Tokenizer, load_tokenizer
+from ste_jax.system.errors import SteError
+from ste_jax.tokenization.load import load_tokenizer
+from ste_jax.tokenization.tokenizer import Tokenizer
 
-_KNOBS = FinetuneKnobs(
-    sequence_length=192,
-    batch_rows=10,
-    final_learning_rate_fraction=0.05,
-    weight_decay=0.05,
-    beta2=0.98,
-    clip_norm=1.0,
-    remat="layer",
-    dtype="float32",
-    validate_every=1000,
-    save_every=250,
-    mesh=MeshKnobs(data=-1, fsdp=1),
+_KNOBS = TrainingKnobs.of(
+    FinetuneKnobs(
+        sequence_length=192,
+        batch_rows=10,
+        final_learning_rate_fraction=0.05,
+        weight_decay=0.05,
+        beta2=0.98,
+        clip_norm=1.0,
+        remat="layer",
+        dtype="float32",
+        validate_every=1000,
+        save_every=250,
+    )
 )
+_MESH = MeshKnobs(data=-1, fsdp=1)
 
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of training."""
+    """A phase of the seed's training."""
 
     name: str
     chats: int
     mix: Mapping[str, float]
     """Shares of the roles among the chats."""
-    knobs: FinetuneKnobs
+    knobs: TrainingKnobs
     more_often: Mapping[str, int] = field(default_factory=dict)
-    """How many times as often as others some kinds of task come."""
+    """Kind of task -> how many times as often as other kinds it is drawn."""
     judge: float | None = None
-    """If given, of the models on the way that one is taken whose judge's accuracy is nearest. After
-    changing it remove the work directory: what was taken before would be kept."""
+    """If given, the model whose judge's accuracy is nearest to it is taken, of all models during
+    this phase. After a change, remove the work directory, which keeps the earlier choice."""
 
     def __post_init__(self) -> None:
         unknown = set(self.more_often) - {kind.name for kind in KINDS}
@@ -137,17 +141,17 @@ PHASES = (SKILLS, JUDGING)
 TEXTS, LEAST = 60_000, 10
 """Chats that the tokenizer is made from, and how often a piece has to stand in them."""
 TASKS = 2000
-"""That the seed's skills are measured on."""
+"""How many tasks the seed's skills are measured on."""
 FIRST_JUDGED = 96
-"""The first of the judging phase's steps whose judge is measured: of those that were tried, none
-concluded before."""
+"""The first optimizer step of the judging phase after which the judge is measured: in all trials,
+no judge concluded earlier."""
 LOOK = 300
-"""Pairs that a judge on the way is measured on."""
+"""How many pairs the judges during training are measured on."""
 NEAR = 0.04
-"""How near to the wanted accuracy it has to come there to be measured on as many as the skills are:
+"""How near to the wanted accuracy a judge must be on these pairs to be measured on `TASKS` pairs:
 on 300 pairs, the error is 0.015 to 0.03."""
 LEAST_PARSED = 0.98
-"""The share of verdicts that it needs."""
+"""The share of judgments that must have a verdict."""
 JUDGED_PAIRS = 3
 """Pairs of each kind of task that are judged, in both orders: the same few, again and again."""
 
@@ -179,7 +183,7 @@ def model_config(vocab_size: int) -> ModelConfig:
 
 
 def make_chats(phase: Phase, pairs: int = JUDGED_PAIRS) -> list[Chat]:
-    """All that the seed reads in a phase, in no order."""
+    """All chats of a phase, in no particular order."""
     draw = Random(phase.name)
     of_pairs = Random("judgments")
     few = [
@@ -226,7 +230,8 @@ def make_examples(chats: Sequence[Chat], tokenizer: tokenizers.Tokenizer) -> lis
 
 
 def first_model(config: ModelConfig) -> Decoder:
-    """Random weights; what writes into the residual stream starts small (GPT-2's scaling)."""
+    """A model of random weights; matrices that write into the residual stream start small (GPT-2's
+    scaling)."""
     model = Decoder(config, rngs=nnx.Rngs(0))
     parameters = dict(parameters_of(model))
     for path in parameters:
@@ -236,8 +241,8 @@ def first_model(config: ModelConfig) -> Decoder:
 
 
 def make_seed(out: Path, work: Path, phases: Sequence[Phase], tasks: int) -> None:
-    """Make tokenizer and model in `out`, and measure them on so many tasks (in between on fewer);
-    `work` keeps a training in hand. Run again to resume.
+    """Make tokenizer and model in `out`, and measure them on so many tasks (on fewer in between).
+    `work` keeps an unfinished training, which the same call resumes.
 
     Raises:
       Preempted: asked to stop.
@@ -258,7 +263,7 @@ def make_seed(out: Path, work: Path, phases: Sequence[Phase], tasks: int) -> Non
         return {"accuracy": None, **found}
 
     def measured_judge(model: Decoder, count: int) -> dict[str, float]:
-        """Of the model as it would be shipped."""
+        """Measures the judge of the model in the type in which it would be shipped."""
         local = on_mesh(on_mesh(model, here, "bfloat16"), here, DECODING.dtype)
         return measure_judging(LocalGenerator(local, tokenizer, DECODING, here), "dev", count)
 
@@ -287,10 +292,11 @@ def nearness(
     count: int,
     show: Callable[[int, Mapping[str, float]], None],
 ) -> Validate:
-    """Scores a model by how near its judge's accuracy is to `target`.
+    """A `Validate` that scores a model by how near its judge's accuracy is to `target`.
 
-    `measure(model, n)` measures it on n pairs: on some, and what comes near on `count`. A judge
-    that was near scores higher than any that was not; one that lacks verdicts scores 0.
+    `measure(model, n)` measures a judge on n pairs: on few first, and on `count` pairs if it is
+    near there. A judge that was near scores higher than any that was not; one that lacks verdicts
+    scores 0.
     """
 
     def validate(model: Decoder, step: int, *release: object) -> dict[str, Any]:
@@ -320,9 +326,9 @@ def _train(
     validate: Validate,
 ) -> Decoder:
     """The model after a phase."""
-    mesh, kept = make_mesh(phase.knobs.mesh), work / f"{phase.name}-model"
-    total = len(packing.plan(examples, phase.knobs, seed=0).steps)
-    bar = StepBar(phase.name, total)
+    mesh, kept = make_mesh(_MESH), work / f"{phase.name}-model"
+    source = PlannedRows(examples, phase.knobs, seed=0)
+    bar = StepBar(phase.name, source.steps)
 
     def save_model(trained: Decoder, step: int, found: dict[str, Any]) -> None:
         provenance = {"phase": phase.name, "step": step}
@@ -331,15 +337,17 @@ def _train(
     with bar:
         result = finetune(
             model=model,
-            examples=examples,
+            source=source,
             knobs=phase.knobs,
             seed=0,
             mesh=mesh,
             state_dir=epath.Path(work / phase.name),
-            validate=validate,
-            save_model=save_model,
-            log=bar.show,
-            stop_requested=preemption.requested,
+            callbacks=Callbacks(
+                validate=validate,
+                save_model=save_model,
+                log=bar.show,
+                stop_requested=preemption.requested,
+            ),
         )
     if phase.judge is not None and (result.best_accuracy or 0) < 1 - NEAR:
         print(f"{phase.name}: no judge came near {phase.judge}; took step {result.best_step}")
@@ -358,7 +366,7 @@ def main() -> int:
                         help="where the model, its tokenizer and its measured skills go (default: "
                         "seed in the work directory)")  # fmt: skip
     parser.add_argument("--work", type=Path, metavar="DIR",
-                        help="where a training in hand is kept; another training there is replaced "
+                        help="where an unfinished training is kept; another one there is replaced "
                         "(default: runs/make-seed, with --part runs/make-seed-SHARE)")  # fmt: skip
     parser.add_argument("--part", type=float, default=1.0, metavar="SHARE",
                         help="train and measure on this share only: to try it")  # fmt: skip

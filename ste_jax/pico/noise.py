@@ -1,4 +1,4 @@
-"""Which instructions are there for selection to throw out?"""
+"""Which instructions are in the pool so that select has something to drop?"""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _OFF_TOPIC = (
 
 
 def draw_noise(draw: Random) -> str:
-    """Something that is no task of this world: keys hit at random, or another subject."""
+    """An instruction that is no task of this world: random keys, or another subject."""
     if draw.random() < 0.3:
         return " ".join(
             "".join(draw.choice(_LETTERS) for _ in range(draw.randint(1, 4)))

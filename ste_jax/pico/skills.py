@@ -1,4 +1,4 @@
-"""How well does a model play each role? Measured by the checker, on tasks of a share of its own.
+"""How well does a model play each role? The checker measures it on tasks kept for this alone.
 
 The prompts, the parsers, the generator and the sampling are those of a run (`configs/pico.yaml`);
 a judge is asked greedily, as where a run measures it. Tasks are drawn as they come: of kinds with
@@ -16,7 +16,8 @@ from ste_jax.pico.answers import is_right, stated
 from ste_jax.pico.corpus import ALL_CATEGORIES, ask, ask_to_check, draw_answers, user
 from ste_jax.pico.traces import check_trace, compared
 from ste_jax.pico.world import Share, Task, draw_task, understand
-from ste_jax.prompts.parse import parse_category, parse_modified, parse_verdict
+from ste_jax.prompts.parse import parse_category, parse_modified
+from ste_jax.tasks.pairwise import FIRST, SECOND, parse_verdict
 
 SAMPLING = {
     "classify": Sampling(max_new_tokens=16, temperature=0.0),
@@ -32,7 +33,7 @@ def measure_skills(generator: Generator, share: Share, count: int) -> dict[str, 
 
     Returns:
       answers: right. categories: right.
-      checks: one answer, right or wrong, rightly told to be so.
+      checks: one answer, right or wrong, and rightly found to be so.
       modified: a modified instruction that parses, is a task, and has another answer;
       modified_answered: and its answer is right.
       judge: right verdict on a right answer against a near miss or against the answer to a similar
@@ -105,7 +106,7 @@ def _judgments(generator: Generator, tasks: Sequence[Task], draw: Random) -> dic
     shown = [
         (task, a, b, label)
         for task, (right, wrong) in zip(tasks, pairs, strict=True)
-        for a, b, label in ((right, wrong, "A"), (wrong, right, "B"))
+        for a, b, label in ((right, wrong, FIRST), (wrong, right, SECOND))
     ]
     prompts = [
         ask("judge", instruction=task.instruction, answer_a=a, answer_b=b)
@@ -117,7 +118,7 @@ def _judgments(generator: Generator, tasks: Sequence[Task], draw: Random) -> dic
         verdict = parse_verdict(said.text, said.finish_reason).verdict
         hits.append(verdict == label)
         counts["judge_parsed"] += verdict is not None
-        counts["judge_a"] += verdict == "A"
+        counts["judge_a"] += verdict == FIRST
         counts["judge_sound"] += check_trace(said.text, task.instruction, a, b).throughout
     both = sum(one and other for one, other in zip(hits[::2], hits[1::2], strict=True))
     return {

@@ -16,6 +16,8 @@ from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
+from ste_jax.tasks.pairwise import FIRST, SECOND, mark
+
 SPECIAL = ("<|end|>", "<|system|>", "<|user|>", "<|assistant|>")
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>"
@@ -31,7 +33,7 @@ _BEFORE_DIGIT = r"(?: (?=\d))?"
 _PIECES = "|".join(
     (
         r"\n+",
-        r"\[\[[AB]\]\]",
+        re.escape(mark("VERDICT")).replace("VERDICT", f"[{FIRST}{SECOND}]"),
         r"\[[^\[\]\n]+\]",
         r" ?<[^<>\n]+>",
         r" ?\([^()\n]+\)",

@@ -8,36 +8,40 @@ from dataclasses import dataclass
 
 from ste_jax.pico.answers import is_right, stated, write_answer
 from ste_jax.pico.world import Task, understand
+from ste_jax.tasks.pairwise import FIRST, SECOND, mark
 
 _TRACE = re.compile(
     r"(?P<own>[^\n]+)\n"
     r"A says (?P<a>[^\n:]+) against (?P<own_a>[^\n:]+): (?P<same_a>same|different)\.\n"
     r"B says (?P<b>[^\n:]+) against (?P<own_b>[^\n:]+): (?P<same_b>same|different)\.\n"
-    r"\[\[(?P<verdict>[AB])\]\]"
+    + re.escape(mark("VERDICT")).replace("VERDICT", f"(?P<verdict>{FIRST}|{SECOND})")
 )
 
 
 def compared(said: str, own: str) -> str:
-    """What is said, held against one's own result."""
+    """The comparison of a stated result with the judge's own."""
     return f"{said} against {own}: {'same' if said == own else 'different'}"
 
 
 def write_trace(task: Task, answer_a: str, answer_b: str) -> str:
-    """The judgment that is right throughout: solve the task, compare both answers, conclude."""
-    verdict = "A" if stated(answer_a) == task.solution.answer else "B"
-    return f"{write_check(task, [('A', answer_a), ('B', answer_b)])}\n[[{verdict}]]"
+    """The judgment that is right in every step: solve the task, compare both answers, conclude."""
+    verdict = FIRST if stated(answer_a) == task.solution.answer else SECOND
+    return f"{write_check(task, [(FIRST, answer_a), (SECOND, answer_b)])}\n{mark(verdict)}"
 
 
 def write_check(task: Task, answers: Iterable[tuple[str, str]]) -> str:
-    """The task solved, and each answer, by the name of who gave it, held against the result."""
+    """The check of some answers, given with their authors' names: the task is solved, and each
+    answer is compared with the result."""
     right = task.solution
-    told = [f"{name} says {compared(stated(answer), right.answer)}." for name, answer in answers]
-    return "\n".join([write_answer(right, 0), *told])
+    comparisons = [
+        f"{name} says {compared(stated(answer), right.answer)}." for name, answer in answers
+    ]
+    return "\n".join([write_answer(right, 0), *comparisons])
 
 
 @dataclass(frozen=True)
 class TraceCheck:
-    """What is right in a trace, step by step."""
+    """Which steps of a trace are right."""
 
     formed: bool
     solved: bool = False
@@ -45,7 +49,7 @@ class TraceCheck:
     quoted: bool = False
     """Both answers, and the judge's own result, are quoted as they are."""
     compared: bool = False
-    """What is quoted as the same is the same, and what as different is different."""
+    """Answers called the same are the same, and those called different are different."""
     concluded: bool = False
     """The verdict names the one answer that was found the same."""
 
@@ -66,7 +70,7 @@ def led_to(text: str) -> str | None:
     found = _TRACE.fullmatch(text.strip())
     if found is None or found["same_a"] == found["same_b"]:
         return None
-    return "A" if found["same_a"] == "same" else "B"
+    return FIRST if found["same_a"] == "same" else SECOND
 
 
 def check_trace(text: str, instruction: str, answer_a: str, answer_b: str) -> TraceCheck:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any, Literal
 
 from ste_jax.pico import kinds
 from ste_jax.pico.kinds import BY_NAME, KINDS, Kind, Solution, Values, listed
+from ste_jax.system import hashing
 
 Share = Literal["known", "dev", "heldout"]
 
@@ -23,7 +23,7 @@ _PATTERNS = {
     "month": "|".join(kinds.MONTHS),
 }
 _SCENERY = ("name", "thing")
-"""Places whose value has no part in the answer."""
+"""Places of phrasings whose value does not affect the answer."""
 _PLACE = re.compile(r"\{([a-z]+)(\d?)\}")
 
 
@@ -67,8 +67,8 @@ class Task:
 
     @property
     def identity(self) -> str:
-        """The same for all phrasings, for names and things, and for operands whose order says
-        nothing."""
+        """A text that is the same for all phrasings, names and things, and for operands in another
+        order where that means the same."""
         values = {key: value for key, value in self.values.items() if key not in _SCENERY}
         if BY_NAME[self.kind].symmetric:
             return f"{self.kind} {sorted(values.get('numbers') or values.values())}"
@@ -76,9 +76,9 @@ class Task:
 
     @property
     def share(self) -> Share:
-        """Who may see the task: by its identity, once and for all, so that a held-out task is fresh
-        in every phrasing."""
-        place = int.from_bytes(hashlib.blake2b(self.identity.encode(), digest_size=4).digest()) % 20
+        """The share of the world that the task belongs to. Its identity decides it, so that a
+        held-out task is new in every phrasing."""
+        place = hashing.number(self.identity, 4) % 20
         return "heldout" if place < 2 else "dev" if place == 2 else "known"
 
 
@@ -100,11 +100,11 @@ def draw_task(draw: Random, share: Share, kind: Kind | None = None) -> Task:
 
 @dataclass(frozen=True)
 class Tasks:
-    """What tasks are drawn from."""
+    """A source of random tasks: a share of the world, and the kinds."""
 
     share: Share
     kinds: Sequence[Kind] = KINDS
-    """One that is named twice comes twice as often."""
+    """The kinds to draw from; one that is named twice is drawn twice as often."""
 
     def draw(self, draw: Random) -> Task:
         """A random task."""
@@ -131,8 +131,8 @@ def _readers() -> tuple[tuple[re.Pattern[str], Kind, int], ...]:
 
 
 def understand(instruction: str) -> Task | None:
-    """The task that an instruction states, or None if it is none of this world. The mark at its end
-    may be another or missing."""
+    """The task that an instruction states; None if it states none of this world. The mark at the
+    end may be another or missing."""
     for pattern, kind, phrasing in _readers():
         match = pattern.fullmatch(instruction.strip())
         if match:
@@ -172,7 +172,7 @@ def changes(task: Task, draw: Random) -> Iterator[Task]:
 
 
 def _changed(name: str, values: Values, fresh: Values, draw: Random) -> Any:
-    """Another value for one operand: most often any, sometimes a near one."""
+    """Another value for one operand: most often a random one, sometimes a near one."""
     value = values[name]
     if isinstance(value, int) and draw.random() < 0.25:
         near = max(1, value + draw.choice((-10, -3, -2, -1, 1, 2, 3, 10)))

@@ -1,1 +1,1 @@
-"""What is the recipe? Each step joins a stage, a model and the run's tables."""
+"""What are the steps of the recipe? Each step joins a stage, a model and the run's tables."""

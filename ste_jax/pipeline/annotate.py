@@ -1,29 +1,31 @@
-"""How are the pairs judged that an iteration learns from: by the last iteration's judge for SFT, by
-the one that SFT gave for DPO?"""
+"""How are the pairs judged from which an iteration learns?"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from etils import epath
 
-from ste_jax.config.from_plain import to_dict
+from ste_jax.config import identity
+from ste_jax.config.identity import Identity, fingerprint
+from ste_jax.config.judging import filled
 from ste_jax.config.schema import AnnotateKnobs, Config
 from ste_jax.generation import Generator
-from ste_jax.pipeline.context import Context
+from ste_jax.pipeline.context import Context, maker_of, named_decoding, named_role
 from ste_jax.pipeline.intake import answers_of, model_of
 from ste_jax.pipeline.with_model import ask
 from ste_jax.records import Judgment, Pair, Prompt
-from ste_jax.run import marks
-from ste_jax.run.layout import IterationDir, Table, fingerprint
-from ste_jax.run.sharded import ShardedStage, run_sharded
+from ste_jax.run.changes import RecipeStep
+from ste_jax.run.layout import IterationDir
+from ste_jax.run.sharded import ShardedWork, Words, run_sharded
+from ste_jax.run.tables import Table
 from ste_jax.stages import annotate as annotation
 from ste_jax.stages import judge
-from ste_jax.stages.roles import make_role, role_fingerprint, sample_key
-from ste_jax.system import files, preemption
+from ste_jax.stages.roles import JUDGE, make_role, role_fingerprint, sample_key
+from ste_jax.tasks import Question, task_named
 
 
 def make_judge(
@@ -31,167 +33,131 @@ def make_judge(
 ) -> judge.Judge:
     """The judge that an iteration's checkpoint holds, or one behind an endpoint."""
     config = context.config
-    role = make_role("judge", config.roles.judge, seed=config.seed)
+    task = task_named(config.judge.task)
+    role = make_role(JUDGE, config.roles.judge, seed=config.seed, task=task)
     keyed = dataclasses.replace(role, key=sample_key(config.seed, stage, iteration))
     model = answers_of(context, asked, endpoint) if endpoint else model_of(asked)
-    return judge.Judge(role=keyed, knobs=config.judge, model=model, iteration=iteration)
+    return judge.Judge(role=keyed, knobs=filled(config.judge), model=model, iteration=iteration)
 
 
 def judge_fingerprint(judging: judge.Judge) -> list[Any]:
-    """All that decides what a judge prints, but for the prompts."""
-    return [judge.VERSION, role_fingerprint(judging.role), to_dict(judging.knobs)]
+    """What a fingerprint holds of a judge: all that decides its judgments, except the prompts."""
+    values = [judge.VERSION, role_fingerprint(judging.role), identity.of(judging.knobs)]
+    return values + judging.task.identity()
 
 
-def annotate(context: Context, iteration: int) -> None:
-    """The last iteration's judge judges every training pair. For DPO, where it learns from the same
-    judgments, it judges those again that have a correct judgment and none that failed."""
-    _annotate(context, iteration)
-    here = context.run.iteration(iteration)
-    if not dpo_wants_more(context.config):
-        context.processes.from_first("annotate_more", lambda: _forget_more(here))
-    elif not dpo_asks_sft(context.config):
-        asked = _asked_to_annotate(context, iteration)
-        _annotate_more(context, iteration, asked, here.judgments)
-
-
-def judge_for_dpo(context: Context, iteration: int, parent: IterationDir) -> None:
-    """The judge that DPO begins with, `parent`'s, judges every training pair, all samples of each;
-    and then more of those that have a correct judgment and none that failed."""
+def annotate(context: Context, iteration: int, derived: Sequence[epath.Path]) -> None:
+    """Have the last iteration's judge judge every training pair. `derived` are files made of its
+    judgments, which are removed where these are made anew."""
     here, knobs = context.run.iteration(iteration), context.config.annotate
-    asked = _Asked(parent, make_judge(context, parent, "dpo_judgments", iteration))
-    knobs = dataclasses.replace(knobs, policy="all")
-    stage = ShardedStage(
-        name="dpo_judgments",
-        print_=_print(context, "dpo_judgments", annotation.VERSION, _told(knobs), asked),
-        home=here.root,
-        inputs=here.prompts.read,
-        outputs=(here.dpo_judgments,),
-        input_of=lambda table, row: row.prompt_id,
-        derived=_preferences(here),
+    asked = asked_to_annotate(context, iteration)
+    pairs_of = pairs_of_split(context, "train")
+    title, made_by = f"annotate {iteration}", "pair"
+    make_prompts(
+        context, here.prompts, here.root, pairs_of, asked.judging, title, made_by, knobs.orders
     )
-    story = partial(annotation.annotate, judge=asked.judging, knobs=knobs)
-    _judge(context, iteration, stage, story, asked)
-    if dpo_wants_more(context.config):
-        _annotate_more(context, iteration, asked, here.dpo_judgments)
-
-
-def dpo_asks_sft(config: Config) -> bool:
-    """Whether DPO learns from judgments of the judge that SFT gave."""
-    return "dpo" in config.finetune.stages and config.finetune.dpo.judgments == "sft"
-
-
-def dpo_wants_more(config: Config) -> bool:
-    """Whether more judgments are drawn, at a higher temperature, for DPO alone."""
-    return "dpo" in config.finetune.stages and config.finetune.dpo.more_samples > 0
+    questions = judge.Questions(asked.judging.task, here.prompts.read)
+    stage = ShardedWork(
+        name="annotate",
+        made_under=judgments_fingerprint(
+            context, "annotate", annotation.VERSION, annotated_identity(knobs), asked
+        ),
+        home=here.root,
+        inputs=questions.read,
+        outputs=(here.judgments,),
+        input_of=questions.of,
+        derived=derived,
+    )
+    draw = partial(annotation.annotate, judge=asked.judging, knobs=knobs)
+    judge_questions(context, iteration, stage, draw, asked)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Asked:
-    """Who judges, and how."""
+class Asked:
+    """The judge that is asked, and how."""
 
     place: IterationDir
-    """Where that judge lies."""
+    """The directory of that judge."""
     judging: judge.Judge
     endpoint: str = ""
+    named: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """The knob that chose it, by dotted name."""
 
 
-def _annotate(context: Context, iteration: int) -> None:
-    here, knobs = context.run.iteration(iteration), context.config.annotate
-    asked = _asked_to_annotate(context, iteration)
-    pairs_of = pairs_of_split(context, "train")
-    make_prompts(context, here.prompts, here.root, pairs_of, asked.judging, orders=knobs.orders)
-    derived = [here.curate_mark, here.curation, here.training.directory]
-    stage = ShardedStage(
-        name="annotate",
-        print_=_print(context, "annotate", annotation.VERSION, _told(knobs), asked),
-        home=here.root,
-        inputs=here.prompts.read,
-        outputs=(here.judgments,),
-        input_of=lambda table, row: row.prompt_id,
-        derived=derived if dpo_asks_sft(context.config) else [*derived, *_preferences(here)],
-    )
-    story = partial(annotation.annotate, judge=asked.judging, knobs=knobs)
-    _judge(context, iteration, stage, story, asked)
+def annotated_identity(knobs: AnnotateKnobs) -> dict[str, Any]:
+    """The knobs that decide which judgments there are of a prompt."""
+    # The model is another part of the fingerprint; `orders` decides which prompts there are.
+    return identity.of(knobs, without=("generator", "orders"))
 
 
-def _told(knobs: AnnotateKnobs) -> dict[str, Any]:
-    """What of the knobs decides which judgments there are of a prompt."""
-    told = to_dict(knobs)
-    del told["generator"]  # whose answers they are is told apart
-    del told["orders"]  # it decides which prompts there are, not what is made of each
-    return told
-
-
-def _annotate_more(context: Context, iteration: int, asked: _Asked, drawn: Table[Judgment]) -> None:
-    """More samples, at a higher temperature, of the prompts of which `drawn` holds correct
-    judgments and none that failed."""
-    here, config = context.run.iteration(iteration), context.config
-    knobs, dpo = config.annotate, config.finetune.dpo
-    asked = dataclasses.replace(asked, judging=asked.judging.at(dpo.more_temperature))
-
-    def wanting(shard: int) -> list[Prompt]:
-        judgments: dict[str, list[Judgment]] = {}
-        for row in drawn.read(shard):
-            judgments.setdefault(row.prompt_id, []).append(row)
-        return [
-            prompt
-            for prompt in here.prompts.read(shard)
-            if annotation.wants_more(prompt, judgments[prompt.id], dpo.negatives)
-        ]
-
-    told = [knobs.samples, list(knobs.waves), dpo.more_samples, list(dpo.negatives)]
-    stage = ShardedStage(
-        name="annotate_more",
-        print_=_print(context, "annotate_more", annotation.MORE_VERSION, told, asked),
-        home=here.root,
-        inputs=wanting,
-        outputs=(here.more_judgments,),
-        input_of=lambda table, row: row.prompt_id,
-        derived=_preferences(here),
-    )
-    story = partial(annotation.annotate_more, judge=asked.judging, knobs=knobs, dpo=dpo)
-    _judge(context, iteration, stage, story, asked)
-
-
-def _forget_more(here: IterationDir) -> None:
-    """What was drawn for a DPO that is no more wanted so."""
-    mark = here.root / "annotate_more.json"
-    marks.put_aside([here.more_judgments.directory], mark, marks.marked(mark))
-    files.forget(mark)
-
-
-def _preferences(here: IterationDir) -> tuple[epath.Path, ...]:
-    return here.prefer_mark, here.preferring, here.preferences.directory
-
-
-def _asked_to_annotate(context: Context, iteration: int) -> _Asked:
+def asked_to_annotate(context: Context, iteration: int) -> Asked:
     """The last iteration's judge, or the endpoint that stands in its place."""
-    place = context.run.iteration(iteration - 1)
+    place = context.judge_in(context.run.iteration(iteration - 1))
     endpoint = context.config.annotate.generator.get(str(iteration), "")
-    return _Asked(place, make_judge(context, place, "annotate", iteration, endpoint), endpoint)
+    judging = make_judge(context, place, "annotate", iteration, endpoint)
+    return Asked(place, judging, endpoint, {f"annotate.generator.{iteration}": endpoint})
 
 
-def _print(context: Context, name: str, version: int, told: Any, asked: _Asked) -> str:
+def judgments_fingerprint(
+    context: Context,
+    name: str,
+    version: int,
+    told: Any,
+    asked: Asked,
+    also: Mapping[str, Any] | None = None,
+) -> Identity:
+    """The fingerprint of a table of judgments, whose choice of samples `told` decides; `also` are
+    knobs of that, by dotted name, besides those of `annotate`."""
     model = answers_of(context, asked.place, asked.endpoint)
-    return fingerprint(name, version, [told, judge_fingerprint(asked.judging)], model=model)
+    config = context.config
+    named = {
+        **identity.named("annotate", config.annotate, without=("generator", "orders")),
+        **asked.named,
+        **(also or {}),
+        **named_judge(config, asked.endpoint),
+    }
+    knobs = [told, judge_fingerprint(asked.judging)]
+    return fingerprint(name, version, knobs, model=model, named=named)
 
 
-def _judge(
+def named_judge(config: Config, endpoint: str = "") -> dict[str, Any]:
+    """All knobs that decide what a judge prints, ours or one behind an `endpoint`, by dotted name
+    (see `identity.named`)."""
+    judging = identity.named("judge", filled(config.judge))
+    return {**judging, **named_role(config, "judge"), **named_decoding(config, endpoint)}
+
+
+def judge_questions(
     context: Context,
     iteration: int,
-    stage: ShardedStage,
-    story: Callable[..., Iterator[tuple[Prompt, list[Judgment]]]],
-    asked: _Asked,
+    stage: ShardedWork,
+    draw: Callable[..., Iterator[tuple[Question, list[Judgment]]]],
+    asked: Asked,
+    takes: Sequence[str] = (),
 ) -> None:
-    def work(rows: Iterator[Prompt], generator: Generator, in_flight: int) -> Iterator[Any]:
-        for row, found in story(rows, generator, in_flight=in_flight, poll=preemption.poll):
+    """Run a stage in which questions are judged. `draw` takes the questions and a generator, and
+    yields each question with its judgments."""
+
+    def work(rows: Iterator[Question], generator: Generator) -> Iterator[Any]:
+        for row, found in draw(rows, generator):
             yield row, (found,)
 
+    words = words_of_judging(
+        asked.judging,
+        RecipeStep(
+            title=f"{stage.name.replace('_', ' ')} {iteration}",
+            takes=(f"prompt set of annotate {iteration}", "pair", *takes),
+            asks="" if asked.endpoint else maker_of(context.config, asked.place),
+            model=f"the judge of iteration {asked.place.index}",
+        ),
+    )
+    words = dataclasses.replace(words, home=f"iteration {iteration}")
+    stage = dataclasses.replace(stage, words=words)
     ask(context, stage, iteration, asked.place, work, asked.endpoint)
 
 
 def pairs_of_split(context: Context, split: str) -> Callable[[int], list[Pair]]:
-    """A shard's pairs whose instruction is of a split."""
+    """A function that gives the pairs of a shard whose instruction is in a split."""
     run = context.run
 
     def pairs_of(shard: int) -> list[Pair]:
@@ -207,14 +173,32 @@ def make_prompts(
     home: epath.Path,
     pairs_of: Callable[[int], list[Pair]],
     judging: judge.Judge,
-    orders: str = "both",
-) -> None:
-    """What is asked about some pairs, each in both orders or in one."""
-    template = judging.role.template
-    build = judge.build_prompts if orders == "both" else judge.one_prompt
-    stage = ShardedStage(
+    title: str,
+    made_by: str,
+    orders: str = "",
+) -> str:
+    """Make the prompts about some pairs, all of them or those that `annotate.orders` asks for.
+
+    `title` is that of the step that asks, and `made_by` that of what made the pairs. Returns what
+    messages call the making of prompts.
+    """
+    step = RecipeStep(title=f"prompt set of {title}", takes=(made_by,))
+    task, template = judging.task, judging.role.template
+    stage = ShardedWork(
         name="prompts",
-        print_=fingerprint("prompts", judge.VERSION, [template.fingerprint(), orders]),
+        made_under=fingerprint(
+            "prompts",
+            judge.VERSION,
+            [template.fingerprint(), orders or "both", *task.identity()],
+            named={
+                name: value
+                for name, value in named_role(context.config, "judge").items()
+                if name.endswith("template")
+            }
+            | ({"annotate.orders": orders} if orders else {})
+            | {"judge.task": task.name},
+        ),
+        words=Words(step=step, rows="pairs", verb="are put into prompts"),
         home=home,
         inputs=pairs_of,
         outputs=(table,),
@@ -222,19 +206,31 @@ def make_prompts(
     )
     run_sharded(
         stage,
-        lambda pairs: ((pair, (list(build(pair, template)),)) for pair in pairs),
+        lambda pairs: (
+            (pair, (list(judge.build_prompts(task, pair, template, orders or "both")),))
+            for pair in pairs
+        ),
         context.processes,
+        changes=context.changes,
     )
+    return step.title
 
 
-def validation_prompts(context: Context, judging: judge.Judge) -> list[Prompt]:
-    """Both orders of the validation pairs, ordered by id: never trained on, never held out."""
+def words_of_judging(judging: judge.Judge, step: RecipeStep) -> Words:
+    """The words of messages about a step that judges."""
+    rows = "pairs" if judging.task.together else "prompts"
+    return Words(step=step, rows=rows, verb="are judged", gone="are no longer asked about")
+
+
+def validation_questions(context: Context, judging: judge.Judge) -> list[Question]:
+    """All questions about the validation pairs, ordered by id. These pairs are neither trained on
+    nor held out."""
     run = context.run
     ids = {row.id for row in run.selected.rows() if row.split == "validation"}
     prompts = [
         prompt
         for pair in run.pairs.rows()
         if pair.instruction_id in ids
-        for prompt in judge.build_prompts(pair, judging.role.template)
+        for prompt in judging.task.prompts(pair, judging.role.template)
     ]
-    return sorted(prompts, key=lambda prompt: prompt.id)
+    return sorted(judging.task.questions(prompts), key=lambda question: question.id)

@@ -1,56 +1,57 @@
-"""How is what an iteration trains on chosen?"""
+"""How are the judgments chosen that an iteration's SFT learns?"""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
-from ste_jax.checkpoints.checkpoint import TOKENIZER
-from ste_jax.config.from_plain import to_dict
-from ste_jax.errors import WorkError
-from ste_jax.pipeline.annotate import dpo_asks_sft, dpo_wants_more
+from ste_jax.checkpoints.card import TOKENIZER
+from ste_jax.config import identity
+from ste_jax.config.identity import fingerprint
 from ste_jax.pipeline.context import Context
-from ste_jax.records import Judgment
-from ste_jax.run import layout, marks
-from ste_jax.run.layout import IterationDir, Table, fingerprint
+from ste_jax.run import changes, marks
+from ste_jax.run.changes import RecipeStep
+from ste_jax.run.layout import IterationDir
+from ste_jax.run.tables import Table, row_ids
 from ste_jax.stages import curate as curation
 from ste_jax.stages.ends import Cut
 from ste_jax.system import files
-from ste_jax.tokenization.tokenizer import Tokenizer, load_tokenizer
+from ste_jax.system.errors import WorkError
+from ste_jax.tasks import task_named
+from ste_jax.tokenization.load import load_tokenizer
+from ste_jax.tokenization.tokenizer import Tokenizer
 
 
 def curate(context: Context, iteration: int) -> None:
-    """Choose, of what the last iteration's judge said, what the stages of fine-tuning train on.
-    Process 0 alone; the others wait."""
-    stages = context.config.finetune.stages
-    if "sft" in stages:
-        context.processes.from_first("curate", lambda: _curate(context, iteration))
-    if "dpo" in stages and not dpo_asks_sft(context.config):
-        here = context.run.iteration(iteration)
-        prefer(context, iteration, here.judgments)
-
-
-def prefer(context: Context, iteration: int, judgments: Table[Judgment]) -> None:
-    """Choose the pairs of `judgments` that DPO trains on. Process 0 alone; the others wait."""
-    context.processes.from_first("prefer", lambda: _prefer(context, iteration, judgments))
+    """Choose the judgments of the last iteration's judge that SFT trains on. Process 0 chooses; the
+    others wait."""
+    context.processes.from_first("curate", lambda: _curate(context, iteration))
 
 
 def _curate(context: Context, iteration: int) -> None:
     here, knobs = context.run.iteration(iteration), context.config.curate
-    inputs = layout.row_ids([here.prompts, here.judgments])
-    print_ = fingerprint("curate", curation.VERSION, to_dict(knobs), inputs=inputs)
+    inputs = row_ids([here.prompts, here.judgments])
+    named = identity.named("curate", knobs)
+    made_under = fingerprint(
+        "curate", curation.VERSION, identity.of(knobs), inputs=inputs, named=named
+    )
     mark = here.curate_mark
-    if marks.marked(mark) == print_ and here.training.complete() and here.curation.exists():
+    step = RecipeStep(title=f"curate {iteration}", takes=(f"annotate {iteration}",), inputs=SAID)
+    what = partial(counted, "the training set", here.training)
+    if not context.wants(step, what, mark, made_under, (here.training,), (here.curation,)):
         return
-    cut = _cut_of(context)
-    chosen = curation.curate(here.prompts.rows(), here.judgments.rows(), knobs, cut)
-    if min(chosen.kept_letters.values()) == 0:
+    cut = cut_of(context)
+    task = task_named(context.config.judge.task)
+    chosen = curation.curate(task, here.prompts.rows(), here.judgments.rows(), knobs, cut)
+    if not curation.can_train(task, chosen.kept_by_class):
         raise WorkError(_nothing_to_train_on(here, chosen))
-    files.forget(mark)
+    marks.forget(mark)
     written = 0
     for shard in range(here.training.shards):
         examples = curation.training_examples(
+            task,
             here.prompts.read(shard),
             here.judgments.read(shard),
             lambda judgment: chosen.kept.get(judgment.prompt_id) == judgment.id,
@@ -58,14 +59,26 @@ def _curate(context: Context, iteration: int) -> None:
         )
         written += here.training.write(shard, examples)
     here.training.expect(written, len(chosen.kept))
-    files.write_json(here.curation, {"kept": chosen.kept_letters, "dropped": chosen.dropped})
-    marks.mark(mark, print_)
-    context.log("curated", iteration=iteration, kept=chosen.kept_letters, dropped=chosen.dropped)
+    files.write_json(here.curation, {"kept": chosen.kept_by_class, "dropped": chosen.dropped})
+    marks.mark(mark, made_under)
+    context.log("curated", iteration=iteration, kept=chosen.kept_by_class, dropped=chosen.dropped)
 
 
-def _cut_of(context: Context) -> Cut:
-    """How token ids are cut: by the tokenizer of the seed, which all judges of a run share. It is
-    read when something is to be cut."""
+def counted(name: str, table: Table[Any]) -> str:
+    """A sentence that a table is chosen, with the number of its rows if it is there."""
+    try:
+        of = f" of {changes.counted(table.count(), 'rows')}" if table.complete() else ""
+    except WorkError:  # it is damaged, and is about to go
+        of = ""
+    return f"{name}{of} is chosen"
+
+
+SAID = "what the judge said"
+
+
+def cut_of(context: Context) -> Cut:
+    """A `Cut` by the tokenizer of the seed, which all judges of a run share. It is read only when
+    something is to be cut."""
     tokenizers: list[Tokenizer] = []
 
     def cut(ids: Sequence[int], text: str) -> tuple[int, ...] | None:
@@ -77,8 +90,8 @@ def _cut_of(context: Context) -> Cut:
 
 
 def beginning_of(tokenizer: Tokenizer, ids: Sequence[int], text: str) -> tuple[int, ...] | None:
-    """The shortest beginning of `ids` that says `text`, but for white space at its end; None if
-    there is none. A beginning's text only grows, so this bisects."""
+    """The shortest beginning of `ids` whose text is `text`, but for white space at its end; None if
+    there is none. It is found by bisection, since a longer beginning never has a shorter text."""
     low, high = 0, len(ids)
     while low < high:
         middle = (low + high) // 2
@@ -92,67 +105,16 @@ def beginning_of(tokenizer: Tokenizer, ids: Sequence[int], text: str) -> tuple[i
 
 def _nothing_to_train_on(here: IterationDir, chosen: curation.Curation) -> str:
     judgments: Counter[str] = Counter()
+    verdicts: Counter[str] = Counter()
     for row in here.judgments.rows():
         judgments["drawn"] += 1
         judgments["parsed"] += row.failure is None
         judgments["forced"] += row.forced
-        judgments["A" if row.verdict == "A" else "B" if row.verdict == "B" else "none"] += 1
+        verdicts[row.verdict or "none"] += 1
+    said = ", ".join(f"{verdict} {verdicts[verdict]}" for verdict in sorted(verdicts))
     return (
-        f"curate: iteration {here.index} has nothing to train on, kept {chosen.kept_letters}, "
+        f"curate: iteration {here.index} has nothing to train on, kept {chosen.kept_by_class}, "
         f"dropped {chosen.dropped}; of {judgments['drawn']} judgments {judgments['parsed']} parsed "
-        f"by themselves and {judgments['forced']} were forced, with verdicts A {judgments['A']}, "
-        f"B {judgments['B']}, none {judgments['none']}; see roles.judge, judge.force_verdict and "
-        f"annotate.samples"
+        f"by themselves and {judgments['forced']} were forced, with verdicts {said}; see "
+        f"roles.judge, judge.force_verdict and annotate.samples"
     )
-
-
-def _prefer(context: Context, iteration: int, judgments: Table[Judgment]) -> None:
-    here, config = context.run.iteration(iteration), context.config
-    knobs = config.finetune.dpo
-    read = {"pairs_per_prompt": knobs.pairs_per_prompt, "negatives": list(knobs.negatives)}
-    more = dpo_wants_more(config)
-    tables: list[Table[Any]] = [here.prompts, judgments]
-    inputs = layout.row_ids(tables + [here.more_judgments] if more else tables)
-    told = {**read, "balance": config.curate.balance}
-    print_ = fingerprint("prefer", curation.PREFER_VERSION, told, inputs=inputs)
-    mark = here.prefer_mark
-    if marks.marked(mark) == print_ and here.preferences.complete() and here.preferring.exists():
-        return
-    cut = _cut_of(context)
-    chosen = curation.prefer(
-        here.prompts.rows(),
-        judgments.rows(),
-        knobs,
-        balance=config.curate.balance,
-        more=here.more_judgments.rows() if more else (),
-        cut=cut,
-    )
-    if min(chosen.kept_letters.values()) == 0:
-        raise WorkError(
-            f"prefer: iteration {here.index} has no pairs of judgments for DPO: kept "
-            f"{chosen.kept_letters}, prompts without a pair {chosen.prompts_dropped}, dropped "
-            f"{chosen.pairs_dropped}; draw more samples (annotate.samples, or "
-            "finetune.dpo.more_samples where none failed), see finetune.dpo.negatives, or leave "
-            "dpo out of finetune.stages"
-        )
-    files.forget(mark)
-    drawn_hotter, written = 0, 0
-    for shard in range(here.preferences.shards):
-        hotter = here.more_judgments.read(shard) if more else []
-        drawn = judgments.read(shard) + hotter
-        rows = curation.preference_examples(here.prompts.read(shard), drawn, chosen.kept, cut)
-        written += here.preferences.write(shard, rows)
-        ids = {judgment.id for judgment in hotter}
-        drawn_hotter += sum(row.rejected_judgment_id in ids for row in rows)
-    here.preferences.expect(written, sum(chosen.kept_letters.values()))
-    counts = {
-        "kept": chosen.kept_letters,
-        "negatives": chosen.negatives,
-        "prompts": len(chosen.kept),
-        "prompts_dropped": chosen.prompts_dropped,
-        "pairs_dropped": chosen.pairs_dropped,
-        **({"drawn_hotter": drawn_hotter} if more else {}),
-    }
-    files.write_json(here.preferring, counts)
-    marks.mark(mark, print_)
-    context.log("preferred", iteration=iteration, **counts)

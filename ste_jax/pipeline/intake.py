@@ -2,32 +2,31 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import warnings
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from etils import epath
 
-from ste_jax.checkpoints import checkpoint
-from ste_jax.config.from_plain import to_dict
+from ste_jax.checkpoints.card import is_checkpoint, read_card
+from ste_jax.config import identity
+from ste_jax.config.identity import Identity, fingerprint
 from ste_jax.config.schema import LabelledSetKnobs, PoolKnobs
-from ste_jax.errors import RequestError, SteError, WorkError
 from ste_jax.evaluation.readers import read_pairs
 from ste_jax.model_io.import_weights import write_checkpoint
 from ste_jax.model_io.open_model import source_fingerprint
-from ste_jax.pipeline.context import Context
+from ste_jax.pipeline.context import SEED_STEP, Context
 from ste_jax.records import Instruction, Pair, shard_of
 from ste_jax.run import marks
 from ste_jax.run.best import locate
-from ste_jax.run.layout import IterationDir, RunDir, Table, fingerprint
+from ste_jax.run.changes import RecipeStep
+from ste_jax.run.layout import IterationDir, RunDir
+from ste_jax.run.tables import Table
 from ste_jax.stages import intake, judge_card
-from ste_jax.system import files, preemption, shipped
-
-_BEING_WRITTEN = "being written"
-"""The mark of a table while it is: a kill leaves a part of it beside a part of what was there."""
+from ste_jax.system import files, hashing, preemption, shipped
+from ste_jax.system.errors import RequestError, SteError, WorkError
 
 
 def take_in(context: Context) -> None:
@@ -36,42 +35,44 @@ def take_in(context: Context) -> None:
 
 
 def pool_mark(run: RunDir) -> epath.Path:
-    """Where it is remembered what the pool was read from."""
-    return run.root / "instructions" / "intake.json"
+    """The mark that says what the pool was read from."""
+    return run.root / "instructions" / "intake.mark.json"
 
 
-def pool_print(knobs: PoolKnobs) -> str:
+def pool_print(knobs: PoolKnobs) -> Identity:
     """What the pool is read from, and how; the latter alone before the stroke."""
     source = fingerprint("source", 1, intake.source_identity(knobs))
-    return f"{_read_how(knobs, intake.VERSION)}/{source}"
+    how = fingerprint(
+        "intake", intake.VERSION, identity.of(knobs), named=identity.named("pool", knobs)
+    )
+    return Identity(f"{how}/{source}", {**how.made_of, "inputs": str(source)})
 
 
 def _read_how(knobs: PoolKnobs, version: int) -> str:
-    told, usual = to_dict(knobs), to_dict(PoolKnobs())
-    for later in ("sample", "context_fields"):
-        if told[later] == usual[later]:
-            del told[later]
-    return fingerprint("intake", version, told)
+    return fingerprint("intake", version, identity.of(knobs))
 
 
 def is_taken_in(run: RunDir, knobs: PoolKnobs) -> bool:
-    """Whether the pool is there as it is to be, or all that can be had of it."""
+    """Whether the pool is there as the knobs ask, or its sources are gone and cannot be read."""
     if not run.begun() or not run.pool.complete():
         return False
-    print_, there = pool_print(knobs), marks.marked(pool_mark(run))
+    made_under, there = pool_print(knobs), marks.marked(pool_mark(run))
     gone = intake.missing_files(knobs)
     like_it = tuple(_read_how(knobs, version) for version in (intake.VERSION, 1))
     if gone and (not there or there.startswith(like_it)):
         warnings.warn(f"going on with the pool that was taken in: {gone[0]} is gone", stacklevel=2)
         return True
-    return there == print_
+    return there == made_under
 
 
 def _take_in(context: Context) -> None:
     run, knobs = context.run, context.config.pool
     if is_taken_in(run, knobs):
         return
-    mark, print_ = pool_mark(run), pool_print(knobs)
+    mark, made_under = pool_mark(run), pool_print(knobs)
+    step = RecipeStep(title="intake", inputs="what lies in pool.path")
+    if not context.wants(step, lambda: "the pool is read", mark, made_under, (run.pool,)):
+        return
     counts: dict[str, int] = {}
     set_aside: list[intake.Rejected] = []
     required, sample = intake.Filter(knobs.require), intake.Sample(knobs.sample)
@@ -82,7 +83,7 @@ def _take_in(context: Context) -> None:
         if not counts["kept"]:
             raise nothing_to_take_in(knobs, required, set_aside)
         sample.count(counts)
-        marks.mark(mark, _BEING_WRITTEN)  # from here on the old pool is no more
+        marks.mark(mark, marks.BEING_WRITTEN)  # from here on the old pool is replaced
         run.pool.expect(_write_pool(run.pool, spill, sample), counts["kept"])
     except OSError as error:
         raise WorkError(
@@ -97,7 +98,7 @@ def _take_in(context: Context) -> None:
     lines = [json.dumps(vars(each), ensure_ascii=False) + "\n" for each in set_aside]
     files.write_whole(run.rejected, "".join(lines).encode())
     files.write_twice(run.manifest, {**run.read_manifest(), "intake": counts})
-    marks.mark(mark, print_)
+    marks.mark(mark, made_under)
     context.log("intake", **counts)
 
 
@@ -106,7 +107,7 @@ def nothing_to_take_in(
 ) -> SteError:
     """The error of a pool without an instruction."""
     if required.passed_over and not required.met:
-        return RequestError(f"intake: {required.told()}")
+        return RequestError(f"intake: {required.message()}")
     first = ""
     if set_aside:
         first = f"; the first: {set_aside[0].file}, line {set_aside[0].line}: {set_aside[0].reason}"
@@ -114,8 +115,8 @@ def nothing_to_take_in(
 
 
 def _spill(spill: epath.Path, rows: Iterator[Instruction], shards: int) -> None:
-    """Spread a stream over one directory per shard, of files that are written once each: in an
-    object store nothing can be appended to."""
+    """Spread a stream over one directory per shard, in files that are each written once, since an
+    object store cannot append."""
     files.remove(spill)
     waiting: dict[int, list[str]] = defaultdict(list)
 
@@ -136,8 +137,8 @@ def _spill(spill: epath.Path, rows: Iterator[Instruction], shards: int) -> None:
 
 
 def _write_pool(pool: Table[Instruction], spill: epath.Path, sample: intake.Sample) -> int:
-    """The spilled rows of the sample as a table: one shard is in memory. Returns how many there
-    are."""
+    """Write the spilled rows of the sample as a table, with one shard in memory at a time. Returns
+    how many rows there are."""
     total, drawn = 0, sample.ids()
     for shard in range(pool.shards):
         place = spill / str(shard)
@@ -157,7 +158,7 @@ def take_in_labelled(context: Context) -> None:
     """Read the sets of labelled pairs that the judges are measured on. Process 0 alone.
 
     Raises:
-      RequestError: a file that cannot be read, or lacks a column that accuracy is told apart by.
+      RequestError: a file that cannot be read.
     """
     context.processes.from_first("labelled", lambda: _take_in_labelled(context))
 
@@ -167,35 +168,43 @@ def _take_in_labelled(context: Context) -> None:
         if is_read(context.run, knobs):
             continue
         table, mark = context.run.labelled(knobs.name), labelled_mark(context.run, knobs)
+        step = RecipeStep(title=f"labelled {knobs.name}", inputs=f"what lies in {knobs.data}")
+        made_under = labelled_print(knobs)
+        if not context.wants(step, lambda: "the pairs are read", mark, made_under, (table,)):
+            continue
         by_shard: dict[int, list[Pair]] = {shard: [] for shard in range(table.shards)}
         pairs = read_labelled(knobs)
         for pair in pairs:
             by_shard[shard_of(pair.instruction_id, table.shards)].append(pair)
-        marks.mark(mark, _BEING_WRITTEN)
+        marks.mark(mark, marks.BEING_WRITTEN)
         written = sum(table.write(shard, rows) for shard, rows in by_shard.items())
         table.expect(written, len(pairs))
-        marks.mark(mark, labelled_print(knobs))
+        marks.mark(mark, made_under)
 
 
 def labelled_mark(run: RunDir, knobs: LabelledSetKnobs) -> epath.Path:
-    """Where it is remembered what a labelled set was read from."""
-    return run.root / "labelled" / f"{knobs.name}.json"
+    """The mark that says what a labelled set was read from."""
+    return run.root / "labelled" / f"{knobs.name}.mark.json"
 
 
-def labelled_print(knobs: LabelledSetKnobs) -> str:
+def labelled_print(knobs: LabelledSetKnobs) -> Identity:
     """What a labelled set is read from, and how; the latter alone before the stroke."""
     path = shipped.path_of(knobs.data)
-    content = hashlib.blake2b(path.read_bytes()).hexdigest() if path.is_file() else ""
+    content = hashing.file_digest(path) if path.is_file() else ""
     source = fingerprint("labelled", 2, [knobs.benchmark, knobs.by], inputs=content)
-    return f"{_labelled_how(knobs)}/{source}"
+    how = _labelled_how(knobs)
+    return Identity(f"{how}/{source}", {**how.made_of, "inputs": str(source)})
 
 
-def _labelled_how(knobs: LabelledSetKnobs) -> str:
-    return fingerprint("labelled", 2, [knobs.data, knobs.benchmark, knobs.by])
+def _labelled_how(knobs: LabelledSetKnobs) -> Identity:
+    asked = [knobs.data, knobs.benchmark, knobs.by]
+    group = f"evaluate.sets.{knobs.name}"
+    named = identity.named(group, knobs, only=("data", "benchmark", "by"))
+    return fingerprint("labelled", 2, asked, named=named)
 
 
 def is_read(run: RunDir, knobs: LabelledSetKnobs) -> bool:
-    """Whether a labelled set is there as it is to be, or all that can be had of it."""
+    """Whether a labelled set is there as the knobs ask, or its file is gone and cannot be read."""
     if not run.begun() or not run.labelled(knobs.name).complete():
         return False
     there = marks.marked(labelled_mark(run, knobs))
@@ -212,28 +221,21 @@ def read_labelled(knobs: LabelledSetKnobs) -> list[Pair]:
     """The pairs of a labelled set.
 
     Raises:
-      RequestError: the file cannot be read, or lacks a column that accuracy is told apart by.
+      RequestError: the file cannot be read.
     """
-    pairs = list(read_pairs(knobs.benchmark, shipped.path_of(knobs.data), knobs.by))
-    for pair in pairs:
-        columns = json.loads(pair.extra or "{}")
-        missing = [name for name in knobs.by if name not in columns]
-        if missing:
-            raise RequestError(
-                f"evaluate.sets: {knobs.data} has a row without the column {missing[0]!r}, by "
-                f"which {knobs.name} is to be told apart"
-            )
-    return pairs
+    return list(read_pairs(knobs.benchmark, shipped.path_of(knobs.data), knobs.by))
 
 
 def import_seed(context: Context) -> None:
-    """The seed as iteration 0's checkpoint.
+    """Import the seed model as iteration 0's checkpoint.
 
-    A source that is gone since is no loss: the checkpoint holds all of it.
+    If its source is gone later, nothing is lost: the checkpoint holds all of it.
     """
     seed, knobs = context.run.iteration(0), context.config.finetune
     provenance = context.processes.from_first("seed", lambda: _to_import(context))
     if provenance is None:
+        return
+    if context.changes.dry:
         return
     write_checkpoint(
         locate(context.config.model),
@@ -241,14 +243,13 @@ def import_seed(context: Context) -> None:
         knobs.mesh,
         knobs.param_dtype,
         provenance,
-        context.processes.barrier,
     )
 
 
 def _to_import(context: Context) -> dict[str, Any] | None:
     """The provenance of the seed that is to be read; None if it is there already."""
     config, seed = context.config, context.run.iteration(0)
-    there = checkpoint.read_card(seed.checkpoint) if is_there(seed) else None
+    there = read_card(seed.checkpoint) if is_there(seed) else None
     try:
         found = locate(config.model)
     except SteError as error:
@@ -265,13 +266,29 @@ def _to_import(context: Context) -> dict[str, Any] | None:
         "fingerprint": fingerprint("seed", 1, config.finetune.param_dtype, model=model),
         "judge": judge_card.to_dict(judge_card.of_config(config)),
     }
-    same = there is not None and there["provenance"] == json.loads(json.dumps(provenance))
-    return None if same else provenance
+    if there is None:
+        return provenance
+    old, new = there["provenance"], json.loads(json.dumps(provenance))
+    if old == new:
+        return None
+    if old.get("fingerprint") != new["fingerprint"]:
+        context.changes.redone.add(SEED_STEP)
+    context.changes.say(SEED_STEP, f"the model is imported again, since {_why_imported(old, new)}")
+    return provenance
+
+
+def _why_imported(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    for key, knob in (("source", "model"), ("run", "name")):
+        if old.get(key) != new[key]:
+            return f"{knob} was {json.dumps(old.get(key))} and is {json.dumps(new[key])}"
+    if old.get("fingerprint") != new["fingerprint"]:
+        return f"finetune.param_dtype or what lies in {new['source']} has changed"
+    return "its card says how a judge is asked, and that has changed"
 
 
 def is_there(iteration: IterationDir) -> bool:
     """Whether the iteration's judge has its checkpoint."""
-    return checkpoint.is_checkpoint(iteration.checkpoint)
+    return is_checkpoint(iteration.checkpoint)
 
 
 def answers_of(context: Context, iteration: IterationDir, endpoint: str = "") -> str:
@@ -281,15 +298,14 @@ def answers_of(context: Context, iteration: IterationDir, endpoint: str = "") ->
         knobs = context.config.endpoints[endpoint]
         unsent = [
             name for name in knobs.leave_out if name != "seed"
-        ]  # it decides nothing by itself
+        ]  # a field left out that the request would not have had decides nothing
         without = f" without {', '.join(sorted(unsent))}" if unsent else ""
         return f"endpoint/{knobs.model}{without}"
-    decoding = context.config.decoding
-    weights = "" if decoding.weights == "dtype" else f"/{decoding.weights}"
-    return f"{model_of(iteration)}/{decoding.dtype}{weights}"
+    kinds = identity.of(context.config.decoding, only=("dtype", "weights"))
+    return "/".join([model_of(iteration), *kinds.values()])
 
 
 def model_of(iteration: IterationDir) -> str:
     """The fingerprint of an iteration's judge, from its checkpoint's card."""
-    card = checkpoint.read_card(iteration.checkpoint)
+    card = read_card(iteration.checkpoint)
     return str(card["provenance"]["fingerprint"])

@@ -1,4 +1,4 @@
-"""How is the pool labelled by the seed, and the subset chosen?"""
+"""How are the pool's instructions put into categories by the seed, and the subset chosen?"""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from ste_jax.config.from_plain import to_dict
-from ste_jax.errors import WorkError
+from ste_jax.config import identity
+from ste_jax.config.identity import fingerprint
 from ste_jax.generation import Generator
-from ste_jax.pipeline.context import Context
+from ste_jax.pipeline.context import SEED_STEP, Context, named_decoding, named_role
 from ste_jax.pipeline.intake import answers_of
 from ste_jax.pipeline.with_model import ask, chat_template_of
 from ste_jax.records import Instruction, Selection, shard_of
-from ste_jax.run import layout, marks
-from ste_jax.run.layout import fingerprint
-from ste_jax.run.sharded import ShardedStage
+from ste_jax.run import marks, tables
+from ste_jax.run.changes import RecipeStep, counted
+from ste_jax.run.sharded import ShardedWork, Words
 from ste_jax.stages import near_duplicates, select
 from ste_jax.stages.roles import make_role, role_fingerprint
-from ste_jax.system import files, preemption
+from ste_jax.system.errors import WorkError
 
 
 def label(context: Context) -> None:
-    """One label per instruction of the pool."""
+    """Label every instruction of the pool: its category and, where it is needed, its difficulty."""
     run, knobs, seed = context.run, context.config.select, context.run.iteration(0)
     role = make_role(
         "classify",
@@ -32,13 +32,31 @@ def label(context: Context) -> None:
         chat_template=chat_template_of(seed, knobs.generator),
     )
     asked = [knobs.labels, knobs.content_free, knobs.categories, select.needs_difficulty(knobs)]
-    stage = ShardedStage(
+    stage = ShardedWork(
         name="label",
-        print_=fingerprint(
+        made_under=fingerprint(
             "label",
             select.VERSION,
             [asked, role_fingerprint(role)],
             model=answers_of(context, seed, knobs.generator),
+            named={
+                **identity.named(
+                    "select", knobs, only=("labels", "content_free", "categories", "generator")
+                ),
+                **named_role(context.config, "classify"),
+                **named_decoding(context.config, knobs.generator),
+            },
+        ),
+        words=Words(
+            step=RecipeStep(
+                title="label",
+                takes=("intake",),
+                asks="" if knobs.generator else SEED_STEP,
+                model="the seed",
+            ),
+            rows="instructions",
+            verb="are labelled",
+            gone="are no longer in the pool",
         ),
         home=run.root / "instructions",
         inputs=run.pool.read,
@@ -47,10 +65,8 @@ def label(context: Context) -> None:
         together=knobs.labels == "score",
     )
 
-    def work(rows: Iterator[Instruction], generator: Generator, in_flight: int) -> Iterator[Any]:
-        for row, found, scores in select.label(
-            rows, generator, role, knobs, in_flight=in_flight, poll=preemption.poll
-        ):
+    def work(rows: Iterator[Instruction], generator: Generator) -> Iterator[Any]:
+        for row, found, scores in select.label(rows, generator, role, knobs):
             yield row, (scores, [found])
 
     ask(context, stage, 0, seed, work, knobs.generator)
@@ -63,15 +79,18 @@ def choose(context: Context) -> None:
 
 def _choose(context: Context) -> None:
     run, knobs = context.run, context.config.select
-    asked = to_dict(knobs)
-    del asked["generator"]  # who labelled is told by the labels' own mark
+    asked = identity.of(knobs, without=("generator",))  # who labelled: see the labels' own mark
     asked["near_duplicates"] = near_duplicates.VERSION
-    print_ = fingerprint("choose", select.VERSION, asked, inputs=layout.row_ids([run.labels]))
-    labels_print = marks.marked(run.root / "instructions" / "label.json")
-    print_ = fingerprint("choose", select.VERSION, print_, model=labels_print)
-    mark = run.root / "instructions" / "choose.json"
-    if marks.marked(mark) == print_ and run.selected.complete() and run.selection.complete():
-        run.selection.check()
+    made_under = fingerprint("choose", select.VERSION, asked, inputs=tables.row_ids([run.labels]))
+    labels_print = marks.marked(run.root / "instructions" / "label.mark.json")
+    named = identity.named("select", knobs, without=("generator",))
+    made_under = fingerprint("choose", select.VERSION, made_under, model=labels_print, named=named)
+    mark = run.root / "instructions" / "choose.mark.json"
+    step = RecipeStep(title="select", takes=("intake", "label"), inputs="what was labelled")
+    what = lambda: f"the choice among {counted(run.labels.count(), 'instructions')} is made"  # noqa: E731
+    if not context.wants(step, what, mark, made_under, (run.selected, run.selection)):
+        if not context.changes.dry:
+            run.selection.check()
         return
     chosen = select.choose(run.pool.rows, run.labels.rows(), knobs)
     by_shard: dict[int, list[Any]] = {shard: [] for shard in range(run.shards)}
@@ -81,7 +100,7 @@ def _choose(context: Context) -> None:
     if not kept:
         counts = dict(Counter(each.fate for each in chosen))
         raise WorkError(f"select: no instruction was kept of {len(chosen)}: {counts}")
-    files.forget(mark)
+    marks.forget(mark)
     fates, selected = 0, 0
     for shard, rows in by_shard.items():
         fates += run.selection.write(shard, rows)
@@ -89,7 +108,7 @@ def _choose(context: Context) -> None:
         selected += run.selected.write(shard, [_with_fate(row, kept[row.id]) for row in pool])
     run.selection.expect(fates, len(chosen))
     run.selected.expect(selected, len(kept))
-    marks.mark(mark, print_)
+    marks.mark(mark, made_under)
     context.log("selected", kept=len(kept), of=len(chosen))
 
 

@@ -1,9 +1,9 @@
-"""How good is a judge in training on the validation pairs, and how good was what it began with?
+"""How good is a judge in training on the validation pairs, and how good was it at the beginning?
 
-Greedy, both orders, forced if the run forces. Each process judges its share of the prompts with its
-own copy of the weights; prompts that it has no room for are in no share. No judge is measured
-twice: a trained one's checkpoint says what it came to, and of others it is written down beside
-them."""
+Judges are asked greedily, with all questions of the task, and verdicts are forced if the run forces
+them. Each process judges its share of the questions with its own copy of the weights; questions
+that are too long count nowhere. No judge is measured twice: a trained judge's checkpoint holds its
+measures, and those of others are written beside them."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from typing import Any
 
 import jax
 
-from ste_jax.checkpoints import checkpoint
+from ste_jax.checkpoints.card import read_card
+from ste_jax.checkpoints.checkpoint import save_checkpoint
+from ste_jax.config.identity import fingerprint
 from ste_jax.decoding.generator import LocalGenerator
 from ste_jax.decoding.memory import bytes_per_device
-from ste_jax.errors import WorkError
 from ste_jax.model_io.open_model import Opened, open_generator
 from ste_jax.model_io.sources import resolve
 from ste_jax.models.decoder import Decoder
@@ -26,27 +27,28 @@ from ste_jax.parallel.sharding import make_mesh
 from ste_jax.pipeline.annotate import judge_fingerprint
 from ste_jax.pipeline.context import Context
 from ste_jax.pipeline.intake import model_of
-from ste_jax.records import Prompt
-from ste_jax.run.layout import IterationDir, fingerprint
+from ste_jax.run.layout import IterationDir
 from ste_jax.stages import judge
 from ste_jax.system import files
+from ste_jax.system.errors import WorkError
+from ste_jax.tasks import Question
 
 VERSION = 1
 ROOM = 1.2
-"""Times what decoding keeps in memory must be free for it, since its programs need some, too."""
+"""How many times the memory that decoding keeps must be free, since its programs need some, too."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Validation:
-    """What judges are measured on, and how they are asked."""
+    """The questions that judges are measured by, and how they are asked."""
 
     judging: judge.Judge
-    prompts: list[Prompt]
+    questions: list[Question]
 
     def of_start(self, context: Context, parent: IterationDir) -> dict[str, Any] | None:
-        """What the judge comes to that a stage begins with, as a `Validator` measures it. None
-        where there is nothing to measure on."""
-        if not self.prompts:
+        """The measures of the judge that a phase begins with; None if there are no validation
+        pairs."""
+        if not self.questions:
             return None
         known: dict[str, Any] | None
         known = context.processes.from_first("known", lambda: self._known(context, parent))
@@ -58,8 +60,8 @@ class Validation:
         return known
 
     def _known(self, context: Context, parent: IterationDir) -> dict[str, Any] | None:
-        """What a judge came to when it was measured before in the same way."""
-        card = checkpoint.read_card(parent.checkpoint)["provenance"]
+        """The measures of a judge that was measured before in the same way; None if it was not."""
+        card = read_card(parent.checkpoint)["provenance"]
         if card.get("validated_as") == self.told(context):
             return {name: value for name, value in card["validation"].items() if name != "step"}
         found = files.read_twice(parent.validation) or {}
@@ -69,29 +71,27 @@ class Validation:
         return measured
 
     def told(self, context: Context, model: str = "") -> str:
-        """A fingerprint of what decides how a judge is measured and, where it is not known from the
-        place, of who it is."""
-        # At temperature 0 the key says nothing, and the iteration is told by it alone.
+        """A fingerprint of what decides how a judge is measured and, if `model` is given, of which
+        judge it is."""
+        # At temperature 0 the random key decides nothing; only the key depends on the iteration.
         role = dataclasses.replace(self.judging.greedy().role, key=0)
         judging = judge_fingerprint(dataclasses.replace(self.judging, role=role))
         kinds = [context.config.decoding.dtype, context.config.decoding.weights]
-        prompts = [prompt.id for prompt in self.prompts]
+        prompts = [prompt.id for each in self.questions for prompt in each.prompts]
         return fingerprint("validation", VERSION, [judging, kinds], model=model, inputs=prompts)
 
     def measure(self, context: Context, generator: LocalGenerator, name: str) -> dict[str, Any]:
-        """What `Validate` of the training loop gives; `name` tells one meeting of the processes
-        from another."""
+        """The measures that a `Validate` of the training loop gives. `name` distinguishes the
+        meetings of the processes."""
         processes, judging = context.processes, self.judging
-        mine = self.prompts[processes.index :: processes.count]
+        mine = self.questions[processes.index :: processes.count]
         counts = [0, 0, 0, 0]
         note = context.meter("validate", judging.iteration, generator)
-        for prompt, (judgment,) in judge.judge_all(
-            mine, generator, judging.greedy(), 1, in_flight=context.in_flight()
-        ):
+        for question, judgments in judge.judge_all(mine, generator, judging.greedy(), 1):
             counts[0] += 1
-            counts[1] += judgment.verdict == prompt.label
-            counts[2] += judgment.failure is None
-            counts[3] += judgment.failure == "too_long"
+            counts[1] += judging.task.is_right(question, judgments)
+            counts[2] += all(each.failure is None for each in judgments)
+            counts[3] += any(each.failure == "too_long" for each in judgments)
         note(len(mine))
         every = processes.gather(f"validate {name}", counts)
         total, right, parsed, too_long = (sum(each) for each in zip(*every, strict=True))
@@ -109,7 +109,7 @@ class Validation:
 
 
 class Validator:
-    """Measures a judge in training."""
+    """Measures a judge in training: a `Validate` of the training loop."""
 
     def __init__(self, context: Context, opened: Opened, validation: Validation) -> None:
         self._context, self._opened, self._validation = context, opened, validation
@@ -127,11 +127,9 @@ class Validator:
             local, received = hand_over_model(model, mesh, knobs.dtype)
             context.log("handed_over", bytes_received=received)
             return LocalGenerator(local, tokenizer, knobs, mesh)
-        # A name that is swept where a kill leaves it.
+        # The name is one that is removed later if a kill leaves it behind.
         place = context.run.root / "validated.partial-weights"
-        checkpoint.save_checkpoint(
-            place, model, tokenizer=tokenizer, provenance={}, barrier=context.processes.barrier
-        )
+        save_checkpoint(place, model, tokenizer=tokenizer, provenance={})
         release()
         generator = open_generator(resolve(str(place)), knobs)
         context.processes.barrier("validated: read")
@@ -154,7 +152,7 @@ class Validator:
 
 
 def _free_bytes(device: jax.Device) -> int | None:
-    """What a device has left; None where it does not tell."""
+    """How many bytes a device has free; None if it does not report them."""
     told = device.memory_stats() or {}
     if "bytes_limit" not in told or "bytes_in_use" not in told:
         return None

@@ -1,1 +1,1 @@
-"""What would a program need on a slice that is not there?"""
+"""What would a program need on a TPU slice that is not at hand?"""

@@ -1,8 +1,8 @@
-"""What would a program be on a TPU slice that is not here?
+"""How is a program compiled for a TPU slice that is not at hand?
 
-libtpu compiles for a named topology on any Linux machine. From what it compiles come the memory
-that a chip needs and, counted by `hlo_cost`, what a run costs. Nothing is run, and no device is
-opened: a process that imports this for a topology should not also mean to use a TPU of its own.
+libtpu compiles for a named topology on any Linux machine. The compiled program gives the memory
+that a chip needs and, counted by `hlo_cost`, the cost of a run. Nothing is run, and no device is
+opened: a process that compiles for a topology cannot also use a TPU of its own.
 """
 
 from __future__ import annotations
@@ -19,45 +19,20 @@ from jax.experimental import topologies
 from jax.sharding import Mesh
 
 from ste_jax.config.schema import MeshKnobs
-from ste_jax.errors import RequestError, WorkError
 from ste_jax.parallel.sharding import MESH_AXES, make_mesh
 from ste_jax.planning.hlo import parse
 from ste_jax.planning.hlo_cost import Cost, lines, total
-
-
-@dataclass(frozen=True, kw_only=True)
-class Chip:
-    """What a TPU chip has, as its page of Cloud TPU's documentation says."""
-
-    name: str
-    hbm_bytes: float
-    hbm_bandwidth: float
-    """Bytes per second."""
-    flops: float
-    """Peak in bfloat16, per second."""
-    ici_bandwidth: float
-    """Bytes per second of all of a chip's links, both directions together."""
-
-
-CHIPS = {
-    # cloud.google.com/tpu/docs/v5e
-    "TPU v5 lite": Chip(
-        name="v5e", hbm_bytes=16e9, hbm_bandwidth=819e9, flops=197e12, ici_bandwidth=400e9
-    ),
-    # cloud.google.com/tpu/docs/v5p
-    "TPU v5": Chip(
-        name="v5p", hbm_bytes=95e9, hbm_bandwidth=2765e9, flops=459e12, ici_bandwidth=1200e9
-    ),
-}
-"""By `device_kind`. Sizes of HBM are taken as powers of ten, the smaller reading."""
+from ste_jax.system.errors import RequestError, WorkError
+from ste_jax.system.hardware import CHIPS, Chip
 
 HBM_ONLY = {"xla_vf_vmem_memory_space_assignment": False}
-"""A compiler option under which every array between two instructions lies in HBM. How much of its
-weights and caches a program keeps in VMEM depends on its depth; without, depths can be compared."""
+"""A compiler option that puts every array between two instructions into HBM. Without it, a
+program's depth decides how much of its weights and caches is kept in VMEM, and programs of
+different depths cannot be compared."""
 
 
 def missing_libtpu() -> str:
-    """Why nothing can be compiled for TPU here, in a sentence; "" if it can."""
+    """A sentence that says why nothing can be compiled for TPU here; empty if it can."""
     found = importlib.util.find_spec("libtpu")
     if found is None or found.origin is None:  # a mere folder of that name has no origin
         return "libtpu is not installed: pip install 'jax[tpu]', on any x86-64 Linux machine"
@@ -65,7 +40,7 @@ def missing_libtpu() -> str:
 
 
 def topology_mesh(topology: str, knobs: MeshKnobs) -> Mesh:
-    """The mesh of a slice such as `v5e:2x4`, of devices that can only be compiled for.
+    """The mesh of a slice such as `v5e:2x4`; its devices are only for compiling.
 
     Raises `RequestError` where there is no libtpu, no such topology or no such mesh of it, and
     `WorkError` where another process has libtpu to itself.
@@ -73,26 +48,26 @@ def topology_mesh(topology: str, knobs: MeshKnobs) -> Mesh:
     why = missing_libtpu()
     if why:
         raise RequestError(why)
-    # Else libtpu asks the cloud which machine this is.
+    # Without this, libtpu asks the cloud which machine this is.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-8")
     try:
         slice_ = topologies.get_topology_desc(platform="tpu", topology_name=topology)
     except Exception as error:
-        told = " ".join(str(error).split())
-        if "lockfile" in told:
+        reason = " ".join(str(error).split())
+        if "lockfile" in reason:
             raise WorkError(
                 f"{topology}: another process of this machine is using libtpu; wait for its end"
             ) from error
         raise RequestError(
-            f"{topology}: not a topology that libtpu compiles for ({told})"
+            f"{topology}: not a topology that libtpu compiles for ({reason})"
         ) from error
     return make_mesh(knobs, slice_.devices)
 
 
 def chip_of(mesh: Mesh) -> Chip:
-    """The kind of chip that a mesh is of. Raises `RequestError` for one that is not known."""
+    """The kind of chip in a mesh. Raises `RequestError` for an unknown one."""
     kind = mesh.devices.flat[0].device_kind
     if kind not in CHIPS:
         raise RequestError(f"no sizes are known of a {kind}; known are: {', '.join(CHIPS)}")
@@ -104,20 +79,20 @@ class Compiled:
     """A program compiled for one device of a mesh."""
 
     text: str
-    """After all of the compiler's passes."""
+    """The program's text after all of the compiler's passes."""
     argument_bytes: int
-    """Of weights, caches and small arrays, those included that are written in place."""
+    """Bytes of the arguments: weights, caches and small arrays, also those written in place."""
     temporary_bytes: int
-    """What it needs besides, its own code and results that are new arrays included."""
+    """Bytes that it needs beside the arguments, with its code and its new arrays."""
     mesh: Mesh
 
     @property
     def bytes(self) -> int:
-        """What it needs of a device's memory."""
+        """How many bytes of a device's memory it needs."""
         return self.argument_bytes + self.temporary_bytes
 
     def cost(self, unknown_trips: Sequence[float] = ()) -> Cost:
-        """What a run costs on one device; `unknown_trips` as `hlo_cost.lines` takes it."""
+        """The cost of a run on one device; `unknown_trips` is as in `hlo_cost.lines`."""
         return total(lines(parse(self.text), unknown_trips))
 
     def sent(self, cost: Cost) -> dict[str, float]:
@@ -144,8 +119,8 @@ def compile_for(lowered: Any, mesh: Mesh, options: dict[str, Any] | None = None)
         compiled = lowered.compile(compiler_options=options)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" in str(error):
-            told = " ".join(str(error).split())[:300]
-            raise WorkError(f"the program does not fit a {chip_of(mesh).name}: {told}") from error
+            reason = " ".join(str(error).split())[:300]
+            raise WorkError(f"the program does not fit a {chip_of(mesh).name}: {reason}") from error
         raise
     memory = compiled.memory_analysis()
     new = memory.output_size_in_bytes - memory.alias_size_in_bytes

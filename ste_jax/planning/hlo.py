@@ -1,8 +1,8 @@
-"""What does a compiled program say that it does?
+"""Which instructions does a compiled program run, on which arrays?
 
-A parser of XLA's text form of a compiled module (`compiled.as_text()`): its computations, their
-instructions in the order in which they run, and the arrays that these take and give, with the size
-that each has in memory and the memory that it lies in.
+This is a parser of XLA's text form of a compiled module (`compiled.as_text()`): its computations,
+their instructions in the order in which they run, and the arrays that these take and give, with
+each array's size and the memory that it is in.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 _BITS = {"pred": 8, "bf16": 16, "token": 0, "opaque": 0}
-"""Of an element of the types whose name does not end in its bits, or does so in another sense."""
+"""Bits of an element, for the types whose name does not end in that number."""
 
 _ARRAY = re.compile(r"([a-z]\w*)\[([\d,<=]*)\](?:\{([^}]*)\})?")
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
@@ -26,7 +26,7 @@ _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 
 @dataclass(frozen=True)
 class Array:
-    """An array's type and shape, and where it lies."""
+    """An array's type, shape and place in memory."""
 
     dtype: str
     dims: tuple[int, ...]
@@ -69,7 +69,7 @@ class Instruction:
     outputs: tuple[Array, ...]
     """The arrays of its result, those of a tuple in their order."""
     operands: tuple[str, ...]
-    """Names; of a constant or a parameter what stands in the brackets."""
+    """Names; for a constant or a parameter, the text in the brackets."""
     attributes: str
 
     def attribute(self, name: str) -> str:
@@ -121,7 +121,7 @@ class Computation:
         return found
 
     def arrays(self, name: str) -> tuple[Array, ...]:
-        """What the instruction of that name gives."""
+        """The arrays that the instruction `name` gives."""
         return self.instructions[name].outputs
 
 
@@ -157,8 +157,8 @@ def parse(text: str) -> Module:
 
 
 def _whole_lines(text: str) -> Iterator[str]:
-    """The text's lines. What a kernel says of itself has lines of its own: they belong to the
-    kernel's instruction."""
+    """The text's lines. A kernel's description has lines of its own, which are joined to the line
+    of the kernel's instruction."""
     held = ""
     for line in text.splitlines():
         goes_on = _INSTRUCTION.match(held) and not (_INSTRUCTION.match(line) or _END.match(line))
@@ -203,7 +203,7 @@ def _bits(dtype: str) -> int:
 
 
 def _closing(text: str, opening: int) -> int:
-    """Where the bracket that opens at `opening` closes."""
+    """The place where the bracket that opens at `opening` closes."""
     depth = 0
     for place in range(opening, len(text)):
         depth += {"(": 1, ")": -1}.get(text[place], 0)
@@ -213,7 +213,7 @@ def _closing(text: str, opening: int) -> int:
 
 
 def _split(text: str) -> list[str]:
-    """The parts between the commas that stand in no bracket."""
+    """The parts between the commas outside brackets."""
     parts, depth, start = [], 0, 0
     for place, letter in enumerate(text):
         depth += {"(": 1, "{": 1, "[": 1, ")": -1, "}": -1, "]": -1}.get(letter, 0)

@@ -1,24 +1,22 @@
 """What does one run of a compiled program cost?
 
 XLA's own analysis counts the body of a loop once. Here a module's instructions are counted as often
-as they run: a loop's by the trips that its text gives, or, where only the data decide, by what the
-caller says. Each is charged
+as they run: those of a loop by the trips that its text gives, or, where only the data decide, by
+what the caller says. Each instruction is charged
 
-- bytes: of the arrays that it takes and gives, those in main memory, with the padding of their
-  layout, each once. Of an operand that is only sliced the slices are read, of a result that is
-  updated in place the update is written; what lies in another memory (on TPU, VMEM) is free, and
-  moving it there or back is not.
+- bytes: each of the arrays in main memory that it takes and gives, once, with the padding of their
+  layout. An operand that is only sliced is charged for the slices, a result that is updated in
+  place for the update; arrays in another memory (on TPU, VMEM) are free, but moving them is not.
 - FLOPs: 2 for each product of a matrix multiplication or convolution, 1 for every other result of
   floating-point arithmetic.
 - bytes sent over the interconnect by each device, as a ring does it.
 
-A kernel of one's own is opaque: it is charged what it declares of itself (`pl.CostEstimate`), or,
-if it declares nothing, its operands and results and no FLOPs.
+A custom kernel is opaque: it is charged what it declares (`pl.CostEstimate`), or, if it declares
+nothing, its operands and results and no FLOPs.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import re
@@ -26,15 +24,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ste_jax.planning.hlo import Array, Computation, Instruction, Module
+from ste_jax.planning.hlo_groups import first_group
+from ste_jax.planning.hlo_trips import Loops, trips_of
 
 _FREE = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id",
     "replica-id", "opt-barrier", "domain",
 }  # fmt: skip
-"""They move nothing themselves."""
+"""Operations that move no bytes themselves."""
 
 _SLICES = {"dynamic-slice", "slice", "gather"}
 _UPDATES = {"dynamic-update-slice": 1, "scatter": 2}
@@ -54,15 +53,13 @@ _SENT: dict[str, Callable[[int, int, int], float]] = {
     "ragged-all-to-all": lambda taken, given, n: taken * (n - 1) / n,
     "collective-permute": lambda taken, given, n: taken,
 }
-"""Bytes that a device sends, of the bytes that it takes and gives in a group of n."""
-
-_SAME = {"copy", "bitcast", "reshape", "convert", "copy-start", "copy-done"}
-"""What gives the number that it takes."""
+"""Collective -> the bytes that a device sends, from the bytes that it takes, the bytes that it
+gives and the size n of its group."""
 
 
 @dataclass
 class Cost:
-    """What a program, or a part of it, costs on one device."""
+    """The cost of a program, or of a part of it, on one device."""
 
     flops: float = 0.0
     hbm_bytes: float = 0.0
@@ -79,13 +76,13 @@ class Line:
     flops: float
     hbm_bytes: float
     sent: float = 0.0
-    """Bytes that a device sends in it."""
+    """Bytes that a device sends in a run of it."""
     devices: tuple[int, ...] = ()
-    """The members of the first group that exchange them."""
+    """The members of the first group of devices that exchange these bytes."""
 
 
 class UnknownTripsError(ValueError):
-    """The trips that the caller said are not one for each loop whose number is not in the
+    """The caller's numbers of trips are not one for each loop whose number is not in the
     program."""
 
 
@@ -93,11 +90,11 @@ def lines(module: Module, unknown_trips: Sequence[float] = ()) -> Iterator[Line]
     """Every instruction that runs, outside of fusions, with what it costs.
 
     Args:
-      module: a scheduled one, after all of the compiler's passes.
-      unknown_trips: of each loop whose number the text does not give, in the order in which they
-        begin to run: a loop stands before those in it.
+      module: a scheduled module, after all of the compiler's passes.
+      unknown_trips: the number of trips of each loop whose text does not give it, in the order in
+        which the loops begin to run, so that a loop precedes those inside it.
 
-    Of a conditional the branch is counted that moves the most bytes. Raises `UnknownTripsError`
+    Of a conditional, the branch that moves the most bytes is counted. Raises `UnknownTripsError`
     where `unknown_trips` is too short or too long.
     """
     walk = _Walk(module, list(unknown_trips))
@@ -110,7 +107,7 @@ def lines(module: Module, unknown_trips: Sequence[float] = ()) -> Iterator[Line]
 
 
 def total(counted: Iterator[Line]) -> Cost:
-    """The sum of lines."""
+    """The sum of the costs of all lines."""
     cost = Cost()
     for line in counted:
         cost.flops += line.times * line.flops
@@ -121,15 +118,11 @@ def total(counted: Iterator[Line]) -> Cost:
     return cost
 
 
-Loops = tuple[tuple[Instruction, Computation], ...]
-"""The loops around a computation, outermost first, each with the computation that it stands in."""
-
-
 @dataclass(frozen=True)
 class _Walk:
     module: Module
     unknown_trips: list[float]
-    """Of the loops that are still to come."""
+    """The numbers of trips of the loops that are still to come."""
 
     def computation(self, computation: Computation, times: float, loops: Loops) -> Iterator[Line]:
         for one in computation.instructions.values():
@@ -163,20 +156,16 @@ class _Walk:
         sent = _SENT.get(one.opcode.removesuffix("-start"))
         if sent is None:
             return Line(one, times, flops, moved)
-        group = _first_group(one)
+        group = first_group(one)
         taken, given = (
             sum(array.bytes for array in arrays)
             for arrays in (_taken(one, computation), _given(one))
         )
         return Line(one, times, flops, moved, sent(taken, given, len(group)), group)
 
-    # -- trips --------------------------------------------------------------------------------
-
     def _trips(self, loop: Instruction, around: Computation, loops: Loops) -> float:
-        """How often the body runs."""
-        trips: float | None = loop.known_trips
-        if trips is None:
-            trips = self._derived_trips(loop, around, loops)
+        """How often the body of a loop runs."""
+        trips = trips_of(self.module, loop, around, loops)
         if trips is not None:
             return trips
         if not self.unknown_trips:
@@ -185,56 +174,6 @@ class _Walk:
                 f"neither the program nor the caller says it ({loop.attribute('metadata')})"
             )
         return self.unknown_trips.pop(0)
-
-    def _derived_trips(self, loop: Instruction, around: Computation, loops: Loops) -> int | None:
-        """Trips of a loop that counts from one constant to another."""
-        condition, body = (self.module.computations[n] for n in loop.called("condition", "body"))
-        test = condition.instructions[condition.root]
-        if test.opcode != "compare" or len(test.operands) != 2:
-            return None
-        index = _element(condition, test.operands[0])
-        if index is None:
-            return None
-        inside = (*loops, (loop, around))
-        bound = self._number(condition, test.operands[1], inside)
-        start = self._number(around, self._initial(loop, around, index), loops)
-        kept = body.instructions[body.root]
-        if kept.opcode != "tuple":
-            return None
-        after = body.instructions[_origin(body, kept.operands[index])]
-        if after.opcode != "add" or bound is None or start is None:
-            return None
-        for counter, by in (after.operands, after.operands[::-1]):
-            step = self._number(body, by, inside)
-            if step and _element(body, counter) == index:
-                last = {"LT": bound, "LE": bound + 1, "NE": bound, "GT": bound, "GE": bound - 1}
-                direction = test.attribute("direction")
-                return len(range(start, last[direction], step)) if direction in last else None
-        return None
-
-    @staticmethod
-    def _initial(loop: Instruction, around: Computation, index: int) -> str:
-        """The name of what an element of the loop's state starts as."""
-        state = around.instructions[_origin(around, loop.operands[0])]
-        return state.operands[index] if state.opcode == "tuple" else ""
-
-    def _number(self, where: Computation, name: str, loops: Loops) -> int | None:
-        """The integer that a value always is, looked for through the loops around."""
-        name = _origin(where, name)
-        one = where.instructions.get(name)
-        if one is None:
-            return None
-        if one.opcode == "constant":
-            return int(one.operands[0]) if re.fullmatch(r"-?\d+", one.operands[0]) else None
-        index = _element(where, name)
-        if index is None or not loops:
-            return None
-        loop, around = loops[-1]
-        body = self.module.computations[loop.called("body")[0]]
-        kept = body.instructions[body.root]
-        if kept.opcode != "tuple" or _element(body, kept.operands[index]) != index:
-            return None
-        return self._number(around, self._initial(loop, around, index), loops[:-1])
 
     # -- bytes --------------------------------------------------------------------------------
 
@@ -337,11 +276,11 @@ class _Walk:
 
 
 def _given(one: Instruction) -> tuple[Array, ...]:
-    """The arrays that an instruction gives: of a `-start`, what its `-done` will."""
+    """The arrays that an instruction gives; for a `-start`, those that its `-done` will give."""
     if one.opcode == "copy-start":
         return one.outputs[:1]
     if one.opcode in {"slice-start", "all-gather-start", "collective-permute-start"}:
-        # What it takes stands first.
+        # Its operands come first in its tuple.
         return one.outputs[len(one.operands) : 2 * len(one.operands)]
     return one.outputs
 
@@ -350,24 +289,8 @@ def _taken(one: Instruction, where: Computation) -> tuple[Array, ...]:
     return tuple(array for operand in one.operands for array in where.arrays(operand))
 
 
-def _origin(where: Computation, name: str) -> str:
-    """The value that another is a copy of."""
-    while name in where.instructions and where.instructions[name].opcode in _SAME:
-        name = where.instructions[name].operands[0]
-    return name
-
-
-def _element(where: Computation, name: str) -> int | None:
-    """Which element of a computation's one parameter a value is."""
-    one = where.instructions.get(_origin(where, name))
-    if one is None or one.opcode != "get-tuple-element":
-        return None
-    source = where.instructions[one.operands[0]]
-    return int(one.attribute("index")) if source.opcode == "parameter" else None
-
-
 def _declared(one: Instruction) -> tuple[float, float] | None:
-    """FLOPs and bytes that a kernel declares of itself."""
+    """The FLOPs and bytes that a kernel declares; None if it declares nothing."""
     if one.opcode != "custom-call":
         return None
     found = re.search(r'"cost_estimate":(\{[^}]*\})', one.attributes)
@@ -378,8 +301,8 @@ def _declared(one: Instruction) -> tuple[float, float] | None:
 
 
 def _convolution_products(one: Instruction, where: Computation) -> int:
-    """Products of numbers that are there, not padding nor holes: on TPU every matrix product is a
-    convolution, and its batch a spatial dimension most of whose window falls into holes."""
+    """The number of products in a convolution, without those with padding or holes: on TPU every
+    matrix product is a convolution, and most of a window over its batch falls into holes."""
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", one.attributes)
     if labels is None:
         raise ValueError(f"{one.name}: a convolution without dim_labels")
@@ -423,58 +346,3 @@ def _taps(length: int, outputs: int, window: dict[str, int]) -> int:
     place = output + np.arange(window["size"]) * window["rhs_dilate"] - window["low"]
     there = (place >= 0) & (place <= (length - 1) * window["lhs_dilate"])
     return int(np.sum(there & (place % window["lhs_dilate"] == 0)))
-
-
-def _first_group(one: Instruction) -> tuple[int, ...]:
-    """The devices of the first group that a collective runs in; all that are there: ()."""
-    pairs = one.attribute("source_target_pairs")
-    if pairs or one.opcode.startswith("collective-permute"):
-        return tuple(int(number) for number in re.findall(r"\d+", pairs)[:2])
-    text = one.attributes.partition("replica_groups=")[2]
-    if text.startswith("{"):
-        return tuple(int(number) for number in re.findall(r"\d+", text[: text.index("}")]))
-    return tuple(int(device) for device in _compact_groups(text)[0])
-
-
-def _compact_groups(text: str) -> NDArray[np.int_]:
-    """Groups [groups, members] of the two short forms, `[2,4]<=[4,2]T(1,0)` and `mesh['x'=2,'y'=4]
-    {'y'}`, in which `device_ids=(0,2,1,3)` or `device_ids=([2,2]T(1,0))` may say which is where."""
-    iota = re.match(rf"\[([\d,]+)\]<={_IOTA}", text)
-    if iota:
-        return _iota(iota[2], iota[3]).reshape(_numbers(iota[1]))
-    ids = rf"(?:, device_ids=\((?:{_IOTA}|([\d,]+))\))?"
-    mesh = re.match(rf"mesh\[(.*?)\]{ids} *\{{(.*?)\}}", text)
-    if mesh is None:
-        raise ValueError(f"which devices are these? {text[:100]}")
-    sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", mesh[1])}
-    parts: dict[str, list[int]] = {name: [size] for name, size in sizes.items()}
-    within: list[tuple[str, int]] = []
-    for name, before, size in re.findall(r"'(\w+)'(?::\((\d+)\)(\d+))?", mesh[5]):
-        if before:
-            rest = sizes[name] // (int(before) * int(size))
-            parts[name] = [int(before), int(size), rest]
-        within.append((name, 1 if before else 0))
-    axes = [(name, place) for name, split in parts.items() for place in range(len(split))]
-    shape = list(itertools.chain.from_iterable(parts.values()))
-    order = [number for number, axis in enumerate(axes) if axis not in within]
-    order += [axes.index(axis) for axis in within]
-    members = math.prod(parts[name][place] for name, place in within)
-    devices = np.arange(math.prod(shape))
-    if mesh[2]:
-        devices = _iota(mesh[2], mesh[3])
-    elif mesh[4]:
-        devices = np.array(_numbers(mesh[4]))
-    return devices.reshape(shape).transpose(order).reshape(-1, members)
-
-
-_IOTA = r"\[([\d,]+)\](?:T\(([\d,]+)\))?"
-"""All devices in order as an array of this shape, and how its axes are then turned."""
-
-
-def _iota(shape: str, order: str | None) -> NDArray[np.int_]:
-    ids = np.arange(math.prod(_numbers(shape))).reshape(_numbers(shape))
-    return ids.transpose(_numbers(order)) if order else ids
-
-
-def _numbers(text: str) -> list[int]:
-    return [int(number) for number in text.split(",")]

@@ -1,5 +1,1 @@
-"""What a role is asked, and how its words are read."""
-
-from ste_jax.prompts.parse import parse_verdict
-
-__all__ = ["parse_verdict"]
+"""What is a role asked, and how is its reply read?"""

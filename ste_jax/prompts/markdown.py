@@ -1,7 +1,7 @@
 """Which parts of a text are paragraphs, and which are code or block quotes?
 
-Read as Markdown is read, but tolerantly, for language models break paragraphs at will. A block is a
-paragraph, a heading or a list item. Every function takes time that is linear in its text.
+Texts are read as Markdown, but tolerantly, for language models break paragraphs at will. A block is
+a paragraph, a heading or a list item. Every function takes time that is linear in its text.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Layout:
     fences: bytearray = field(default_factory=bytearray)
     """Fenced code with its fences, where the fence is closed."""
     open_fence: bytearray = field(default_factory=bytearray)
-    """That of a fence which is never closed: it runs to the end."""
+    """Code after a fence that is never closed: it runs to the end."""
     quotes: bytearray = field(default_factory=bytearray)
     """Block quotes, with lines that go on with their last paragraph without a mark."""
     indented: bytearray = field(default_factory=bytearray)
@@ -55,7 +55,7 @@ def cover(mask: bytearray, start: int, end: int) -> None:
 
 
 def cover_all(mask: bytearray, spans: Iterable[Span]) -> None:
-    """Mark the characters of all `spans`, which may lie in one another."""
+    """Mark the characters of all `spans`, which may be nested."""
     done = 0
     for start, end in sorted(spans):
         if end > done:
@@ -75,67 +75,85 @@ def lines(text: str) -> Iterator[tuple[int, int]]:
 def layout(text: str, anew: re.Pattern[str] | None = None) -> Layout:
     """The blocks, the code and the block quotes of `text`. A line that `anew` matches never goes on
     with a block quote."""
-    size = len(text)
-    found = Layout([], *(bytearray(size) for _ in range(4)))
-    fence, fence_start = "", 0
-    block: Block | None = None
-    blank, in_code, content = True, False, 0
-    lazy = False  # whether a line of mere text goes on with a block quote
-
-    def end_block() -> None:
-        nonlocal block
-        if block is not None:
-            found.blocks.append(block)
-            block = None
-
+    reading = _Reading(len(text), anew)
     for start, end in lines(text):
-        line = text[start:end]
-        if fence:
+        reading.take(text[start:end], start, end)
+    return reading.finish()
+
+
+class _Reading:
+    """The layout of the lines that were taken so far."""
+
+    def __init__(self, size: int, anew: re.Pattern[str] | None) -> None:
+        self._found = Layout([], *(bytearray(size) for _ in range(4)))
+        self._size, self._anew = size, anew
+        self._block: Block | None = None
+        self._fence, self._fence_start = "", 0
+        self._blank, self._in_code, self._content = True, False, 0
+        self._lazy = False
+        """Whether a line of mere text goes on with a block quote."""
+
+    def take(self, line: str, start: int, end: int) -> None:
+        """Takes the next line, which stands from `start` to `end`."""
+        if self._fence:
             closing = line.strip()
-            if len(closing) >= len(fence) and not closing.strip(fence[0]):
-                cover(found.fences, fence_start, end)
-                fence = ""
-            continue
-        if not line.strip():
-            end_block()
-            blank, lazy = True, False
-            continue
-        indent = _indent(line)
-        if (blank or in_code) and indent >= content + _CODE_INDENT:
-            end_block()
-            cover(found.indented, start, end)
-            in_code, blank = True, False
-            continue
+            if len(closing) >= len(self._fence) and not closing.strip(self._fence[0]):
+                cover(self._found.fences, self._fence_start, end)
+                self._fence = ""
+        elif not line.strip():
+            self._end_block()
+            self._blank, self._lazy = True, False
+        elif self._is_code(line):
+            self._end_block()
+            cover(self._found.indented, start, end)
+            self._in_code, self._blank = True, False
+        else:
+            self._outside_code(line, start, end)
+
+    def finish(self) -> Layout:
+        """The layout, when all lines were taken."""
+        if self._fence:
+            cover(self._found.open_fence, self._fence_start, self._size)
+        self._end_block()
+        return self._found
+
+    def _is_code(self, line: str) -> bool:
+        may_be = self._blank or self._in_code
+        return may_be and _indent(line) >= self._content + _CODE_INDENT
+
+    def _outside_code(self, line: str, start: int, end: int) -> None:
         item = _LIST_ITEM.match(line)
         if item:
-            content = _indent(line) + len(item[0].lstrip())
-        elif blank:
-            content = min(content, indent)
-        in_code, blank = False, False
+            self._content = _indent(line) + len(item[0].lstrip())
+        elif self._blank:
+            self._content = min(self._content, _indent(line))
+        self._in_code, self._blank = False, False
         opened = _FENCE.match(line)
         if opened:
-            end_block()
-            fence, fence_start, lazy = opened.group(1), start, False
-            continue
-        quote = _BLOCK_QUOTE.match(line)
-        begins = item or _HEADING.match(line) or _NO_LAZY_LINE.match(line)
-        lazy = lazy and not begins and not (anew and anew.fullmatch(line))
+            self._end_block()
+            self._fence, self._fence_start, self._lazy = opened.group(1), start, False
+            return
+        quote, heading = _BLOCK_QUOTE.match(line), _HEADING.match(line)
+        begins = item or heading or _NO_LAZY_LINE.match(line)
+        begins = begins or (self._anew and self._anew.fullmatch(line))
+        self._lazy = self._lazy and not begins
         if quote:
-            end_block()
-            cover(found.quotes, start, end)
+            self._end_block()
+            cover(self._found.quotes, start, end)
             inner = line[quote.end() :]
-            lazy = bool(inner.strip()) and not (_HEADING.match(inner) or _FENCE.match(inner))
-        elif lazy:
-            cover(found.quotes, start, end)
-        elif block is None or item or _HEADING.match(line):
-            end_block()
-            block = Block(start, end, bool(item))
+            self._lazy = bool(inner.strip()) and not (_HEADING.match(inner) or _FENCE.match(inner))
+        elif self._lazy:
+            cover(self._found.quotes, start, end)
+        elif self._block is None or item or heading:
+            self._end_block()
+            self._block = Block(start, end, bool(item))
         else:
-            block = Block(block.start, end, block.item)
-    if fence:
-        cover(found.open_fence, fence_start, size)
-    end_block()
-    return found
+            self._block = Block(self._block.start, end, self._block.item)
+
+    def _end_block(self) -> None:
+        if self._block is not None:
+            self._found.blocks.append(self._block)
+            self._block = None
 
 
 def _indent(line: str) -> int:
@@ -152,8 +170,8 @@ def _indent(line: str) -> int:
 
 
 def inline_code(text: str, blocks: list[Block], taken: bytearray) -> bytearray:
-    """Inline code: from a run of backticks to the next run of the same length in its block. Runs
-    that begin in what is `taken` count for nothing."""
+    """Marks inline code: from a run of backticks to the next run of the same length in its block.
+    Runs that begin in a character that is `taken` are passed over."""
     code = bytearray(len(text))
     for block in blocks:
         matches = _BACKTICKS.finditer(text, block.start, block.end)

@@ -1,27 +1,20 @@
-"""What did the model say: which verdict, which category, which difficulty, which new instruction?
+"""What did the model say: which category, which difficulty, which new instruction?
 
 Every parser is a pure function of the text (and of why it ended). It never raises and never
 guesses: it gives the value or the kind of failure, so that failures can be counted by kind.
 
-Thoughts (`ste_jax.prompts.thoughts`) are passed over by all of them; where a text ends in its
-thoughts, nothing was said. A verdict is the judge's own. Text that the judge quotes from an answer,
-or shows as code, may hold a mark too, and that mark is not a verdict. `ste_jax.prompts.quoting`
-works out what is quoted.
+All of them pass over thoughts (`ste_jax.prompts.thoughts`); a text that ends in its thoughts says
+nothing. Verdicts are read by each task (`ste_jax.tasks`).
 """
 
 from __future__ import annotations
 
 import re
-from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from ste_jax.prompts.markdown import lines
-from ste_jax.prompts.quotation_marks import PAIRS
-from ste_jax.prompts.quoting import quoted, readable
 from ste_jax.prompts.thoughts import split
 
-VerdictFailure = Literal["no_verdict", "conflict", "cut_off"]
 CategoryFailure = Literal["no_category", "conflict", "cut_off_in_thoughts"]
 DifficultyFailure = Literal["no_difficulty", "conflict", "cut_off_in_thoughts"]
 ModifiedFailure = Literal[
@@ -37,101 +30,6 @@ ModifiedFailure = Literal[
 
 INSTRUCTION_MARK = "[Modified Instruction]"
 RESPONSE_MARK = "[Response]"
-
-
-# ---------------------------------------------------------------------------------------------
-# Verdicts
-
-
-class Verdict(NamedTuple):
-    """The judge's own verdict as printed, or why there is none."""
-
-    verdict: Literal["A", "B", "tie"] | None
-    failure: VerdictFailure | None
-
-
-_MARK = re.compile(r"(?<!\[)\[\[(A|B|C|tie)\]\](?!\])")
-_MEANING: dict[str, Literal["A", "B", "tie"]] = {"A": "A", "B": "B", "C": "tie", "tie": "tie"}
-
-
-def parse_verdict(text: str, finish_reason: str = "stop") -> Verdict:
-    """The judge's own verdict, if all of its own verdict marks agree.
-
-    A verdict mark is one of `[[A]]`, `[[B]]`, `[[C]]` and `[[tie]]`, exactly so spelled; the last
-    two both mean "tie". The judge's own are those outside its thoughts, quotations (in the marks of
-    any language, over several paragraphs too), block quotes and code (inline, fenced, indented, or
-    after a fence that is never closed), HTML's among them; and one that stands alone on the last
-    line, even in quotation marks or backticks, for some prompts ask for `"[[A]]"`. Of a text that
-    was cut off (`finish_reason` "length") a mark counts only if it stands alone on its line: what
-    was to follow might have taken it back. Emphasis, a heading's or a list's mark and a full stop
-    leave a mark alone.
-
-    Two different verdicts of the judge's own are a "conflict"; none at all is "no_verdict", or
-    "cut_off" where the text was. Linear in the text.
-    """
-    parts = split(text)
-    own = set() if parts.open else _own_verdicts(readable(parts.said), finish_reason == "length")
-    if len(own) > 1:
-        return Verdict(None, "conflict")
-    if own:
-        return Verdict(own.pop(), None)
-    return Verdict(None, "cut_off" if finish_reason == "length" else "no_verdict")
-
-
-def lines_of_verdict(text: str) -> list[int]:
-    """Where the lines of `text` end that hold a verdict mark of its own and nothing else, in order.
-
-    Marks are told from the end: thoughts are before them, or else the places are wrong.
-    """
-    said = readable(split(text).said)
-    found = _own_marks(said, True)
-    behind = sum(1 for _ in _MARK.finditer(said))
-    line_ends = [end for _, end in lines(text)]
-    starts = [mark.start() for mark in _MARK.finditer(text)][-behind:] if behind else []
-    return [line_ends[bisect_left(line_ends, starts[n])] for n, _ in found if n < len(starts)]
-
-
-def _own_verdicts(text: str, cut_off: bool) -> set[Literal["A", "B", "tie"]]:
-    return {_MEANING[letters] for _, letters in _own_marks(text, cut_off)}
-
-
-def _own_marks(text: str, cut_off: bool) -> list[tuple[int, str]]:
-    """The judge's own among the verdict marks of a text: which one each is, and what it says."""
-    if not _MARK.search(text):
-        return []
-    hidden = quoted(text, _MARK)
-    line_ends = [end for _, end in lines(text)]
-    last = len(text.rstrip())
-    own = []
-    for n, mark in enumerate(_MARK.finditer(text)):
-        row = bisect_left(line_ends, mark.end())
-        start = line_ends[row - 1] + 1 if row else 0
-        alone = _alone(text, start, mark.span(), line_ends[row])
-        ends = alone and line_ends[row] >= last and not hidden.around[mark.start()]
-        if (ends or not hidden.anyhow[mark.start()]) and (alone or not cut_off):
-            own.append((n, mark[1]))
-    return own
-
-
-_BESIDE = 60
-"""More characters beside a mark on its line are more than its decoration."""
-_TAGS = r"(?:</?(?:b|strong|em|i|u|p|div|center|h[1-6])>)*+"
-_BEFORE = re.compile(
-    rf"\s*+(?:(?:#{{1,6}}|[-*+]|\d{{1,9}}[.)])\s++)*+{_TAGS}[*_~]*+([^\w\s*_~(\[<]*|<(?:code|q)>)[*_~]*"
-)
-_AFTER = re.compile(
-    rf"[*_~]*+[.,;:!?。！]?([^\w\s*_~.,;:!?。！)\]<]*|</(?:code|q)>)[*_~]*+{_TAGS}[.!。]?[*_~]*+\s*"
-)
-_AROUND = frozenset({("", ""), ("<code>", "</code>"), ("<q>", "</q>"), *PAIRS})
-
-
-def _alone(text: str, start: int, mark: tuple[int, int], end: int) -> bool:
-    """Whether a mark has its line, from `start` to `end`, to itself, decorated or quoted."""
-    if mark[0] - start > _BESIDE or end - mark[1] > _BESIDE:
-        return False
-    before = _BEFORE.fullmatch(text, start, mark[0])
-    after = _AFTER.fullmatch(text, mark[1], end)
-    return bool(before and after and (before[1], after[1]) in _AROUND)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -179,7 +77,7 @@ def parse_difficulty(text: str) -> tuple[int | None, DifficultyFailure | None]:
     """The difficulty from 1 to 5 that `text` gives.
 
     `Difficulty: 4`, `4/5` and `4 out of 5` are ratings wherever they stand. Without one, the
-    numbers of the first line that has any count, and there must be one number only. Naming the
+    numbers of the first line that has any are read, and there must be one number only. To name the
     scale ("from 1 to 5") is no rating.
     """
     text, _, in_thoughts = split(text)
@@ -233,12 +131,12 @@ def parse_modified(
     A section begins after its mark (`INSTRUCTION_MARK`, `RESPONSE_MARK`; any case) on a line of its
     own, emphasized or not, and ends before the next mark, or where the model closes it
     (`[/Response]`, `[End of Response]`, `</response>`): a closing mark, and what comes after it on
-    later lines, is no part of the text. Each mark stands once, the instruction
-    first, and no section is empty. `started` is the forced start of the turn: the model's `text`
-    continues it, so marks in it count. A reply that ended by "length" is "cut_off". `lone` is that
-    of `thoughts.split`.
+    later lines, is no part of the text. Each mark must stand once, the instruction first, and no
+    section may be empty. `started` is the forced start of the turn: the model's `text` continues
+    it, so marks in it count. A reply that ended by "length" is "cut_off". `lone` is as in
+    `thoughts.split`.
 
-    Without `with_response` the response section is not asked for and dropped if it comes, and a
+    Without `with_response` a response section is not needed and is dropped if there is one, and a
     reply without any mark is read as an instruction followed, perhaps, by more paragraphs.
     """
     reply, _, in_thoughts = split((started + text).replace("\r\n", "\n"), lone=lone)
@@ -291,8 +189,8 @@ _CLOSING = (
     )
     for mark, end in ((_NAMED, "$"), (_BARE, r"\s*\Z"))
 )
-"""Closing marks: in brackets, or in words, on a line of their own, decorated or not; `### End ###`;
-and in brackets at the end of a line, `[END]` only at the end of the text."""
+"""Matches closing marks: in brackets or in words on a line of their own, decorated or not;
+`### End ###`; in brackets at the end of a line; and `[END]`, but only at the end of the text."""
 
 
 def _section(text: str) -> str:
@@ -317,7 +215,7 @@ def _opened(text: str, closing: re.Match[str]) -> bool:
 def _misplaced(
     instructions: Sequence[re.Match[str]], responses: Sequence[re.Match[str]], with_response: bool
 ) -> ModifiedFailure | None:
-    """What is wrong with the number and the order of the section marks, if anything."""
+    """The fault in the number or the order of the section marks; None if there is none."""
     if not instructions and (with_response or responses):
         return "no_instruction_mark"
     if not responses and with_response:

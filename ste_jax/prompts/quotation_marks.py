@@ -2,11 +2,12 @@
 
 The same mark opens in one language and closes in another: “so” in English, „so“ in German, ”so” in
 Swedish; «so» in French, »so« in German, »so» in Finnish. So each family of marks is read in order,
-and what a mark does is told by what is open before it and by what stands beside it.
+and what a mark does depends on what is open before it and on what stands beside it.
 
 Some uses are doubtful: the inch mark of `5"`, the apostrophes of `'90s` and of `the assistants'
-answers`. They pair only with a sure one, and only within its line. What a doubtful one closed in
-one paragraph, a sure one that closes nothing else may close in a later one.
+answers`. A doubtful mark pairs only with a sure one, and only within its line. A quotation that a
+doubtful mark closed may still be closed in a later paragraph, by a sure mark that closes nothing
+else.
 """
 
 from __future__ import annotations
@@ -31,11 +32,11 @@ _POSSESSIVE = r"(?<=[sS]){0}(?=\s\w)|(?<=\d){0}"
 
 @dataclass(frozen=True)
 class _Mark:
-    """What one mark does: patterns that match at it, with what stands around it in view."""
+    """What one mark can do, as patterns that match at the mark and look at what is around it."""
 
     opens: re.Pattern[str] = re.compile(_NEVER)
     closes: Mapping[str, re.Pattern[str]] = field(default_factory=dict)
-    """By the mark that it closes."""
+    """Opening mark -> the pattern by which this mark closes it."""
     doubtful: re.Pattern[str] = re.compile(_NEVER)
 
 
@@ -45,15 +46,15 @@ class Family:
 
     marks: Mapping[str, _Mark]
     nests: bool = False
-    """Whether one pair may stand in another: then a mark that opens leaves what is open so."""
+    """Whether a pair may stand inside another: then an opening mark leaves open what is open."""
     apostrophes: bool = False
-    """Whether its marks serve as apostrophes too: over several paragraphs only those that cannot be
-    one are paired."""
+    """Whether its marks are also apostrophes: then, over several paragraphs, only marks that cannot
+    be an apostrophe are paired."""
 
 
 def _same(mark: str, doubtful: str, apostrophes: bool = False) -> Family:
-    """A mark that opens and closes, as what stands beside it has it; one with space on both sides
-    does either, in turn."""
+    """A family of one mark that opens or closes by what is beside it; with space on both sides it
+    does each in turn."""
     opening = re.compile(rf"{_OPENS.format(mark)}|(?:(?<![^\s:(\[])){mark}(?=\s)")
     closing = re.compile(rf"{_CLOSES.format(mark)}|(?<=\s){mark}(?=[\s.,;:!?)\]]|\Z)")
     return Family(
@@ -63,13 +64,13 @@ def _same(mark: str, doubtful: str, apostrophes: bool = False) -> Family:
 
 
 def _pairwise(mark: str) -> Family:
-    """A mark of which every second one closes, whatever stands beside it."""
+    """A family of one mark, of which every second one closes, whatever is beside it."""
     always = re.compile(mark)
     return Family({mark: _Mark(always, {mark: always})})
 
 
 def _two(opening: str, closing: str) -> Family:
-    """A mark that only opens and one that only closes."""
+    """A family of a mark that only opens and a mark that only closes."""
     closes = {opening: re.compile(re.escape(closing))}
     return Family(
         {opening: _Mark(re.compile(re.escape(opening))), closing: _Mark(closes=closes)}, nests=True
@@ -166,7 +167,8 @@ FAMILIES = (
     _same("＇", _NEVER),
     _same("´", _NEVER),
 )
-"""In the order in which they are read: what one family has paired, the next pass over."""
+"""The families in the order in which they are read: marks inside a pair of one family are passed
+over by the next."""
 
 PAIRS: tuple[tuple[str, str], ...] = (
     *((mark, mark) for mark in "\"＂״”»›'＇’´`“"),
@@ -174,7 +176,7 @@ PAIRS: tuple[tuple[str, str], ...] = (
     *((pair[0], pair[1]) for pair in _DIRECTED),
     ("``", "''"),
 )
-"""Marks that quote what stands between them without a space."""
+"""Pairs of marks that quote a text that they touch on both sides."""
 
 
 # ---------------------------------------------------------------------------------------------
@@ -196,8 +198,8 @@ class _Use:
 def quotations(
     text: str, blocks: Sequence[Block], family: Family, taken: bytearray
 ) -> tuple[list[Span], list[Span]]:
-    """The quotations that a family's marks make: those within a block, and those over several.
-    Marks in what is `taken` make none."""
+    """The quotations that a family's marks make: those within a block, and those over several
+    blocks. Marks at characters that are `taken` make none."""
     pattern = re.compile("|".join(map(re.escape, family.marks)))
     within: list[Span] = []
     over = _Over(text, family)
@@ -230,8 +232,8 @@ def quotations(
 def _pair(
     text: str, uses: Sequence[_Use], family: Family
 ) -> tuple[list[Span], list[_Use], _Use | None]:
-    """The pairs of a block, the marks that have no partner, in order, and what opens the last pair
-    if a doubtful mark closes it."""
+    """The pairs of a block; the marks without a partner, in order; and the opening mark of the last
+    pair, if a doubtful mark closes that."""
     weak: _Use | None = None
     spans: list[Span] = []
     alone: list[_Use] = []
@@ -267,7 +269,7 @@ def _next_sure(uses: Sequence[_Use]) -> list[int | None]:
 
 
 def _closes(text: str, family: Family, opening: _Use, use: _Use) -> bool:
-    """Whether a mark can close what `opening` opens. Of two doubtful ones none is paired."""
+    """Whether a mark can close what `opening` opens. Two doubtful marks never pair."""
     closing = family.marks[use.mark].closes.get(opening.mark)
     if closing is None or not closing.match(text, use.start):
         return False
@@ -279,9 +281,9 @@ def _closes(text: str, family: Family, opening: _Use, use: _Use) -> bool:
 class _Over:
     """Quotations over several paragraphs, found block by block.
 
-    A mark that is left open in one paragraph is closed by the next one that closes nothing in its
-    own. Where the paragraphs between begin with the opening mark again, as English has it, that
-    goes on with the quotation. A list item's quotation ends with the item, at the latest.
+    A mark that is left open in one paragraph is closed by the next mark that closes nothing in its
+    own paragraph. Paragraphs between them may begin with the opening mark again, as in English;
+    that mark continues the quotation. In a list item, a quotation ends with the item at the latest.
     """
 
     def __init__(self, text: str, family: Family) -> None:
@@ -289,7 +291,8 @@ class _Over:
         self._text, self._family = text, family
         self._open: _Use | None = None
         self._weak: tuple[_Use, bool] | None = None
-        """What a doubtful mark closed, and whether in a list item."""
+        """The opening mark of a pair that a doubtful mark closed, and whether it is in a list
+        item."""
         self._item = self._plain = False
 
     def block(
@@ -300,8 +303,7 @@ class _Over:
         left: Iterable[_Use],
         weak: _Use | None,
     ) -> None:
-        """Takes the next block: its marks, those that are paired, those that are not, and what
-        opens its last pair if that is doubtful."""
+        """Takes the next block, its marks (`uses`), and what `_pair` gave for them."""
         if self._weak and self._weak[1] and block.item:
             self._weak = None
         if self._item and block.item:
@@ -325,7 +327,7 @@ class _Over:
             self._weak = (weak, block.item) if weak else None
 
     def _goes_on(self, block: Block, uses: Sequence[_Use]) -> bool:
-        """Whether a paragraph begins with the mark of a quotation that is open, as all since."""
+        """Whether a paragraph begins with the mark of the open quotation, as all since it began."""
         if self._open is None or self._plain or not uses:
             return False
         before = self._text[block.start : uses[0].start]

@@ -1,6 +1,6 @@
 """Which parts of a text are its author's own words, and which are quoted or shown as code?
 
-Read as Markdown and HTML are read, but tolerantly: language models leave quotes open, write inch
+Texts are read as Markdown and HTML, but tolerantly: language models leave quotes open, write inch
 marks and apostrophes, and break paragraphs at will. A quotation mark that does not pair with
 another quotes nothing, so that one left open cannot swallow what comes after. Within a block (a
 paragraph, a heading, a list item) `ste_jax.prompts.quotation_marks` pairs them; over several
@@ -18,7 +18,7 @@ from ste_jax.prompts.quotation_marks import FAMILIES, PAIRS, quotations
 
 _ENTITY = re.compile(r"&(?:#\d{1,6}|#[xX][0-9a-fA-F]{1,5}|[a-zA-Z]{2,8});")
 _SPOKEN_FOR = frozenset("<>\u00a0").union(*(family.marks for family in FAMILIES))
-"""Characters whose HTML entities are read as they are."""
+"""Characters whose HTML entities are read as the characters themselves."""
 
 _TAG = re.compile(
     r"<(/?)(code|pre|q|blockquote|samp|kbd|tt|cite|xmp)\b[^<>]{0,400}>", re.IGNORECASE
@@ -33,10 +33,10 @@ class Quoted:
     """For each character of a text whether it is quoted."""
 
     anyhow: bytearray
-    """By whatever it may be."""
+    """Whether it is quoted by anything."""
     around: bytearray
-    """By something that holds more than a line: fenced code, a block quote, an HTML element, a
-    quotation over several paragraphs, indented code of several lines."""
+    """Whether it is quoted by something longer than a line: fenced code, a block quote, an HTML
+    element, a quotation over several paragraphs, or indented code of several lines."""
 
 
 def readable(text: str) -> str:
@@ -52,11 +52,11 @@ def _character(entity: re.Match[str]) -> str:
 
 
 def quoted(text: str, kernel: re.Pattern[str]) -> Quoted:
-    """What of a `readable` text is quoted.
+    """Finds what is quoted in a `readable` text.
 
     A match of `kernel` (a verdict mark) that is hugged by a pair of quotation marks or backticks is
-    quoted wherever it stands; those marks then take no part in other pairs. One that has its line
-    to itself never goes on with a block quote. Linear in the text.
+    quoted wherever it stands; those marks then take no part in other pairs. A match that has its
+    line to itself never continues a block quote. The time is linear in the text.
     """
     found = layout(text, re.compile(rf"[\s*_~]*+(?:{kernel.pattern})[\s*_~.]*+"))
     around = _either(found.fences, found.open_fence, found.quotes)
@@ -76,7 +76,7 @@ def quoted(text: str, kernel: re.Pattern[str]) -> Quoted:
 
 
 def _either(*masks: bytearray) -> bytearray:
-    """What is in one of them."""
+    """The characters that are marked in one mask at least."""
     size = len(masks[0])
     joined = 0
     for mask in masks:
@@ -91,11 +91,12 @@ def _hugged(kernel: re.Pattern[str]) -> re.Pattern[str]:
 
 
 _SIDES = {"`": ("(?<!`)`", "`(?!`)"), "``": ("(?<!`)``", "``")}
-"""Marks that are matched otherwise than by themselves, as the opening and as the closing one."""
+"""Marks that have a pattern of their own: one for the opening and one for the closing mark."""
 
 
 def _elements(text: str, taken: bytearray) -> list[Span]:
-    """HTML elements that quote or show code; tags that are shown as code are none."""
+    """The HTML elements that quote or show code; tags that are themselves shown as code are left
+    out."""
     spans: list[Span] = []
     open_: dict[str, list[Span]] = {}
     for tag in _TAG.finditer(text):
@@ -115,7 +116,7 @@ def _elements(text: str, taken: bytearray) -> list[Span]:
 
 
 def _of_several_lines(text: str, indented: bytearray) -> bytearray:
-    """Indented code without that of one line."""
+    """The indented code that has more than one line."""
     several = bytearray(len(text))
     place = indented.find(1)
     while place != -1:

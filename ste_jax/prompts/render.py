@@ -1,8 +1,8 @@
-"""How does a role's prompt come about from its template and a row?
+"""How is a role's prompt made from its template and a row?
 
 A template is a YAML file: `system` and `user` texts with `{name}` places, few-shot `examples` (each
 the values of the places and the `reply`) that become turns of the chat, and `start`, a forced start
-of the assistant's turn. One text per role lies in `templates/`; a config may name another file.
+of the assistant's turn. `templates/` has one or more for each role; a config may name another file.
 
 Places are filled in one pass, so that a brace or a place's name inside an answer is only text.
 """
@@ -14,29 +14,32 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from ste_jax.errors import RequestError
 from ste_jax.generation import Message
 from ste_jax.system import notation
+from ste_jax.system.errors import RequestError
 
 TEMPLATES = Path(__file__).parent / "templates"
 
-PLACES = {
-    "classify": frozenset({"instruction", "categories"}),
-    "respond": frozenset({"instruction"}),
-    "modify": frozenset({"instruction", "answer"}),
-    "judge": frozenset({"instruction", "answer_a", "answer_b"}),
-}
-"""The places that each role's template may use."""
 
-NEEDED = {
-    "classify": frozenset({"instruction"}),
-    "respond": frozenset({"instruction"}),
-    "modify": frozenset({"instruction"}),
-    "judge": frozenset({"instruction", "answer_a", "answer_b"}),
+class Places(NamedTuple):
+    """The places that a role's template may have, and those that its `user` text must have."""
+
+    role: str
+    known: frozenset[str]
+    needed: frozenset[str]
+
+
+PLACES = {
+    places.role: places
+    for places in (
+        Places("classify", frozenset({"instruction", "categories"}), frozenset({"instruction"})),
+        Places("respond", frozenset({"instruction"}), frozenset({"instruction"})),
+        Places("modify", frozenset({"instruction", "answer"}), frozenset({"instruction"})),
+    )
 }
-"""The places without which a role's `user` text would not ask what it is to ask."""
+"""Role -> its places. The judge's are those of its task (`ste_jax.tasks`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +53,8 @@ class Template:
     start: str = ""
 
     def messages(self, history: Sequence[Message] = (), **values: str) -> tuple[Message, ...]:
-        """The turns of the chat: system, few-shot examples, `history` (what was said before in the
-        row's own conversation; its system turn joins the template's), and the row's user turn."""
+        """The turns of the chat: system, few-shot examples, `history` (the row's earlier turns,
+        whose system turn joins the template's), and the row's user turn."""
         turns: list[Message] = []
         said = [turn for turn in history if turn["role"] != "system"]
         systems = [turn["content"] for turn in history if turn["role"] == "system"]
@@ -68,7 +71,7 @@ class Template:
         return tuple(turns)
 
     def fingerprint(self) -> list[Any]:
-        """All that the template says, for a stage's fingerprint."""
+        """What a fingerprint holds of the template: all of its texts."""
         return [self.system, self.user, [dict(each) for each in self.examples], self.start]
 
 
@@ -76,13 +79,13 @@ _PLACE = re.compile(r"\{([a-z_]+)\}")
 
 
 def fill(text: str, values: Mapping[str, str]) -> str:
-    """Put `values` in the places of `text`, in one pass; what is put in is not looked at again."""
+    """Put `values` in the places of `text`, in one pass: a place inside a value is not filled."""
     return _PLACE.sub(lambda place: values.get(place[1], place[0]), text)
 
 
 @lru_cache(maxsize=64)
-def load_template(name: str, role: str) -> Template:
-    """Read the template of a role: a shipped one's name or the path of a YAML file.
+def load_template(name: str, places: Places) -> Template:
+    """Read the template of a role; `name` is that of a shipped one, or the path of a YAML file.
 
     Raises:
       RequestError: no such file, a key or a place that does not exist, or an example without a
@@ -94,11 +97,11 @@ def load_template(name: str, role: str) -> Template:
     except (OSError, ValueError) as error:
         known = ", ".join(sorted(each.stem for each in TEMPLATES.glob("*.yaml")))
         raise RequestError(f"template {name} cannot be read ({error}); shipped: {known}") from error
-    return check_template(values, name, role)
+    return check_template(values, name, places)
 
 
-def check_template(values: Any, name: str, role: str) -> Template:
-    """The template of a role that a file's `values` make; messages call it `name`.
+def check_template(values: Any, name: str, places: Places) -> Template:
+    """The template of a role from a file's `values`; error messages call it `name`.
 
     Raises:
       RequestError: as `load_template`.
@@ -112,13 +115,15 @@ def check_template(values: Any, name: str, role: str) -> Template:
         if not isinstance(values.get(key) or "", str):
             raise RequestError(f"template {name}: {key} is {values[key]!r}, not a text: quote it")
     used = {place for key in ("system", "user") for place in _PLACE.findall(values.get(key) or "")}
-    if used - PLACES[role]:
-        unknown, places = sorted(used - PLACES[role])[0], sorted(PLACES[role])
-        raise RequestError(f"template {name} has a place {{{unknown}}}; {role} has {places}")
-    lacking = NEEDED[role] - set(_PLACE.findall(values["user"]))
+    if used - places.known:
+        unknown, known_places = sorted(used - places.known)[0], sorted(places.known)
+        raise RequestError(
+            f"template {name} has a place {{{unknown}}}; {places.role} has {known_places}"
+        )
+    lacking = places.needed - set(_PLACE.findall(values["user"]))
     if lacking:
         raise RequestError(
-            f"template {name}: the user text of {role} has no place {{{sorted(lacking)[0]}}}"
+            f"template {name}: the user text of {places.role} has no place {{{sorted(lacking)[0]}}}"
         )
     examples = tuple(values.get("examples") or ())
     needed = {place for place in _PLACE.findall(values["user"]) if place != "categories"}

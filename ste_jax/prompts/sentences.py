@@ -8,7 +8,7 @@ _END = re.compile(r"""[.!?…。！？]["'”’)\]*_`]*(?=\s|$)|\n""")
 
 
 def last_full_sentence(text: str) -> int:
-    """Length of the beginning of `text` up to its last sentence or line end; 0 if there is none.
+    """The length of `text` up to the end of its last sentence or line; 0 if there is none.
 
     A list number ("2.") at the start of a line ends no sentence.
     """

@@ -1,12 +1,12 @@
-"""What of a completion are the model's thoughts, and what does it say?
+"""Which part of a completion is the model's thoughts, and which part is what it says?
 
-Models that think write their thoughts before what they say, and between marks: `<think>` and
-`</think>`, `[THINK]` and `[/THINK]`, and their kin. Where the chat template itself writes the
-opening mark, a completion begins inside its thoughts and only the closing mark stands in it.
-Servers may give thoughts apart from the text.
+Models that think write their thoughts first and between marks: `<think>` and `</think>`, `[THINK]`
+and `[/THINK]`, and others like them. Where the chat template itself writes the opening mark, a
+completion begins inside its thoughts and holds only the closing mark. Servers may give thoughts
+apart from the text.
 
-Only what is said counts: as an answer, an instruction, a category or a verdict. Every stage reads a
-completion through `said` or a stored text through `split`, and there is no other way to tell.
+Only what is said counts as an answer, an instruction, a category or a verdict. Every stage reads a
+completion through `said` or a stored text through `split`; nothing else looks for thoughts.
 """
 
 from __future__ import annotations
@@ -38,27 +38,28 @@ MARKS = (
 OPENING, CLOSING = MARKS[0]
 
 TOKENS = frozenset([*(mark for pair in MARKS for mark in pair), "<|channel|>", "<|message|>"])
-"""Tokens that a text cannot do without: left out, thoughts would run into what is said."""
+"""Marks that decoding must keep in a text: without them thoughts would run into what is said."""
 
 _KINDS = {mark.lower(): kind for kind, pair in enumerate(MARKS) for mark in pair}
 _ANY = re.compile("|".join(map(re.escape, _KINDS)), re.IGNORECASE)
 _OPENS = frozenset(opening.lower() for opening, _ in MARKS)
 _WORDS = frozenset(_KINDS[name] for name in ("<thought>", "<reasoning>"))
-"""Kinds that data may hold as elements of its own: they begin thoughts only where a text begins."""
+"""Kinds of marks that data may hold as XML elements: they begin thoughts only at a text's start."""
 
 
 class Parts(NamedTuple):
     """A text taken apart."""
 
     said: str
-    """What stands outside thoughts."""
+    """The text outside the thoughts."""
     thoughts: str
     open: bool
-    """Whether the text ends inside thoughts: what would have been said is not there."""
+    """Whether the text ends inside its thoughts, before the model said anything."""
 
 
 def said(completion: Completion, start: str = "") -> Parts:
-    """What a completion says. `start` is the forced start of the turn, which the text continues."""
+    """What a completion says, and its thoughts. `start` is the forced start of the turn, which the
+    text continues."""
     if not completion.thoughts:
         return split(whole(completion, start), lone=completion.thinks)
     if not _server_ended(completion):
@@ -67,14 +68,14 @@ def said(completion: Completion, start: str = "") -> Parts:
 
 
 def whole(completion: Completion, start: str = "") -> str:
-    """All of the assistant's turn as one text of which `split` tells the thoughts: with the mark
-    that the template wrote, and with the thoughts that a server gave apart (marks in these are put
-    as code, for they end nothing)."""
+    """All of the assistant's turn as one text, in which `split` finds the thoughts: with the mark
+    that the template wrote, and with the thoughts that a server gave apart (marks inside these are
+    written as code, so that they end nothing)."""
     begins = _ANY.match(completion.text.lstrip())  # on a line of its own, whatever was forced
     text = f"{start.rstrip()}\n{completion.text}" if start and begins else start + completion.text
     if completion.thoughts:
-        told = f"\n{CLOSING}\n\n{text}" if _server_ended(completion) else ""
-        return f"{OPENING}\n{_ANY.sub(_as_code, completion.thoughts.strip())}{told}"
+        rest = f"\n{CLOSING}\n\n{text}" if _server_ended(completion) else ""
+        return f"{OPENING}\n{_ANY.sub(_as_code, completion.thoughts.strip())}{rest}"
     if completion.thinking:
         return f"{MARKS[_closed_as(text)][0]}\n{text}"
     return text
@@ -85,27 +86,27 @@ def _as_code(mark: re.Match[str]) -> str:
 
 
 def without_put_back(text: str) -> str:
-    """What a model wrote of a `whole` text that may begin with the mark its template wrote."""
+    """A `whole` text without the mark at its beginning that the chat template wrote, if any."""
     begun = _ANY.match(text)
     put_back = begun and begun[0].lower() in _OPENS and text[begun.end() :].startswith("\n")
     return text[begun.end() + 1 :] if begun and put_back else text
 
 
 def _server_ended(completion: Completion) -> bool:
-    """Whether thoughts that a server gave apart came to their end."""
+    """Whether the thoughts that a server gave apart were finished."""
     return bool(completion.text.strip()) or completion.finish_reason != "length"
 
 
 def _closed_as(text: str) -> int:
-    """Of which kind the first closing mark is; the commonest where there is none."""
+    """The kind of the first closing mark; the commonest kind where there is none."""
     found = [mark for mark in _marks(text) if not mark.opens] if holds_mark(text) else []
     sure = [mark for mark in found if not (mark.shown or mark.fenced or mark.named)]
     return (sure or found)[0].kind if found else 0
 
 
 def left_open(text: str) -> str:
-    """The opening mark of thoughts that no closing mark follows in `text`, or nothing. Read as a
-    template's own text is: a mark is a mark, whatever stands around it."""
+    """The opening mark of thoughts that no closing mark follows in `text`; empty if there is none.
+    The text is a template's, so a mark counts whatever is around it."""
     last = ""
     for mark in _ANY.finditer(text):
         last = mark[0] if mark[0].lower() in _OPENS else ""
@@ -113,13 +114,13 @@ def left_open(text: str) -> str:
 
 
 def closing_of(text: str) -> str:
-    """What ends the thoughts in which `text` ends; nothing where it ends in none."""
+    """The closing mark of the thoughts in which `text` ends; empty if it does not end in any."""
     parts, kind = _split(text)
     return f"\n{MARKS[kind][1]}\n\n" if parts.open else ""
 
 
 def holds_mark(text: str) -> bool:
-    """Whether a mark of thoughts, opening or closing, stands in `text`."""
+    """Whether `text` holds a mark of thoughts, opening or closing."""
     return _ANY.search(text) is not None
 
 
@@ -140,19 +141,19 @@ class _Mark(NamedTuple):
     kind: int
     opens: bool
     shown: bool
-    """In inline code, or quoted by itself: text about a mark, which begins and ends nothing."""
+    """Whether it is in inline code, or quoted by itself: then it begins and ends nothing."""
     fenced: bool
     """In fenced code."""
     unclosed: bool
-    """In fenced code that is never closed."""
+    """Whether it is in fenced code that is never closed."""
     fence: int
-    """Which piece of fenced code, closed or not, it stands in; 0 if none."""
+    """The number of the piece of fenced code, closed or not, that it is in; 0 if none."""
     apart: bool
-    """Stands at the start of a line."""
+    """Whether it is at the start of a line."""
     alone: bool
-    """Has its line to itself."""
+    """Whether it has its line to itself."""
     named: bool
-    """Stands in a sentence like a word ("ends with </think>, then answers")."""
+    """Whether it is a word of a sentence ("ends with </think>, then answers")."""
 
 
 def split(text: str, *, lone: bool = True) -> Parts:
@@ -164,18 +165,18 @@ def split(text: str, *, lone: bool = True) -> Parts:
     or quoted by themselves, or named in a sentence are text like any other; but where thoughts are
     known to be open, a mark in a sentence ends them if no better one does.
 
-    Of closing marks without an opening one, two more end thoughts, for thoughts that leak are worse
-    than an answer that is cut: one with its line to itself in fenced code, which thoughts often
-    leave open; and one in a sentence. The latter is text where a mark of its kind was named before,
-    where a comma or the like follows, where it is quoted, and after thoughts. Without `lone` (the
-    model's template is known to have no thoughts) no closing mark without an opening one ends any.
-    Linear in the text.
+    Two more closing marks without an opening one end thoughts, since leaked thoughts are worse than
+    an answer that is cut: a mark with its line to itself in fenced code, which thoughts often leave
+    open; and a mark in a sentence. The latter is text if a mark of its kind was named before, if
+    punctuation such as a comma follows, if it is quoted, or after thoughts. Without `lone` (the
+    model's template is known to have no thoughts) a closing mark without an opening one ends none.
+    The time is linear in the text.
     """
     return _split(text, lone)[0]
 
 
 def _split(text: str, lone: bool = True) -> tuple[Parts, int]:
-    """`split`, and the kind of the thoughts that are open."""
+    """What `split` gives, and the kind of the thoughts that are open at the end."""
     if not holds_mark(text):
         return Parts(text, "", False), 0
     marks = _marks(text)
@@ -214,26 +215,26 @@ def _split(text: str, lone: bool = True) -> tuple[Parts, int]:
 
 
 class _Closes:
-    """Which closing marks end thoughts that no mark has begun? Marks are told to it in order."""
+    """Finds the closing marks that end thoughts that no mark began; it takes the marks in order."""
 
     def __init__(self, text: str) -> None:
         self.ended = False
-        """Whether thoughts have come to their end before."""
+        """Whether thoughts have ended before."""
         self._text = text
         self._open: Counter[tuple[int, int]] = Counter()
-        """Elements of data's own, outside code and in each fence, that are not yet closed."""
+        """How many XML elements of the data are open, outside code and in each fence."""
         self._named: Counter[int] = Counter()
         self._quoted: bytearray | None = None
 
     def opened(self, mark: _Mark) -> None:
-        """An opening mark that begins no thoughts."""
+        """Takes an opening mark that begins no thoughts."""
         if mark.fence or (mark.kind in _WORDS and not mark.shown):
             self._open[mark.kind, mark.fence] += 1
         elif not mark.shown:
             self._named[mark.kind] += 1
 
     def thoughts(self, mark: _Mark) -> bool:
-        """Whether a closing mark ends thoughts."""
+        """Takes a closing mark; returns whether it ends thoughts."""
         if mark.shown and not mark.fence:
             return False
         if self._open[mark.kind, mark.fence]:
@@ -254,7 +255,7 @@ class _Closes:
 
 
 _GOES_ON = ",.;:!?)，。、；：！？）"
-"""What follows a mark that is a word of its sentence, and begins no answer."""
+"""Matches what follows a mark that is a word of its sentence and does not precede an answer."""
 
 
 def _trimmed(spoken: Sequence[str]) -> str:
@@ -265,11 +266,11 @@ def _trimmed(spoken: Sequence[str]) -> str:
 
 
 def _next_closings(marks: Sequence[_Mark]) -> list[int | None]:
-    """For each mark the closing one of its kind that would end thoughts begun there.
+    """For each mark the closing mark of its kind that would end thoughts that begin there.
 
-    The next that is not named in a sentence; else the next; else the last that has its line to
-    itself in fenced code, for in thoughts a fence is often left open, and then pairs with one of
-    the answer.
+    It is the next one that is not named in a sentence; else the next; else the last one that has
+    its line to itself in fenced code, since thoughts often leave a fence open, which then pairs
+    with a fence of the answer.
     """
     closings: list[int | None] = [None] * len(marks)
     good: dict[int, int] = {}
@@ -344,7 +345,7 @@ def _past_space(text: str, place: int) -> int:
 
 
 def _back(text: str, place: int, line: int) -> int:
-    """The last character before `place` on its line that is no space; before the line if none."""
+    """The place of the last character before `place`, on its line, that is no space."""
     place -= 1
     while place >= line and text[place].isspace():
         place -= 1
@@ -352,7 +353,7 @@ def _back(text: str, place: int, line: int) -> int:
 
 
 def _ahead(text: str, place: int, line_end: int) -> int:
-    """The first character from `place` on that is no space, up to the end of its line."""
+    """The place of the first character from `place` on, on its line, that is no space."""
     while place < line_end and text[place].isspace():
         place += 1
     return place

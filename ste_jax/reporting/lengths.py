@@ -1,8 +1,8 @@
-"""How long are the better and the worse answers, and how far would length alone tell them apart?
+"""How long are the better and the worse answers, and how often would length alone be right?
 
-A judge can learn no more of length than there is to learn: where the longer answer (or the shorter)
-is the better one far more often than not, the pairs leak their label. And how many pairs were so
-long that a judge had no room for them?
+Where the longer answer (or the shorter) is the better one far more often than not, the pairs leak
+which answer is better, and a judge can learn to count. The report also says how many pairs were too
+long for a judge.
 """
 
 from __future__ import annotations
@@ -19,14 +19,16 @@ from ste_jax.records import Pair
 from ste_jax.reporting.columns import read_columns
 from ste_jax.reporting.funnel import read_config
 from ste_jax.reporting.page import Safe, note, section, table
-from ste_jax.run.layout import RunDir, Table
+from ste_jax.run.layout import RunDir
+from ste_jax.run.tables import Table
 
 
 def length_table(run: RunDir) -> list[dict[str, Any]]:
     """One row for the constructed pairs and one for each set of labelled pairs that is there.
 
     Lengths are in characters. `longer_one_right` is the share of pairs whose longer answer is the
-    better one, `shorter_one_right` likewise; two of one length count half to either.
+    better one, `shorter_one_right` that of those whose shorter one is; two of one length count half
+    to either.
     """
     asked = read_config(run).get("evaluate", {})
     bootstrap = asked.get("bootstrap", EvaluateKnobs().bootstrap)
@@ -61,15 +63,15 @@ def _row(name: str, pairs: Table[Pair], bootstrap: int) -> dict[str, Any]:
 
 
 def lengths_section(rows: list[dict[str, Any]], header: list[str], body: list[list[str]]) -> Safe:
-    """The table as a section of the report; nothing before there are pairs."""
+    """The table as a section of the report; empty before there are pairs."""
     if not rows:
         return Safe("")
-    told = (
+    remark = (
         "In characters. The longer one right: how often a judge would be right that only ever "
         "chose the longer answer; where both are equally long it is right in half. From 0.5 it "
         "should not be far."
     )
-    return section("Lengths of the answers", table(header, body), note(told))
+    return section("Lengths of the answers", table(header, body), note(remark))
 
 
 def left_out(measured: Mapping[str, Any]) -> str:

@@ -1,8 +1,8 @@
 """How is a text put into a page so that it can never become markup?
 
-By one function. `tag` builds an element, and escapes every child and attribute that it did not
-itself make (`Safe`): what a model, a data set or a config says has no other way into the page. The
-page needs no network and no script, and says so to the browser.
+All markup comes from one function. `tag` builds an element, and escapes every child and attribute
+that it did not make itself (`Safe`): texts of a model, a data set or a config have no other way
+into the page. The page needs no network and no script, and its policy forbids both.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import html
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeAlias
 
-from ste_jax.system.showing import harmless
+from ste_jax.system.terminal import harmless
 
 _CLIP = 6000
 
@@ -24,8 +24,8 @@ Child: TypeAlias = "str | Iterable[Child]"
 
 
 def escape(text: str) -> Safe:
-    """Text as markup that shows it, control characters and marks of direction by number; `Safe`
-    stays as it is."""
+    """A text as markup that shows it; control characters and marks of direction are shown by
+    number. Markup that is `Safe` already is returned as it is."""
     if isinstance(text, Safe):
         return text
     return Safe(html.escape(harmless(text), quote=True))
@@ -45,13 +45,14 @@ def tag(name: str, *children: Child, **attributes: Any) -> Safe:
 
 
 def join(children: Iterable[Child]) -> Safe:
-    """Elements and texts one after the other; lists of them are taken apart, texts escaped."""
+    """Elements and texts joined; nested lists are flattened, and texts are escaped."""
     parts = (escape(c) if isinstance(c, str) else join(c) for c in children)
     return Safe("".join(parts))
 
 
 def words(text: str, **attributes: Any) -> Safe:
-    """A block of somebody's words: line breaks kept, its direction its own, its length bounded."""
+    """A block of text from outside: line breaks are kept, its direction is isolated, and its length
+    is bounded."""
     more = len(text) - _CLIP
     if more > 0:
         text = f"{text[:_CLIP]}\n[... {more:,} characters more]"
@@ -59,7 +60,7 @@ def words(text: str, **attributes: Any) -> Safe:
 
 
 def line(text: str, limit: int = 110) -> str:
-    """The beginning of a text on one line."""
+    """The beginning of a text as one line of at most `limit` characters."""
     flat = " ".join(text.split())
     return flat if len(flat) <= limit else flat[: limit - 1] + "\u2026"
 
@@ -80,7 +81,7 @@ def _short(cell: Child) -> Child:
 
 
 def section(title: str, *children: Child) -> Safe:
-    """A part of the page under its heading."""
+    """A section of the page under its heading."""
     return tag("section", tag("h2", title), *children)
 
 

@@ -1,7 +1,7 @@
 """How do a judge's agreement and a loss curve look as pictures?
 
-Inline SVG, coloured by the page's style sheet, so that it follows light and dark. Colours are never
-alone: series differ in mark and are named.
+Pictures are inline SVG, coloured by the page's style sheet, so that they follow its light and dark
+mode. Colour never distinguishes series alone: their marks differ, and they are named.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from ste_jax.reporting.page import Safe, tag
 _WIDTH = 720
 _LEFT, _RIGHT = 44, 16
 _MAX_POINTS = 360
-_CHANCE = (0.25, 0.5)
 
 
 @dataclass(frozen=True)
@@ -33,14 +32,19 @@ def share_of(measured: Mapping[str, Any], key: str) -> Share | None:
     return None if value is None else Share(value, tuple(interval) if interval else None)
 
 
-def agreement_plot(judges: Sequence[str], series: Mapping[str, Sequence[Share | None]]) -> Safe:
-    """Shares by judge, one mark with its interval per judge and series, on the scale 0 to 1."""
+def agreement_plot(
+    judges: Sequence[str],
+    series: Mapping[str, Sequence[Share | None]],
+    chances: Sequence[float],
+) -> Safe:
+    """Shares by judge on a scale from 0 to 1: one mark with its interval per judge and series, and
+    dotted lines at `chances`."""
     top, bottom = 34, 300
     step = (_WIDTH - _LEFT - _RIGHT) / len(judges)
     parts = []
     for tick in (0.0, 0.25, 0.5, 0.75, 1.0):
         y = _place(tick, 0, 1, bottom, top)
-        kind = "chance" if tick in _CHANCE else "grid"
+        kind = "chance" if tick in chances else "grid"
         parts.append(_line(_LEFT, y, _WIDTH - _RIGHT, y, kind))
         parts.append(tag("text", f"{tick:g}", x=_LEFT - 8, y=y + 4, text_anchor="end"))
     for place, name in enumerate(judges):
@@ -69,15 +73,15 @@ def agreement_plot(judges: Sequence[str], series: Mapping[str, Sequence[Share | 
 def _share(
     x: float, y: float, share: Share, number: int, name: str, bottom: float, top: float
 ) -> Safe:
-    told = f"{name}: {share.value:.3f}"
+    title = f"{name}: {share.value:.3f}"
     parts = []
     if share.interval is not None:
         low, high = share.interval
-        told += f" [{low:.3f}, {high:.3f}]"
+        title += f" [{low:.3f}, {high:.3f}]"
         ends = [_place(end, 0, 1, bottom, top) for end in (low, high)]
         parts.append(_line(x, ends[0], x, ends[1], f"whisker s{number}"))
         parts += [_line(x - 4, end, x + 4, end, f"whisker s{number}") for end in ends]
-    return tag("g", tag("title", told), parts, _mark(x, y, number))
+    return tag("g", tag("title", title), parts, _mark(x, y, number))
 
 
 def loss_plot(
@@ -107,8 +111,8 @@ def loss_plot(
         at = [(across(x), _place(y, low, high, middle, top)) for x, y in curve]
         parts.append(_path(at, "line s0") if len(at) > 1 else _mark(*at[0], 0))
         if width > 1:
-            told = f"means of {width} steps"
-            parts.append(tag("text", told, x=right, y=14, text_anchor="end"))
+            remark = f"means of {width} steps"
+            parts.append(tag("text", remark, x=right, y=14, text_anchor="end"))
     if validations:
         parts.append(tag("text", "validation accuracy", x=left, y=panel - 8, class_="strong"))
         for tick in (0.0, 0.5, 1.0):
@@ -128,17 +132,19 @@ def loss_plot(
         parts.append(tag("text", "kept", x=_n(beside), y=top + 10, text_anchor=anchor))
     for step in sorted({first, last}):
         anchor = "start" if step == first else "end"
-        told = f"step {step:g}"
-        parts.append(tag("text", told, x=_n(across(step)), y=bottom + 20, text_anchor=anchor))
+        name = f"step {step:g}"
+        parts.append(tag("text", name, x=_n(across(step)), y=bottom + 20, text_anchor=anchor))
     return _svg(bottom + 28, "Training loss and validation accuracy by step", parts)
 
 
-def _svg(height: float, told: str, parts: Sequence[Safe]) -> Safe:
-    return tag("svg", parts, viewBox=f"0 0 {_WIDTH} {_n(height)}", role="img", aria_label=told)
+def _svg(height: float, description: str, parts: Sequence[Safe]) -> Safe:
+    return tag(
+        "svg", parts, viewBox=f"0 0 {_WIDTH} {_n(height)}", role="img", aria_label=description
+    )
 
 
 def _place(value: float, low: float, high: float, start: float, end: float) -> float:
-    """Where `value` of low..high falls on start..end."""
+    """The place on start..end of a `value` on low..high."""
     return start + (end - start) * ((value - low) / (high - low) if high > low else 0.5)
 
 
@@ -166,7 +172,8 @@ def _mark(x: float, y: float, number: int) -> Safe:
 
 
 def _thin(points: Sequence[tuple[float, float]]) -> tuple[list[tuple[float, float]], int]:
-    """At most so many points as can be told apart: means of so many neighbours."""
+    """Thins a curve to as many points as a reader can distinguish; returns the means, and how many
+    neighbours each is of."""
     width = math.ceil(len(points) / _MAX_POINTS)
     groups = [points[start : start + width] for start in range(0, len(points), width)]
     means = [

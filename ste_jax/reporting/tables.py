@@ -1,10 +1,10 @@
-"""What did each iteration take in, cost, and give? As rows, and as text for a terminal.
+"""What did each iteration take in, cost, and give? The answers are rows, and text for a terminal.
 
 Counts come from the run's tables (see `funnel`), measures from each iteration's `evaluation.json`,
 and the work done (tokens, seconds, FLOPs) from the events of `metrics.jsonl`. Seconds are summed
-over processes. All work whose results were written counts, also what a changed knob threw away
-later; what a kill took before it was written does not, and a training step counts once, as it was
-done last.
+over processes. All work whose results were written counts, even if a changed knob threw them away
+later. Work that a kill ended before it was written does not count, and an optimizer step that was
+taken again counts once, the last time.
 """
 
 from __future__ import annotations
@@ -15,44 +15,63 @@ from typing import Any
 
 from ste_jax.reporting.funnel import (
     check_sums,
-    finetuning_stages,
+    finetuned,
     funnel,
     iteration_steps,
     pool_steps,
     reasons,
+    task_of,
 )
 from ste_jax.reporting.lengths import length_table
-from ste_jax.run.layout import IterationDir, RunDir, read_metrics
+from ste_jax.reporting.phases import PhaseReport, Reports, name_of, report_of
+from ste_jax.run.layout import IterationDir, RunDir
+from ste_jax.run.metrics_log import read_metrics
 from ste_jax.system import files
+from ste_jax.tasks import Task
 
 Event = dict[str, Any]
 _WIDTH = 100
 
 
-def iteration_table(run: RunDir, counts: dict[str, Any] | None = None) -> list[dict[str, Any]]:
-    """One row per judge, from the seed's iteration 0; what is not there (yet) is null.
+def iteration_table(
+    run: RunDir, reports: Reports, counts: dict[str, Any] | None = None
+) -> list[dict[str, Any]]:
+    """One row per judge, from the seed's iteration 0; values that are not there (yet) are null.
 
-    `counts` is the run's funnel where the caller has it at hand. A measure stands beside its
-    interval, `<name>_ci95`. `tokens_drawn` were generated (`drawn_per_second` of the stages that
-    draw any, prompts included),
-    `tokens_trained` went through training steps; `flops` and `seconds` are of both. The work of
-    iteration 0 is the selection, the pairs and the seed's evaluation.
+    `counts` is the run's funnel, if the caller has it. Each measure is followed by its interval,
+    `<name>_ci95`. `tokens_drawn` were generated (`drawn_per_second` in the stages that draw any,
+    prompts included), `tokens_trained` went through optimizer steps; `flops` and `seconds` are of
+    both. The work of iteration 0 is the selection, the pairs and the seed's evaluation.
     """
-    counts = counts or funnel(run)
-    events = read_metrics(run)
+    counts = counts or funnel(run, reports)
+    events = read_metrics(run.root)
     annotated = {each["iteration"]: each for each in counts["iterations"]}
     iterations = run.iterations()
     evaluations = [_evaluation(each) for each in iterations]
     several = any(each["votes"] > 1 for each in evaluations if each)
-    measures = [each for each in _MEASURES if several or each[1] != "majority_accuracy"]
+    task = task_of(run)
+    measures = [
+        (title, key)
+        for title, key in _MEASURES
+        if (several or key != "majority_accuracy")
+        and (task.questions_per_pair > 1 or key != "consistent_accuracy")
+    ]
     rows = [
-        _row(each, counts, annotated.get(each.index), events, evaluation, measures)
+        _row(
+            each,
+            task,
+            counts,
+            annotated.get(each.index),
+            _works(events, reports, each.index),
+            evaluation,
+            measures,
+        )
         for each, evaluation in zip(iterations, evaluations, strict=True)
     ]
     if any(each.get("n_too_long") for each in evaluations):
         for row, each in zip(rows, evaluations, strict=True):
             row["held_out_pairs_too_long"] = each.get("n_too_long")
-    return _with_sets(rows, evaluations)
+    return _with_sets(rows, task, evaluations)
 
 
 _MEASURES = (
@@ -69,17 +88,18 @@ def _evaluation(iteration: IterationDir) -> dict[str, Any]:
 
 
 def _with_sets(
-    rows: list[dict[str, Any]], evaluations: list[dict[str, Any]]
+    rows: list[dict[str, Any]], task: Task, evaluations: list[dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    """The rows with what the judges came to on the sets of labelled pairs."""
+    """The rows with the judges' accuracies on the sets of labelled pairs."""
     sets = [evaluation.get("sets", {}) for evaluation in evaluations]
+    everywhere = task.wording.consistent.replace(" ", "_")
     names = dict.fromkeys(name for each in sets for name in each)
     own = set(rows[0]) if rows else set()
     for row, measured in zip(rows, sets, strict=True):
         for name in names:
             for title, key in (
                 (f"{name}_accuracy", "accuracy"),
-                (f"{name}_in_both_orders", "consistent_accuracy"),
+                (f"{name}_{everywhere}", "consistent_accuracy"),
                 (f"{name}_every_step_right", "sound"),
             ):
                 if any(key in each.get(name, {}) for each in sets):
@@ -94,23 +114,26 @@ def _with_sets(
 
 def _row(
     iteration: IterationDir,
+    task: Task,
     counts: dict[str, Any],
     annotated: dict[str, Any] | None,
-    events: list[Event],
+    works: tuple[list[Event], list[Event]],
     evaluation: dict[str, Any],
     measures: Iterable[tuple[str, str]],
 ) -> dict[str, Any]:
-    mine = [event for event in events if event.get("iteration") == iteration.index]
-    drawn, trained = _sum(_work(mine)), _sum(_steps(mine))
-    drawing = _sum([event for event in _work(mine) if event.get("new_tokens")])
+    work, steps = works
+    drawn, trained = _sum(work), _sum(steps)
+    drawing = _sum([event for event in work if event.get("new_tokens")])
     split = counts["selection"]["kept"].get("train", {})
     row: dict[str, Any] = {
         "iteration": iteration.index,
         "instructions": sum(split.values()) if annotated else None,
         "pairs": counts["pairs"]["by_split"].get("train", 0) if annotated else None,
         "samples_drawn": _samples(annotated) if annotated else None,
-        "kept_A": annotated["kept"]["A"] if annotated else None,
-        "kept_B": annotated["kept"]["B"] if annotated else None,
+        **{
+            f"kept_{name}": annotated["kept"][name] if annotated else None
+            for name in task.classes or task.decided[:1]
+        },
         "tokens_drawn": drawn.get("new_tokens"),
         "drawn_per_second": _rate(drawn.get("new_tokens"), drawing.get("seconds")),
         "tokens_trained": trained.get("tokens"),
@@ -124,21 +147,29 @@ def _row(
     return row
 
 
+def _works(
+    events: list[Event], reports: Reports, iteration: int
+) -> tuple[list[Event], list[Event]]:
+    """The events of an iteration's work, and those of its optimizer steps."""
+    mine = [event for event in events if event.get("iteration") == iteration]
+    return _work(mine), _steps(mine, reports)
+
+
 def _samples(annotated: dict[str, Any]) -> int:
-    """All judgments that were drawn to learn from."""
-    dpo = annotated["dpo"] or {"judgments": 0, "more_judgments": 0}
-    return int(annotated["judgments"] + dpo["judgments"] + dpo["more_judgments"])
+    """How many judgments were drawn to learn from, those for single phases included."""
+    own = (counts.get("judgments", 0) for counts in annotated["phases"].values())
+    return int(annotated["judgments"] + sum(own))
 
 
-def stage_table(run: RunDir) -> list[dict[str, Any]]:
-    """One row per stage and iteration, in the order in which they first did work, and the whole.
+def stage_table(run: RunDir, reports: Reports) -> list[dict[str, Any]]:
+    """One row per stage and iteration, in the order in which they first did work, and one of sums.
 
-    `prompt_tokens` were read, `cached_prompt_tokens` found already computed.
+    `prompt_tokens` were read; `cached_prompt_tokens` of them were already computed.
     """
-    events = read_metrics(run)
+    events = read_metrics(run.root)
     groups: dict[tuple[str, Any], list[Event]] = {}
-    for event in [*_work(events), *_steps(events)]:
-        stage = _stage_of(event)
+    for event in [*_work(events), *_steps(events, reports)]:
+        stage = _stage_of(event, reports)
         groups.setdefault((stage, event.get("iteration")), []).append(event)
     first = sorted(groups, key=lambda key: min(e.get("time", 0) for e in groups[key]))
     rows = [_stage_row(stage, index, _sum(groups[stage, index])) for stage, index in first]
@@ -148,48 +179,54 @@ def stage_table(run: RunDir) -> list[dict[str, Any]]:
     return rows
 
 
-def _stage_of(event: Event) -> str:
-    """What a table calls the stage of an event."""
+def _stage_of(event: Event, reports: Reports) -> str:
+    """The name that a table gives to the stage of an event."""
     if event["event"] != "train_step":
         return str(event.get("stage"))
-    return "train" if event.get("stage") in (None, "sft") else f"train {event['stage']}"
+    name = name_of(reports, event.get("stage"))
+    return report_of(reports, name).work or f"train {name}"
 
 
-def finetuning_table(run: RunDir) -> list[dict[str, Any]]:
-    """One row per stage of fine-tuning; none where a run has no more than SFT, in which nothing was
-    cut off.
+def finetuning_table(run: RunDir, reports: Reports) -> list[dict[str, Any]]:
+    """One row per phase of fine-tuning; none where a run has only the plain phase and no example
+    was cut off.
 
-    `examples` were given to it (for DPO: pairs of judgments, of which the worse one had the wrong
-    verdict or none; `drawn_hotter` of the worse ones were drawn for this alone), of which some were
-    too long for a row and left out, cut off, or without a token to learn; the rest is of its judge.
+    `examples` were given to the phase; some of them were too long for a row and left out, cut off,
+    or without a token to learn. The other columns are about its judge. Phases may add columns.
     """
-    stages = finetuning_stages(run)
-    rows = [_finetuning_row(iteration, out, name) for iteration, name, out in stages]
-    plain = all(row["stage"] == "sft" and not row["truncated"] for row in rows)
+    phases = finetuned(run)
+    names = dict.fromkeys(name for _, name, _ in phases)
+    every = [report_of(reports, name) for name in names]
+    rows = [
+        _finetuning_row(iteration, out, name, report_of(reports, name), every)
+        for iteration, name, out in phases
+    ]
+    plain = all(report.plain for report in every) and not any(row["truncated"] for row in rows)
     return [] if plain else rows
 
 
-def _finetuning_row(iteration: IterationDir, out: IterationDir, name: str) -> dict[str, Any]:
+def _finetuning_row(
+    iteration: IterationDir,
+    out: IterationDir,
+    name: str,
+    report: PhaseReport,
+    every: Sequence[PhaseReport],
+) -> dict[str, Any]:
+    """The row of a phase, with the columns of `every` phase of the run."""
     curve, evaluation = files.read_json(out.loss_curve), _evaluation(out)
-    chosen: dict[str, Any] = {}
-    if name == "dpo" and iteration.preferring.exists():
-        chosen = files.read_json(iteration.preferring)
-    negatives = chosen.get("negatives", {})
-    last = curve["steps"][-1]
+    last, own = curve["steps"][-1], report.of_examples(iteration)
     return {
         "iteration": iteration.index,
         "stage": name,
         "examples": curve.get("examples"),
-        "incorrect": negatives.get("incorrect"),
-        "unparsed": negatives.get("unparsed"),
-        "drawn_hotter": chosen.get("drawn_hotter"),
+        **{key: own.get(key) for each in every for key in each.example_columns},
         "too_long": len(curve.get("too_long", ())),
         "truncated": len(curve.get("truncated", ())),
         "without_target": len(curve.get("without_target", ())),
         "steps": len(curve["steps"]),
         "kept_step": curve.get("best_step"),
         "last_loss": last["loss"],
-        "last_preference_accuracy": last.get("preference_accuracy"),
+        **{f"last_{key}": last.get(key) for each in every for key in each.step_columns},
         "validation_accuracy": _validation(out),
         "agreement_with_constructed_labels": evaluation.get("accuracy"),
         "agreement_with_constructed_labels_ci95": evaluation.get("accuracy_ci95"),
@@ -218,10 +255,10 @@ def _work(events: Iterable[Event]) -> list[Event]:
     return [event for event in events if event.get("event") == "work"]
 
 
-def _steps(events: Iterable[Event]) -> list[Event]:
-    """The training steps. One that was done again after a kill counts once: its last time."""
+def _steps(events: Iterable[Event], reports: Reports) -> list[Event]:
+    """The optimizer steps. One that was taken again after a kill counts once, the last time."""
     last = {
-        (event.get("iteration"), event.get("stage") or "sft", event.get("step")): event
+        (event.get("iteration"), name_of(reports, event.get("stage")), event.get("step")): event
         for event in events
         if event.get("event") == "train_step"
     }
@@ -234,7 +271,7 @@ _SUMMED = (
 
 
 def _sum(events: list[Event]) -> dict[str, Any]:
-    """Sums of what the events say; a number that none of them says is absent."""
+    """Sums of the events' numbers; a number that no event has is absent."""
     said = {key: [event[key] for event in events if event.get(key) is not None] for key in _SUMMED}
     return {key: sum(values) for key, values in said.items() if values}
 
@@ -249,7 +286,7 @@ def _rate(tokens: Any, seconds: Any) -> float | None:
 
 
 def _validation(iteration: IterationDir) -> float | None:
-    """Validation accuracy of the checkpoint that was kept."""
+    """The validation accuracy of the checkpoint that was kept."""
     if not iteration.loss_curve.exists():
         return None
     curve = files.read_json(iteration.loss_curve)
@@ -262,7 +299,8 @@ def _validation(iteration: IterationDir) -> float | None:
 
 
 def cells(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """Header and body as texts: an interval joins its measure, a missing value is a dash."""
+    """Header and body of a table as texts: a measure and its interval share a cell, and a missing
+    value is a dash."""
     names = [name for name in rows[0] if not name.endswith("_ci95")] if rows else []
     body = [[measure(row[name], row.get(f"{name}_ci95")) for name in names] for row in rows]
     return [name.replace("_", " ") for name in names], body
@@ -297,24 +335,26 @@ def number(value: Any) -> str:
     return f"{value:,.1f}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
-def summary(run: RunDir) -> str:
+def summary(run: RunDir, reports: Reports) -> str:
     """What `ste run` prints at its end: the funnel, the iterations and the stages."""
-    counts = funnel(run)
+    counts = funnel(run, reports)
     steps = [("", step) for step in pool_steps(counts)]
     for each in counts["iterations"]:
-        steps += [(f"iteration {each['iteration']}: ", step) for step in iteration_steps(each)]
+        steps += [
+            (f"iteration {each['iteration']}: ", step) for step in iteration_steps(each, reports)
+        ]
     funnel_rows = "\n".join(
         f"{prefix + name:36}{rows:>8,}   {reasons(lost)}".rstrip()
         for prefix, (name, rows, lost) in steps
     )
-    lengths = length_table(run)
+    lengths, trained = length_table(run), finetuning_table(run, reports)
     parts = [
         f"Rows that passed each step, and why others did not\n{funnel_rows or '(nothing yet)'}",
-        *(f"Does not add up: {wrong}" for wrong in check_sums(counts)),
+        *(f"Does not add up: {wrong}" for wrong in check_sums(counts, reports)),
         *(f"Lengths of the answers, in characters\n{render(rows)}" for rows in [lengths] if rows),
-        f"By iteration\n{render(iteration_table(run, counts))}",
-        *(f"By stage of fine-tuning\n{render(rows)}" for rows in [finetuning_table(run)] if rows),
-        f"By stage\n{render(stage_table(run))}",
+        f"By iteration\n{render(iteration_table(run, reports, counts))}",
+        *(f"By phase of fine-tuning\n{render(rows)}" for rows in [trained] if rows),
+        f"By stage\n{render(stage_table(run, reports))}",
     ]
     return "\n\n".join(parts)
 
@@ -332,7 +372,7 @@ def render(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _wrapped(header: list[str], body: list[list[str]]) -> list[list[str]]:
-    """The header over as many lines as keep a column about as wide as what stands in it."""
+    """The header broken into lines, so that each column is about as wide as its values."""
     columns = []
     for name, column in zip(header, zip(*body, strict=True), strict=True):
         width = max(len(text) for text in (*column, *name.split()))
@@ -343,7 +383,7 @@ def _wrapped(header: list[str], body: list[list[str]]) -> list[list[str]]:
 
 
 def _align(lines: list[list[str]]) -> list[str]:
-    """The first column to the left, numbers to the right."""
+    """Aligns the first column to the left and the others to the right."""
     widths = [max(len(cell) for cell in column) for column in zip(*lines, strict=True)]
     return [
         "  ".join(

@@ -1,1 +1,1 @@
-"""Where does everything of a run lie, and what of it is done?"""
+"""Where does a run keep its files, and which of its work is done?"""

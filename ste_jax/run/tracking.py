@@ -1,9 +1,9 @@
-"""Where can somebody watch a training while it runs?
+"""Where can a training be watched while it runs?
 
-In TensorBoard's event files below the run (`tensorboard --logdir RUN/tensorboard`), a directory for
-each stage of each iteration; and in Weights & Biases, if the config names a project there.
-`metrics.jsonl` holds the same figures and more; nothing is read back from here, and what goes wrong
-here ends no training.
+Figures go to TensorBoard's event files below the run (`tensorboard --logdir RUN/tensorboard`), a
+directory for each phase of each iteration; and to Weights & Biases, if the config names a project
+there. `metrics.jsonl` holds the same figures and more; nothing is read back from here, and a
+failure here ends no training.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from typing import Any
 from etils import epath
 
 from ste_jax.config.schema import TrackKnobs
-from ste_jax.errors import RequestError
 from ste_jax.system import files
+from ste_jax.system.errors import RequestError
 
 
 def check_tracking(knobs: TrackKnobs) -> None:
-    """Raises `RequestError` where what is asked for is not installed."""
+    """Raises `RequestError` where a package that the knobs need is not installed."""
     if knobs.wandb and importlib.util.find_spec("wandb") is None:
         raise RequestError(
             f"track.wandb={knobs.wandb} needs Weights & Biases: pip install wandb, or leave it "
@@ -38,7 +38,7 @@ _FLUSH = 30.0
 
 
 class Tracker:
-    """Takes the figures of one stage's steps. Used as a context; only one process writes."""
+    """A context that writes the figures of a phase's optimizer steps; only one process has one."""
 
     def __init__(
         self,
@@ -50,8 +50,8 @@ class Tracker:
         attempt: str,
         config: Mapping[str, Any],
     ) -> None:
-        """`root`, `run`: the run's directory and name; `name`: the stage, as `1-sft`; `attempt`
-        tells the same stage under other knobs, and in other runs of that name, apart."""
+        """`root` and `run` are the run's directory and name, `name` is the phase (`1-sft`).
+        `attempt` differs for the same phase under other knobs, or in another run of that name."""
         self._knobs, self._place = knobs, root / "tensorboard" / name
         self._begin = {
             "project": knobs.wandb,
@@ -60,24 +60,24 @@ class Tracker:
             "resume": "allow",
             "config": dict(config),
         }
-        self._board: _Board | None = None
+        self._events: _EventFile | None = None
         self._wandb: Any = None
         self._off = False
 
     def step(self, event: Mapping[str, Any]) -> None:
-        """The figures of a step: its event's numbers under their names."""
+        """Writes the figures of an optimizer step: its event's numbers under their names."""
         step = int(event["step"])
         numbers = {key: value for key, value in _numbers(event).items() if key != "step"}
-        self._tell(step, "train", numbers, numbers, first=step)
+        self._write(step, "train", numbers, numbers, first=step)
 
     def validation(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """What the validation after `step` gave."""
+        """Writes what the validation after an optimizer step gave."""
         numbers = _numbers(metrics)
         named = {f"validation/{key}": value for key, value in numbers.items()}
-        # The step itself may have been told by an earlier attempt, and will not be told again.
-        self._tell(step, "validation", numbers, named, first=step + 1, flush=True)
+        # An earlier attempt may have written the step's own figures, which will not come again.
+        self._write(step, "validation", numbers, named, first=step + 1, flush=True)
 
-    def _tell(
+    def _write(
         self,
         step: int,
         group: str,
@@ -87,30 +87,30 @@ class Tracker:
         first: int,
         flush: bool = False,
     ) -> None:
-        def tell() -> None:
+        def write() -> None:
             if self._knobs.tensorboard:
-                self._board = self._board or _Board(self._place, first)
-                self._board.add({f"{group}/{key}": value for key, value in numbers.items()}, step)
+                self._events = self._events or _EventFile(self._place, first)
+                self._events.add({f"{group}/{key}": value for key, value in numbers.items()}, step)
                 if flush:
-                    self._board.flush()
+                    self._events.flush()
             if self._knobs.wandb:
-                # By name: it is no dependency of ours.
+                # By name, since wandb is no dependency of ours.
                 self._wandb = self._wandb or importlib.import_module("wandb").init(**self._begin)
                 self._wandb.log(named, step=step)
 
-        self._quietly(tell)
+        self._quietly(write)
 
     def _quietly(self, work: Callable[[], None]) -> None:
-        """What fails is told once, and nothing more is tried."""
+        """Do some work. If it fails, warn once and do no such work any more."""
         if self._off:
             return
         try:
             work()
-        except Exception as error:  # a full disk, a package that is not there, somebody's server
+        except Exception as error:  # a full disk, a package that is not there, a server's failure
             self._off = True
-            told = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             warnings.warn(
-                f"the training goes on without TensorBoard's files and W&B ({told}); its figures "
+                f"the training goes on without TensorBoard's files and W&B ({reason}); its figures "
                 "are in metrics.jsonl",
                 stacklevel=2,
             )
@@ -119,17 +119,21 @@ class Tracker:
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._board is not None:
-            self._quietly(self._board.close)
+        if self._events is not None:
+            self._quietly(self._events.close)
         if self._wandb is not None:
             self._quietly(self._wandb.finish)
 
 
-class _Board:
-    """An event file. In an object store, which cannot append, one here that is copied there."""
+class _EventFile:
+    """An event file. For an object store, which cannot append, it is a local file that is copied.
+
+    Not tensorboardX's `SummaryWriter`: its thread dies of a full disk, and then the call that adds
+    a figure waits for ever.
+    """
 
     def __init__(self, place: epath.Path, first: int) -> None:
-        """What earlier files say of step `first` and later ones is void."""
+        """Makes what earlier files say of step `first` and later steps void."""
         from tensorboardX.event_file_writer import (  # type: ignore[import-untyped]
             EventsWriter,
         )
@@ -147,16 +151,16 @@ class _Board:
         self._writer = EventsWriter(os.fspath(home / "events"), filename_suffix=f".{first}")
         self._home, self._flushed = home, time.monotonic()
         start = SessionLog(status=SessionLog.START)
-        self._write(Event(step=first, session_log=start))
+        self._append(Event(step=first, session_log=start))
 
-    def _write(self, event: Any) -> None:
+    def _append(self, event: Any) -> None:
         event.wall_time = time.time()
         self._writer.write_event(event)
 
     def add(self, numbers: Mapping[str, float], step: int) -> None:
-        """Scalars by tag; visible within `_FLUSH` seconds."""
+        """Adds scalars by tag; they are visible within `_FLUSH` seconds."""
         for tag, value in numbers.items():
-            self._write(self._event(step=step, summary=self._scalar(tag, value)))
+            self._append(self._event(step=step, summary=self._scalar(tag, value)))
         if time.monotonic() - self._flushed > _FLUSH:
             self.flush()
 

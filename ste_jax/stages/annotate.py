@@ -1,8 +1,8 @@
-"""How many judgments are sampled of a prompt, and when is it enough?
+"""How many judgments are sampled of a question, and when are there enough?
 
-Waves of fixed size by sample index; a wave that was submitted is finished and recorded. Policy
-`first_correct` stops after the wave that holds a correct verdict; `all` draws every sample. Where
-DPO lacks a judgment that failed, more can be drawn at a higher temperature.
+They are drawn in waves of fixed size, by sample index; a wave that was submitted is finished and
+recorded. The policy `first_correct` stops after the wave that holds a right outcome; `all` draws
+every sample. Where DPO lacks a failed judgment, more can be drawn at a higher temperature.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from ste_jax.config.schema import AnnotateKnobs, DpoKnobs
 from ste_jax.generation import Generator
 from ste_jax.records import NOT_ASKED, Judgment, Prompt
-from ste_jax.stages.coroutines import Story, drive
-from ste_jax.stages.curate import failed_as
-from ste_jax.stages.judge import Judge, judge_samples
+from ste_jax.stages.coroutines import Conversation, drive
+from ste_jax.stages.judge import Judge, judge_samples, release
+from ste_jax.stages.preferences import failed_as
+from ste_jax.tasks import Question
 
 VERSION = 1
 MORE_VERSION = 1
@@ -30,47 +31,39 @@ def waves(samples: int, sizes: tuple[int, ...], first: int = 0) -> Iterator[tupl
 
 
 def annotate(
-    prompts: Iterable[Prompt],
-    generator: Generator,
-    judge: Judge,
-    knobs: AnnotateKnobs,
-    *,
-    in_flight: int,
-    poll: Callable[[], None] = lambda: None,
-) -> Iterator[tuple[Prompt, list[Judgment]]]:
-    """All judgments that were drawn of every prompt, as the prompts finish."""
+    questions: Iterable[Question], generator: Generator, judge: Judge, knobs: AnnotateKnobs
+) -> Iterator[tuple[Question, list[Judgment]]]:
+    """Yields every question with all judgments that were drawn of it, as the questions finish."""
+    task = judge.task
 
-    def enough(prompt: Prompt, drawn: list[Judgment]) -> bool:
+    def enough(question: Question, drawn: list[Judgment]) -> bool:
         return knobs.policy == "first_correct" and any(
-            each.verdict == prompt.label for each in drawn
+            task.is_right(question, each) for each in task.by_sample(question, drawn).values()
         )
 
-    tell = _story(generator, judge, list(waves(knobs.samples, knobs.waves)), enough)
-    yield from drive(prompts, tell, generator, in_flight=in_flight, poll=poll)
+    converse = _by_waves(generator, judge, list(waves(knobs.samples, knobs.waves)), enough)
+    yield from drive(questions, converse, generator)
 
 
 def annotate_more(
-    prompts: Iterable[Prompt],
+    questions: Iterable[Question],
     generator: Generator,
     judge: Judge,
     knobs: AnnotateKnobs,
-    dpo: DpoKnobs,
-    *,
-    in_flight: int,
-    poll: Callable[[], None] = lambda: None,
-) -> Iterator[tuple[Prompt, list[Judgment]]]:
-    """More judgments of every prompt that `wants_more`, until a wave holds one that failed; `judge`
-    asks at their temperature.
+    more: DpoKnobs,
+) -> Iterator[tuple[Question, list[Judgment]]]:
+    """Draws more judgments of questions of one prompt, until a wave holds one that failed.
 
-    Their sample indices begin where those of `annotate` end.
+    Give it the questions for which `wants_more` is true, and a `judge` that asks at the higher
+    temperature. The sample indices begin where those of `annotate` end.
     """
 
-    def enough(prompt: Prompt, drawn: list[Judgment]) -> bool:
-        return any(failed_as(prompt.label, each) in dpo.negatives for each in drawn)
+    def enough(question: Question, drawn: list[Judgment]) -> bool:
+        (prompt,) = question.prompts
+        return any(failed_as(prompt.label, each) in more.negatives for each in drawn)
 
-    indices = list(waves(dpo.more_samples, knobs.waves, first=knobs.samples))
-    tell = _story(generator, judge, indices, enough)
-    yield from drive(prompts, tell, generator, in_flight=in_flight, poll=poll)
+    indices = list(waves(more.more_samples, knobs.waves, first=knobs.samples))
+    yield from drive(questions, _by_waves(generator, judge, indices, enough), generator)
 
 
 def wants_more(prompt: Prompt, judgments: Iterable[Judgment], kinds: Sequence[str]) -> bool:
@@ -80,25 +73,35 @@ def wants_more(prompt: Prompt, judgments: Iterable[Judgment], kinds: Sequence[st
     return None in found and not {*NOT_ASKED, *kinds} & set(found)
 
 
-def _story(
+def wanting(
+    prompts: Iterable[Prompt], judgments: Iterable[Judgment], kinds: Sequence[str]
+) -> list[Prompt]:
+    """Those prompts that `wants_more`, of which `judgments` are all."""
+    drawn: dict[str, list[Judgment]] = {}
+    for each in judgments:
+        drawn.setdefault(each.prompt_id, []).append(each)
+    return [prompt for prompt in prompts if wants_more(prompt, drawn.get(prompt.id, ()), kinds)]
+
+
+def _by_waves(
     generator: Generator,
     judge: Judge,
     indices: list[tuple[int, ...]],
-    enough: Callable[[Prompt, list[Judgment]], bool],
-) -> Callable[[Prompt], Story[list[Judgment]]]:
-    """How one prompt is judged: wave by wave, until a wave is enough."""
+    enough: Callable[[Question, list[Judgment]], bool],
+) -> Callable[[Question], Conversation[list[Judgment]]]:
+    """The conversation that judges one question wave by wave, until `enough` says so."""
     alone = sum(map(len, indices)) == 1
 
-    def tell(prompt: Prompt) -> Story[list[Judgment]]:
+    def converse(question: Question) -> Conversation[list[Judgment]]:
         judgments: list[Judgment] = []
         for wave in indices:
-            drawn = yield from judge_samples(prompt, judge, wave, generator, alone=alone)
+            drawn = yield from judge_samples(question, judge, wave, generator, alone=alone)
             judgments += drawn
             if any(each.failure in NOT_ASKED for each in drawn):
-                break  # the prompt itself cannot be asked: more samples would fail alike
-            if enough(prompt, drawn):
+                break  # the question itself cannot be asked: more samples would fail alike
+            if enough(question, drawn):
                 break
-        generator.release(prompt.id)
+        release(generator, question)
         return judgments
 
-    return tell
+    return converse

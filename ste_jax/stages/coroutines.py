@@ -1,8 +1,8 @@
-"""How do many rows share one generator, while each row's own story reads top to bottom?
+"""How do many rows share one generator, while the code of a row reads from top to bottom?
 
-A row is a Python generator: it yields the requests it needs next and is sent their completions, one
-list per request; what it returns is its result. `drive` keeps many of them going over one stream,
-so that the model always has work, and knows nothing of what they are about."""
+A row's code is a Python generator, its conversation: it yields the requests it needs next and is
+sent their completions, one list per request; what it returns is its result. `drive` runs many of
+them over one stream, so that the model always has work, and knows nothing of what they ask."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from ste_jax.generation import Completion, Generator, Request
 
 In = TypeVar("In")
 Out = TypeVar("Out")
-Story = Steps[Sequence[Request], list[list[Completion]], Out]
+Conversation = Steps[Sequence[Request], list[list[Completion]], Out]
 
 
 @dataclass
 class _Open(Generic[In, Out]):
     row: In
-    story: Story[Out]
+    conversation: Conversation[Out]
     requests: Sequence[Request] = ()
     got: dict[str, list[Completion]] = field(default_factory=dict)
 
@@ -30,23 +30,20 @@ class _Open(Generic[In, Out]):
         return all(len(self.got[each.id]) == len(each.samples) for each in self.requests)
 
     def completions(self) -> list[list[Completion]]:
-        """Per request, ordered by sample index."""
+        """The completions of each request, ordered by sample index."""
         return [sorted(self.got[each.id], key=lambda c: c.sample) for each in self.requests]
 
 
 def drive(
     rows: Iterable[In],
-    tell: Callable[[In], Story[Out]],
+    converse: Callable[[In], Conversation[Out]],
     generator: Generator,
-    *,
-    in_flight: int,
-    poll: Callable[[], None] = lambda: None,
 ) -> Iterator[tuple[In, Out]]:
-    """Run `tell(row)` for every row; yield (row, result) as they finish, in no order.
+    """Run `converse(row)` for every row; yield (row, result) as they finish, in no order.
 
-    At most `in_flight` rows are open at once, so `rows` may be an endless stream. `poll` is called
-    between completions and may raise to stop. Ids are unique among the open requests; a row waits
-    for all that it asked for before it asks again.
+    At most as many rows are open at once as the generator asks for (`in_flight`), so `rows` may be
+    an endless stream. Ids are unique among the open requests; a row waits for all that it asked for
+    before it asks again.
     """
     waiting = iter(rows)
     open_: dict[str, _Open[In, Out]] = {}
@@ -56,7 +53,9 @@ def drive(
     def advance(entry: _Open[In, Out], sent: list[list[Completion]] | None) -> None:
         nonlocal running
         try:
-            entry.requests = next(entry.story) if sent is None else entry.story.send(sent)
+            entry.requests = (
+                next(entry.conversation) if sent is None else entry.conversation.send(sent)
+            )
         except StopIteration as stop:
             finished.append((entry.row, stop.value))
             running -= 1
@@ -70,13 +69,13 @@ def drive(
 
     def fill() -> None:
         nonlocal running
-        while running < in_flight:
+        while running < generator.in_flight:
             try:
                 row = next(waiting)
             except StopIteration:
                 return
             running += 1
-            advance(_Open(row, tell(row)), None)
+            advance(_Open(row, converse(row)), None)
 
     fill()
     yield from _drained(finished)
@@ -84,7 +83,6 @@ def drive(
         stuck = True
         for completion in generator.completions():
             stuck = False
-            poll()
             entry = open_[completion.request_id]
             entry.got[completion.request_id].append(completion)
             if entry.complete():

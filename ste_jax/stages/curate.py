@@ -1,78 +1,91 @@
 """Which judgments are trained on?
 
-One correct judgment per prompt, that of the lowest sample index; optionally only where enough of
-the samples agree; equal numbers of A and B; optionally no more than so many. As a control they can
-be kept whatever their verdict. A judgment that was cut off by length is learnt up to the end of its
-verdict's line, or not at all (`ste_jax.stages.ends`).
+One judgment of each prompt of a question is kept: that of the lowest sample index at which the
+outcome is right. Knobs can ask that enough of the samples agree, balance the task's classes, and
+limit how many are kept. As a control, judgments can be kept whatever their outcome. A judgment that
+was cut off by length is learnt up to the end of its verdict's line, or not at all
+(`ste_jax.stages.ends`).
 
-For DPO, pairs of a correct and a failed judgment of one prompt: of all that there are some by hash,
-with equal numbers of A and B. Global, in memory bounded by ids."""
+The choice is made over all rows at once, and only ids are kept in memory."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
-from ste_jax.config.schema import CurateKnobs, DpoKnobs
+from ste_jax.config.schema import CurateKnobs
 from ste_jax.records import NOT_ASKED, Judgment, Prompt, TrainingExample, content_id, hash_order
-from ste_jax.stages.ends import Cut, End, ended, is_cut_off, never
+from ste_jax.stages.ends import Cut, End, ended, never
+from ste_jax.tasks import Question, Task
 
 VERSION = 3
-PREFER_VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class Curation:
-    """What was kept (prompt id -> judgment id), with how many verdicts of each letter, and why the
-    rest of the prompts were not."""
+    """Which judgments were kept, and why the other questions have none."""
 
     kept: dict[str, str]
-    kept_letters: dict[str, int]
+    """Prompt id -> judgment id."""
+    kept_by_class: dict[str, int]
+    """How many questions were kept of each of the task's outcomes."""
     dropped: dict[str, int]
+    """Reason -> how many questions have none."""
 
 
 @dataclass
 class _Tally:
-    label: str
+    question: Question
     why_not: str = "no_verdict"
-    """Why there is no verdict: one of `NOT_ASKED` where no sample was answered."""
+    """The reason where there is no outcome: one of `NOT_ASKED` if no sample was answered."""
     drawn: int = 0
     """How many samples were answered."""
     parsed: int = 0
     correct: int = 0
     cut_off: bool = False
-    """Whether a verdict that would do was lost with the judgment's end."""
-    best: tuple[int, str, str] | None = None
-    """Of the judgment that would be kept: sample index, id, verdict."""
+    """Whether an outcome that would be kept was lost, since a judgment was cut off."""
+    best: tuple[int, tuple[str, ...], str] | None = None
+    """Of the judgments that would be kept: their sample index, their ids in the order of the
+    question's prompts, and their outcome."""
+    waiting: dict[int, dict[str, Judgment]] = field(default_factory=dict)
+    """Sample index -> prompt id -> a judgment that waits for the others of its question."""
+
+    def complete(self, judgment: Judgment) -> tuple[Judgment, ...]:
+        """The judgments of one sample index in the order of the prompts, once there are all; before
+        that, none."""
+        here = self.waiting.setdefault(judgment.sample, {})
+        here[judgment.prompt_id] = judgment
+        if len(here) < len(self.question.prompts):
+            return ()
+        del self.waiting[judgment.sample]
+        return tuple(here[prompt.id] for prompt in self.question.prompts)
 
 
 def curate(
+    task: Task,
     prompts: Iterable[Prompt],
     judgments: Iterable[Judgment],
     knobs: CurateKnobs,
     cut: Cut = never,
 ) -> Curation:
-    """Choose. `prompts` and `judgments` are streams; only ids and counts are kept. `cut` as in
-    `ended`."""
-    tallies = {prompt.id: _Tally(prompt.label) for prompt in prompts}
+    """Choose the judgments to train on.
+
+    `prompts` and `judgments` are read as streams: only ids and counts are kept in memory, and
+    judgments that wait for another of their question. `cut` is as in `ended`."""
+    tallies = {
+        each.id: _Tally(each) for each in task.questions(_without_text(row) for row in prompts)
+    }
+    of = {prompt.id: each for each in tallies.values() for prompt in each.question.prompts}
     for judgment in judgments:
-        tally = tallies[judgment.prompt_id]
-        asked = judgment.failure not in NOT_ASKED
-        tally.drawn += asked
-        tally.why_not = "no_verdict" if tally.drawn else str(judgment.failure)
-        tally.parsed += judgment.verdict is not None
-        tally.correct += judgment.verdict == tally.label
-        wanted = ("A", "B") if knobs.verdicts == "any" else (tally.label,)
-        if judgment.verdict is not None and judgment.verdict in wanted:
-            if ended(judgment, cut) is None:
-                tally.cut_off = True
-                continue
-            candidate = (judgment.sample, judgment.id, judgment.verdict)
-            tally.best = candidate if tally.best is None else min(tally.best, candidate)
+        tally = of[judgment.prompt_id]
+        drawn = tally.complete(judgment)
+        if drawn:
+            _count(task, tally, drawn, knobs, cut)
     dropped: Counter[str] = Counter()
-    kept: dict[str, dict[str, str]] = {"A": {}, "B": {}}
+    kept: dict[str, dict[str, tuple[str, ...]]] = {name: {} for name in task.decided}
     for id, tally in sorted(tallies.items()):
         if tally.best is None:
             dropped[_why_none(tally, knobs)] += 1
@@ -80,18 +93,53 @@ def curate(
             dropped["low_agreement"] += 1
         else:
             kept[tally.best[2]][id] = tally.best[1]
-    if knobs.balance:
-        fewest = min(map(len, kept.values()))
-        dropped["balance"] = _cut(kept, dict.fromkeys(kept, fewest), "balance")
+    if knobs.balance and task.classes:
+        fewest = min(len(kept[name]) for name in task.classes)
+        dropped["balance"] = leave_out(kept, dict.fromkeys(task.classes, fewest), "balance")
     if knobs.limit:
         total = max(knobs.limit, sum(map(len, kept.values())))
-        most = {letter: knobs.limit * len(kept[letter]) // total for letter in kept}
-        dropped["limit"] = _cut(kept, most, "limit")
+        most = {name: knobs.limit * len(kept[name]) // total for name in kept}
+        dropped["limit"] = leave_out(kept, most, "limit")
     return Curation(
-        kept=kept["A"] | kept["B"],
-        kept_letters={letter: len(of_letter) for letter, of_letter in kept.items()},
+        kept={
+            prompt.id: judgment_id
+            for of_class in kept.values()
+            for id, ids in of_class.items()
+            for prompt, judgment_id in zip(tallies[id].question.prompts, ids, strict=True)
+        },
+        kept_by_class={name: len(of_class) for name, of_class in kept.items()},
         dropped={reason: count for reason, count in sorted(dropped.items()) if count},
     )
+
+
+def can_train(task: Task, kept: Mapping[str, int]) -> bool:
+    """Whether something was kept to train on; of every class, if the task balances classes."""
+    return sum(kept.values()) > 0 and all(kept[name] for name in task.classes)
+
+
+def _without_text(prompt: Prompt) -> Prompt:
+    return dataclasses.replace(prompt, messages=())
+
+
+def _count(
+    task: Task, tally: _Tally, drawn: tuple[Judgment, ...], knobs: CurateKnobs, cut: Cut
+) -> None:
+    """Counts the judgments of one sample index, and notes them if they are the first that would be
+    kept."""
+    unasked = [each.failure for each in drawn if each.failure in NOT_ASKED]
+    tally.drawn += not unasked
+    tally.why_not = "no_verdict" if tally.drawn else str(unasked[0])
+    outcome, answer = task.outcome_of(tally.question, drawn), task.answer(tally.question)
+    tally.parsed += outcome is not None
+    tally.correct += outcome == answer
+    wanted = task.decided if knobs.verdicts == "any" else (answer,)
+    if outcome is None or outcome not in wanted:
+        return
+    if any(ended(each, task, cut) is None for each in drawn):
+        tally.cut_off = True
+        return
+    candidate = (drawn[0].sample, tuple(each.id for each in drawn), outcome)
+    tally.best = candidate if tally.best is None else min(tally.best, candidate)
 
 
 def _why_none(tally: _Tally, knobs: CurateKnobs) -> str:
@@ -100,27 +148,30 @@ def _why_none(tally: _Tally, knobs: CurateKnobs) -> str:
     return "no_correct" if tally.parsed and knobs.verdicts == "correct" else tally.why_not
 
 
-def _cut(kept: dict[str, dict[str, Any]], most: dict[str, int], purpose: str) -> int:
-    """Leave at most so many of each letter, by hash; how many went."""
+def leave_out(kept: dict[str, dict[str, Any]], most: dict[str, int], purpose: str) -> int:
+    """Remove, by hash, what is beyond `most` of each class in `kept`; returns how many that were.
+    `purpose` makes the hashes of one call unlike those of another."""
     gone = 0
-    for letter, of_letter in kept.items():
-        for id in sorted(of_letter, key=lambda id: hash_order(id, purpose))[most[letter] :]:
-            del of_letter[id]
+    for name, count in most.items():
+        of_class = kept[name]
+        for id in sorted(of_class, key=lambda id: hash_order(id, purpose))[count:]:
+            del of_class[id]
             gone += 1
     return gone
 
 
 def training_examples(
+    task: Task,
     prompts: Iterable[Prompt],
     judgments: Iterable[Judgment],
     is_kept: Callable[[Judgment], bool],
     cut: Cut = never,
 ) -> list[TrainingExample]:
-    """The training rows of one shard."""
+    """The training rows of one shard: the judgments for which `is_kept` is true."""
     by_id = {prompt.id: prompt for prompt in prompts}
     return [
         TrainingExample(
-            id=content_id("training", judgment.prompt_id, judgment.id, *_told(judgment, end)),
+            id=content_id("training", judgment.prompt_id, judgment.id, *shortened(judgment, end)),
             prompt_id=judgment.prompt_id,
             judgment_id=judgment.id,
             label=judgment.verdict or "",
@@ -131,174 +182,17 @@ def training_examples(
         )
         for judgment in judgments
         if is_kept(judgment)
-        for end in [_ended(judgment, cut)]
+        for end in [end_of(judgment, task, cut)]
     ]
 
 
-def _ended(judgment: Judgment, cut: Cut) -> End:
-    """How a judgment that was chosen ends."""
-    found = ended(judgment, cut)
+def end_of(judgment: Judgment, task: Task, cut: Cut) -> End:
+    """What is learnt of a judgment that was chosen, which always has an end."""
+    found = ended(judgment, task, cut)
     assert found is not None, f"{judgment.id} was chosen and has no end"
     return found
 
 
-def _told(judgment: Judgment, end: End) -> list[int]:
-    """For the id of a row, where it holds less than the whole judgment."""
+def shortened(judgment: Judgment, end: End) -> list[int]:
+    """What goes into a training row's id where it holds less than the whole judgment."""
     return [len(end.text)] if end.text != judgment.text else []
-
-
-Failure = Literal["incorrect", "unparsed", "error", "too_long"]
-
-
-def failed_as(label: str, judgment: Judgment) -> Failure | None:
-    """`incorrect`, `unparsed` or, where the prompt could not be asked, one of `NOT_ASKED`; None if
-    its verdict is the prompt's `label`."""
-    if judgment.verdict == label:
-        return None
-    if judgment.failure == "too_long":
-        return "too_long"
-    if judgment.failure == "error":
-        return "error"
-    return "unparsed" if judgment.verdict is None else "incorrect"
-
-
-class Preferred(NamedTuple):
-    """A correct judgment and a failed one of the same prompt, by id."""
-
-    chosen: str
-    rejected: str
-    negative: str
-    """`incorrect` or `unparsed`."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Preferences:
-    """What was chosen (prompt id -> pairs), with how many pairs by the letter that is right and by
-    how the other judgment failed; and why the rest of the prompts have none, and how many pairs
-    fell to the cap and to the balance."""
-
-    kept: dict[str, list[Preferred]]
-    kept_letters: dict[str, int]
-    negatives: dict[str, int]
-    prompts_dropped: dict[str, int]
-    pairs_dropped: dict[str, int]
-
-
-@dataclass
-class _Found:
-    label: str
-    correct: list[str] = field(default_factory=list)
-    failed: list[tuple[str, str]] = field(default_factory=list)
-    """Ids and kinds of failure."""
-    lacking: str = "no_correct"
-    """What is said where none is correct: one of `NOT_ASKED` where no sample was answered."""
-    answered: bool = False
-    cut_off: bool = False
-    """Whether a correct one was lost with its end."""
-
-
-def prefer(
-    prompts: Iterable[Prompt],
-    judgments: Iterable[Judgment],
-    knobs: DpoKnobs,
-    *,
-    balance: bool,
-    more: Iterable[Judgment] = (),
-    cut: Cut = never,
-) -> Preferences:
-    """Choose pairs for DPO. `prompts`, `judgments` and `more` are streams; only ids are kept. `cut`
-    as in `ended`.
-
-    Of `more`, drawn at a higher temperature, only those that failed are used. A prompt that could
-    not be asked has no judgments: what its rows say is an error's text.
-    """
-    found = {prompt.id: _Found(prompt.label) for prompt in prompts}
-    for judgment in judgments:
-        _take(found[judgment.prompt_id], judgment, knobs, cut)
-    for judgment in more:
-        _take(found[judgment.prompt_id], judgment, knobs, None)
-    pairs: dict[str, dict[str, tuple[str, Preferred]]] = {"A": {}, "B": {}}
-    lost: Counter[str] = Counter()
-    dropped: Counter[str] = Counter()
-    for id, of_prompt in sorted(found.items()):
-        every = [
-            Preferred(chosen, rejected, kind)
-            for chosen in of_prompt.correct
-            for rejected, kind in of_prompt.failed
-        ]
-        if not every:
-            lacking = "cut_off" if of_prompt.cut_off else of_prompt.lacking
-            lost["no_failed" if of_prompt.correct else lacking] += 1
-        every.sort(key=lambda pair: hash_order(f"{pair.chosen}/{pair.rejected}", "preference"))
-        dropped["pairs_per_prompt"] += len(every[knobs.pairs_per_prompt :])
-        for pair in every[: knobs.pairs_per_prompt]:
-            pairs[of_prompt.label][f"{pair.chosen}/{pair.rejected}"] = (id, pair)
-    paired = len({id for of_letter in pairs.values() for id, _ in of_letter.values()})
-    if balance:
-        fewest = min(map(len, pairs.values()))
-        dropped["balance"] = _cut(pairs, dict.fromkeys(pairs, fewest), "balance")
-    kept: dict[str, list[Preferred]] = {}
-    negatives: Counter[str] = Counter(dict.fromkeys(("incorrect", "unparsed"), 0))
-    for of_letter in pairs.values():
-        for prompt_id, pair in of_letter.values():
-            kept.setdefault(prompt_id, []).append(pair)
-            negatives[pair.negative] += 1
-    lost["balance"] = paired - len(kept)
-    return Preferences(
-        kept=kept,
-        kept_letters={letter: len(of_letter) for letter, of_letter in pairs.items()},
-        negatives=dict(negatives),
-        prompts_dropped={reason: count for reason, count in sorted(lost.items()) if count},
-        pairs_dropped={reason: count for reason, count in sorted(dropped.items()) if count},
-    )
-
-
-def _take(found: _Found, judgment: Judgment, knobs: DpoKnobs, cut: Cut | None) -> None:
-    """Puts a judgment where it can be paired; a correct one only with a `cut`."""
-    kind = failed_as(found.label, judgment)
-    found.answered |= kind not in NOT_ASKED
-    found.lacking = "no_correct" if found.answered else str(kind)
-    if kind in knobs.negatives:
-        found.failed.append((judgment.id, kind))
-    elif kind is None and cut is not None:
-        if ended(judgment, cut) is None:
-            found.cut_off = True
-        else:
-            found.correct.append(judgment.id)
-
-
-def preference_examples(
-    prompts: Iterable[Prompt],
-    judgments: Iterable[Judgment],
-    kept: Mapping[str, list[Preferred]],
-    cut: Cut = never,
-) -> list[TrainingExample]:
-    """The preference rows of one shard. A failed judgment that was cut off stays so."""
-    by_id = {judgment.id: judgment for judgment in judgments}
-    made = []
-    for prompt in prompts:
-        for pair in kept.get(prompt.id, ()):
-            chosen, rejected = by_id[pair.chosen], by_id[pair.rejected]
-            end = _ended(chosen, cut)
-            unlike: list[Any] = [*_told(chosen, end)]
-            cut_off = is_cut_off(rejected)
-            if rejected.finish_reason == "length" and not cut_off:
-                unlike.append("ended")
-            made.append(
-                TrainingExample(
-                    id=content_id("preference", prompt.id, chosen.id, rejected.id, *unlike),
-                    prompt_id=prompt.id,
-                    judgment_id=chosen.id,
-                    label=prompt.label,
-                    messages=prompt.messages,
-                    completion=end.text,
-                    completion_ids=end.token_ids,
-                    forced=chosen.forced,
-                    rejected=rejected.text,
-                    rejected_ids=rejected.token_ids,
-                    rejected_judgment_id=rejected.id,
-                    rejected_cut_off=cut_off,
-                    negative=pair.negative,
-                )
-            )
-    return made

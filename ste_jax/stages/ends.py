@@ -1,10 +1,10 @@
-"""Where does a judgment end that is learnt?
+"""Where does a judgment end when a judge learns it?
 
-Where the judge ended it. One that was cut off by length ends in the middle of a sentence, which
-must not be learnt as an end: it is cut back to the end of the line that holds its verdict. Text
-without token ids (an endpoint's) can be cut anywhere. Token ids are those that were sampled, and
-only a beginning of them can be kept: one whose text ends there, but for white space. The mark of
-thoughts that a chat template wrote stands in the text, and not in the ids.
+It ends where the judge ended it. A judgment that was cut off by length stops in the middle of a
+sentence, which must not be learnt as an end: it is cut back to the end of the line that holds its
+verdict. Text without token ids (from an endpoint) can be cut anywhere. Token ids are those that
+were sampled, and only a beginning of them can be kept: one whose text ends there, but for white
+space. A mark of thoughts that the chat template wrote is in the text and not in the ids.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from ste_jax.prompts.parse import lines_of_verdict, parse_verdict
 from ste_jax.prompts.thoughts import without_put_back
 from ste_jax.records import Judgment
+from ste_jax.tasks import Task
 
 Cut = Callable[[Sequence[int], str], tuple[int, ...] | None]
-"""The beginning of some token ids that says a text, but for white space at its end; None if there
-is none."""
+"""Takes token ids and the beginning of their text. Gives the first of the ids, those of that text
+but for white space at its end; None if no number of them has this text."""
 
 
 def never(ids: Sequence[int], text: str) -> tuple[int, ...] | None:
-    """A `Cut` for judgments without token ids: there is nobody who could read these."""
+    """A `Cut` that never cuts, for where there is no tokenizer that could read the token ids."""
     return None
 
 
@@ -33,14 +33,14 @@ class End(NamedTuple):
     token_ids: tuple[int, ...]
 
 
-def ended(judgment: Judgment, cut: Cut) -> End | None:
+def ended(judgment: Judgment, task: Task, cut: Cut) -> End | None:
     """What is learnt of a judgment with a verdict; None if it was cut off and has no end.
 
-    A forced verdict is an end: what was cut off before it was cut back to a full sentence then.
+    A forced verdict is an end: the reasoning before it was cut back to a full sentence.
     """
     if not is_cut_off(judgment):
         return End(judgment.text, judgment.token_ids)
-    end = end_of_verdict(judgment.text, judgment.verdict)
+    end = end_of_verdict(judgment.text, judgment.verdict, task)
     if end is None:
         return None
     text = judgment.text[:end]
@@ -53,20 +53,20 @@ def ended(judgment: Judgment, cut: Cut) -> End | None:
 
 
 def is_cut_off(judgment: Judgment) -> bool:
-    """Whether a judgment's end is none that a judge, or a forced verdict, made."""
+    """Whether neither the judge nor a forced verdict ended the judgment."""
     return judgment.finish_reason == "length" and not (judgment.forced and judgment.verdict)
 
 
 _TRIES = 8
-"""How many lines are tried at most: each means that the text up to there is read."""
+"""How many lines are tried at most: for each of them the text up to there is parsed."""
 
 
-def end_of_verdict(text: str, verdict: str | None) -> int | None:
-    """Where the first line ends that holds this verdict alone, as a text that was cut off has it of
-    its own, and with which the text up to there has it too."""
-    for end in lines_of_verdict(text)[:_TRIES]:
+def end_of_verdict(text: str, verdict: str | None, task: Task) -> int | None:
+    """The place where the first line ends that gives this verdict, both read as a text that was cut
+    off and read as one that was ended there; None if there is no such line."""
+    for end in task.lines_of_verdict(text)[:_TRIES]:
         said = text[:end].rstrip()
-        # Both: what is learnt is a text that was ended there.
-        if all(parse_verdict(said, why).verdict == verdict for why in ("length", "stop")):
+        # Both ways, since what is learnt is a text that was ended there.
+        if all(task.parse(said, why).verdict == verdict for why in ("length", "stop")):
             return len(said)
     return None

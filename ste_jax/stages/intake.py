@@ -1,12 +1,11 @@
-"""How do somebody's rows become the pool of instructions?
+"""How do a user's rows become the pool of instructions?
 
-A row that cannot be used is set aside with file, line and reason; what stands beside the
-instruction and belongs to it is read with it; exact duplicates collapse; a sample is drawn by hash.
-Columns that are not ours survive in `extra`."""
+A row that cannot be used is set aside with file, line and reason; context in other columns is read
+with the instruction; exact duplicates are merged; a sample is drawn by hash. Columns that are not
+ours are kept in `extra`."""
 
 from __future__ import annotations
 
-import hashlib
 import heapq
 import json
 from collections import Counter
@@ -17,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from ste_jax.config.schema import PoolKnobs
-from ste_jax.errors import RequestError
 from ste_jax.generation import Message
 from ste_jax.records import Instruction, hash_order, instruction_id
 from ste_jax.stages.sources import READERS, Raw, Unreadable, read_source
@@ -31,7 +29,8 @@ from ste_jax.stages.turns import (
     text_of,
     with_system,
 )
-from ste_jax.system import shipped
+from ste_jax.system import hashing, notation, shipped
+from ste_jax.system.errors import RequestError
 
 VERSION = 2
 USUAL_FIELDS = (
@@ -48,7 +47,7 @@ USUAL_FIELDS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Rejected:
-    """A row of the source that is not taken in."""
+    """A row of the source that cannot be used."""
 
     file: str
     line: int
@@ -56,7 +55,7 @@ class Rejected:
 
 
 class Filter:
-    """How many rows met `pool.require`, how many did not, and what these had instead."""
+    """Passes the rows that meet `pool.require`; counts the others, and what they have instead."""
 
     def __init__(self, require: Mapping[str, str]) -> None:
         self.require = require
@@ -79,15 +78,15 @@ class Filter:
         self.met += 1
         return True
 
-    def told(self) -> str:
-        """What the rows that were passed over had, as a sentence."""
-        told = []
+    def message(self) -> str:
+        """A sentence for the user who filtered out every row: what the rows have instead."""
+        parts = []
         for path, found in self.had.items():
             values = ", ".join(f"{value!r} ({rows} rows)" for value, rows in found.most_common(8))
             more = " and others" if len(found) > 8 else ""
-            told.append(f"{path} is to be {self.require[path]!r}, and is {values}{more}")
+            parts.append(f"{path} is to be {self.require[path]!r}, and is {values}{more}")
         return (
-            f"no row meets pool.require: {'; '.join(told)}; the columns are "
+            f"no row meets pool.require: {'; '.join(parts)}; the columns are "
             f"{', '.join(self.columns[:20])}"
         )
 
@@ -103,10 +102,8 @@ def _spellings(value: Any) -> list[str]:
 
 
 def read_pool(knobs: PoolKnobs, kept: Filter | None = None) -> Iterator[Instruction | Rejected]:
-    """Instructions and rejected rows of all sources, in the order they are read; the rows that
-    `require` passes over are only counted, in `kept`.
-
-    Duplicates are not collapsed here.
+    """Instructions and rejected rows of all sources, in the order they are read. Rows that do not
+    meet `require` are only counted, in `kept`. Duplicates are not merged here.
 
     Raises:
       RequestError: a source does not exist or is not what its name says.
@@ -125,7 +122,7 @@ def read_pool(knobs: PoolKnobs, kept: Filter | None = None) -> Iterator[Instruct
 
 
 def source_identity(knobs: PoolKnobs) -> list[Any]:
-    """What tells whether the sources are the ones that were read: names, and hashes of files."""
+    """What a fingerprint holds of the sources: their names, and hashes of files."""
     identity: list[Any] = []
     for source in knobs.path:
         path = shipped.path_of(source)
@@ -135,8 +132,7 @@ def source_identity(knobs: PoolKnobs) -> list[Any]:
 
 def _hash(path: Path) -> str:
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "blake2b").hexdigest()
+        return hashing.file_digest(path)
     except OSError as error:
         raise RequestError(
             f"instructions file {path} may not be read: {error.strerror or error}"
@@ -159,7 +155,7 @@ def missing_files(knobs: PoolKnobs) -> list[str]:
 
 
 def _instruction(raw: Raw, knobs: PoolKnobs, kept: Filter) -> Instruction | Rejected | None:
-    """The row as an instruction, or why not; None for a row that a filter passes over."""
+    """The row as an instruction, or why it is rejected; None for a row that is filtered out."""
     if raw.values is None:
         return Rejected(file=raw.file, line=raw.line, reason=raw.reason)
     if not kept.passes(raw.values):
@@ -178,10 +174,10 @@ def _instruction(raw: Raw, knobs: PoolKnobs, kept: Filter) -> Instruction | Reje
 
 
 def _messages(values: Mapping[str, Any], knobs: PoolKnobs) -> tuple[tuple[Message, ...], set[str]]:
-    """What is asked, with all that belongs to it, and the columns that it was read from.
+    """The instruction with its context, as turns, and the columns that they were read from.
 
     Raises:
-      ValueError: it cannot be used; says which field, and why.
+      ValueError: the row cannot be used; says which field, and why.
     """
     path = knobs.instruction_field or _usual_field(values)
     if not path:
@@ -211,7 +207,7 @@ def _messages(values: Mapping[str, Any], knobs: PoolKnobs) -> tuple[tuple[Messag
             systems.append(_field(text_of, value, name, hint))
         else:
             texts.append(_field(text_of, value, name, hint))
-        columns |= {column} & {name}  # what else lies in a column survives in `extra`
+        columns |= {column} & {name}  # a column that was read in part is kept in `extra`
     user = turns[-1]["content"]
     if not user:
         raise ValueError(f"field {path} is empty")
@@ -229,7 +225,7 @@ def _messages(values: Mapping[str, Any], knobs: PoolKnobs) -> tuple[tuple[Messag
 def _beside(path: str, names: tuple[str, ...]) -> tuple[str, ...]:
     """Where the columns of these names may be: at the top of a row, and beside the instruction."""
     places = [group + name for name in names for group in ("", *groups_around(path))]
-    # what holds the instruction, or lies in it, is read already
+    # a column that holds the instruction, or is in it, was read already
     return tuple(
         place
         for place in dict.fromkeys(places)
@@ -251,7 +247,7 @@ def _usual_field(values: Mapping[str, Any]) -> str:
 
 
 def _field(read: Any, value: Any, name: str, hint: str = "") -> Any:
-    """What `read` makes of a field's value; what is wrong with it is told with the field's name."""
+    """A field's value as `read` gives it. Raises `ValueError` that names the field."""
     if isinstance(value, Unreadable):
         raise ValueError(f"field {name} cannot be read: {value.reason}{hint}")
     try:
@@ -261,7 +257,7 @@ def _field(read: Any, value: Any, name: str, hint: str = "") -> Any:
 
 
 _NO_INPUT = "<noinput>"
-"""What Self-Instruct writes where an instruction has no input."""
+"""The text that Self-Instruct writes where an instruction has no input."""
 
 
 def _with_texts(user: str, texts: Iterable[str]) -> str:
@@ -295,10 +291,8 @@ def _text_keys(value: Any) -> Any:
 
 
 def _check_text(text: str) -> None:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        raise ValueError("a text holds half of a surrogate pair") from None
+    if notation.has_lone_surrogate(text):
+        raise ValueError("a text holds half of a surrogate pair")
 
 
 # ---------------------------------------------------------------------------------------------
@@ -308,9 +302,10 @@ def _check_text(text: str) -> None:
 def collapse(
     rows: Iterable[Instruction | Rejected], counts: dict[str, int], set_aside: list[Rejected]
 ) -> Iterator[Instruction]:
-    """Pass each instruction once; count what was read, rejected and duplicate into `counts`.
+    """Yield each instruction once. Counts the rows that were read, rejected and duplicate in
+    `counts`, and puts the rejected ones into `set_aside`.
 
-    Memory: one id per instruction, and the rejected rows (no texts).
+    It keeps one id per instruction and the rejected rows in memory, and no texts.
     """
     counts.update(read=0, rejected=0, duplicates=0, kept=0)
     seen: set[str] = set()
@@ -328,17 +323,17 @@ def collapse(
 
 
 class Sample:
-    """So many instructions, those whose ids' hashes come first: the same ones in whatever order
-    they are read, and a larger sample holds a smaller one. 0 takes all."""
+    """A sample of `size` instructions: those whose ids' hashes are the lowest. It is the same in
+    whatever order they are read, and a larger sample holds a smaller one. Size 0 takes all."""
 
     def __init__(self, size: int) -> None:
         self.size = size
         self.drawn: list[tuple[int, str]] = []
-        """A heap whose first has the largest hash (with its sign turned)."""
+        """A heap of (minus the hash, id): the first entry has the largest hash."""
 
     def passing(self, rows: Iterable[Instruction]) -> Iterator[Instruction]:
-        """The rows that belong to the sample of what was read so far: all of the sample, and few
-        others. Memory: ids alone."""
+        """Yields the rows that belong to the sample of what was read so far: all of the sample, and
+        few others. Only ids are kept in memory."""
         for row in rows:
             place = (-hash_order(row.id, "sample"), row.id)
             if len(self.drawn) < self.size:
@@ -348,11 +343,11 @@ class Sample:
             yield row
 
     def count(self, counts: dict[str, int]) -> None:
-        """Put right what `collapse` counted as kept."""
+        """Correct the number of kept rows, which `collapse` counted before the sample was drawn."""
         left_out = counts["kept"] - len(self.drawn)
         if self.size and left_out:
             counts["kept"], counts["not_sampled"] = len(self.drawn), left_out
 
     def ids(self) -> frozenset[str]:
-        """The ids of the sample, once all rows were read."""
+        """The ids of the sample; complete once all rows were read."""
         return frozenset(id for _, id in self.drawn)

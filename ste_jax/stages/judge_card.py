@@ -1,8 +1,8 @@
 """What must a judge remember, so that it is asked as it was trained?
 
-Its prompt, how its text is drawn, and whether a verdict is forced. The whole template is kept, not
-its name: the file it came from may change or be gone. A checkpoint has the card in its provenance,
-a Hugging Face directory in `ste_judge.json`."""
+It must remember its task, its prompt, how its text is sampled, and whether a verdict is forced. The
+whole template is kept, not its name: the file it came from may change or be gone. A checkpoint has
+the card in its provenance, a Hugging Face directory in `ste_judge.json`."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ste_jax.config import from_plain
+from ste_jax.config import from_plain, identity
+from ste_jax.config.judging import filled
 from ste_jax.config.schema import Config, JudgeKnobs, RoleKnobs, RoleSet, SamplingKnobs
 from ste_jax.config.template_arguments import check_arguments
-from ste_jax.prompts.render import Template, check_template, load_template
+from ste_jax.prompts.render import Template, check_template
 from ste_jax.stages.roles import arguments_of
+from ste_jax.tasks import Task, task_named
 
 FILE = "ste_judge.json"
 
@@ -28,7 +30,18 @@ class JudgeCard:
     sampling: SamplingKnobs
     knobs: JudgeKnobs
     template_arguments: Mapping[str, Any] = field(default_factory=dict)
-    """What the chat template is given beside the messages."""
+    """The arguments that the chat template is given beside the messages."""
+
+    @property
+    def task(self) -> Task:
+        """The way the judge judges."""
+        return task_named(self.knobs.task)
+
+    def check(self, key: str) -> None:
+        """Raise `RequestError` for arguments that no chat template takes, or for an unknown
+        task."""
+        check_arguments(self.template_arguments, f"{key}.template_arguments")
+        task_named(self.knobs.task)
 
 
 def of_config(config: Config) -> JudgeCard:
@@ -37,39 +50,37 @@ def of_config(config: Config) -> JudgeCard:
 
 
 def default() -> JudgeCard:
-    """The card of a model that remembers nothing: as a run without knobs of its own asks its seed,
-    and as many new tokens as the model allows."""
+    """The card of a model that has none: it is asked as a run with default knobs asks its seed
+    model, with as many new tokens as the model allows."""
     return _card(RoleSet().judge, JudgeKnobs())
 
 
 def _card(role: RoleKnobs, knobs: JudgeKnobs) -> JudgeCard:
     return JudgeCard(
-        template=load_template(role.template, "judge"),
+        template=task_named(knobs.task).load_template(role.template),
         sampling=role.sampling,
-        knobs=knobs,
+        knobs=filled(knobs),
         template_arguments=arguments_of(role),
     )
 
 
 def to_dict(card: JudgeCard) -> dict[str, Any]:
-    """Plain values for a checkpoint's provenance or a file; empty arguments are left out, as when
-    there were none."""
-    values = dataclasses.asdict(card)
-    if not card.template_arguments:
-        del values["template_arguments"]
-    return values
+    """The card as plain values, for a checkpoint's provenance or a file. They are those that
+    fingerprints hold, since a run imports its seed again where the card is another."""
+    return identity.of(card)
 
 
 def from_dict(values: Mapping[str, Any], where: str) -> JudgeCard:
     """The card that `to_dict` gave, and that was kept in the file `where`.
 
     Raises:
-      RequestError: a key is unknown or missing, a value has the wrong type, or the template would
-        not ask what a judge is to be asked.
+      RequestError: a key is unknown or missing, a value has the wrong type, there is no such task,
+        or the template would not ask what its judge is to be asked.
     """
+    if isinstance(values, Mapping):
+        values = identity.complete(JudgeCard, values)
     card: JudgeCard = from_plain.build(JudgeCard, values, where, "judge")
-    check_arguments(card.template_arguments, f"{where}: judge.template_arguments")
     asked = dataclasses.asdict(card.template)
     del asked["name"]
-    check_template(asked, f"judge.template of {where}", "judge")
-    return card
+    check_template(asked, f"judge.template of {where}", card.task.places)
+    return dataclasses.replace(card, knobs=filled(card.knobs))

@@ -7,7 +7,6 @@ runs of a few characters, each beginning one further."""
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import re
 from collections import defaultdict
@@ -16,11 +15,13 @@ from collections.abc import Callable, Iterable, Mapping
 import numpy as np
 import numpy.typing as npt
 
+from ste_jax.system import hashing
+
 VERSION = 2
 HASHES = 64
 BANDS = 16
 PAIRS_PER_BUCKET = 20_000
-"""About how many pairs one bucket may give; more than 140 texts that agree in a band reach it."""
+"""About how many pairs one bucket may give; 140 texts that agree in a band give as many."""
 _PRIME = (1 << 61) - 1
 _HAN_AND_KANA = (
     "\u3005-\u3007\u3040-\u309f\u30a1-\u30fa\u30fc-\u30ff\u3100-\u312f\u31a0-\u31bf\u31f0-\u31ff"
@@ -31,7 +32,8 @@ _THAI_AND_ALIKE = (
     "\u0e01-\u0e3a\u0e40-\u0e4e\u0e81-\u0ecf\u0edc-\u0edf\u1000-\u103f\u1050-\u109f"
     "\u1780-\u17d3\u17dc-\u17dd\ua9e0-\ua9ef\ua9fa-\ua9fe\uaa60-\uaa7f"
 )
-"""Thai, Lao, Burmese, Khmer: letters, so that a word is about twice as long."""
+"""Thai, Lao, Burmese, Khmer: they are written in letters, so a word has about twice as many
+characters as in Chinese."""
 _TOKEN = re.compile(
     f"(?P<two>[{_HAN_AND_KANA}]+)|(?P<three>[{_THAI_AND_ALIKE}]+)"
     rf"|[^\W{_HAN_AND_KANA}{_THAI_AND_ALIKE}]+"
@@ -39,7 +41,8 @@ _TOKEN = re.compile(
 
 
 def _tokens(text: str) -> list[str]:
-    """Words in order, lower case; of scripts without spaces two or three characters at a time."""
+    """The words of a text in order, in lower case; in scripts without spaces, runs of two or three
+    characters."""
     found: list[str] = []
     for match in _TOKEN.finditer(text.lower()):
         run, size = match[0], {"two": 2, "three": 3}.get(match.lastgroup or "", len(match[0]))
@@ -48,7 +51,8 @@ def _tokens(text: str) -> list[str]:
 
 
 def shingles(text: str) -> frozenset[str]:
-    """Pairs of neighbouring words, lower case; of a single word, the word; of none, the text."""
+    """The pairs of neighbouring words of a text, in lower case. A text of a single word gives that
+    word, a text without words itself."""
     words = _tokens(text)
     if len(words) < 2:
         return frozenset(words or [" ".join(text.split())])
@@ -56,12 +60,12 @@ def shingles(text: str) -> frozenset[str]:
 
 
 def words(text: str) -> frozenset[str]:
-    """The words of a text, lower case; see `_tokens` for texts without spaces."""
+    """The words of a text in lower case; see `_tokens` for scripts without spaces."""
     return frozenset(_tokens(text))
 
 
 def jaccard(first: frozenset[str], second: frozenset[str]) -> float:
-    """Size of the intersection over that of the union; 1 for two empty sets."""
+    """The size of the intersection over that of the union; 1 for two empty sets."""
     if not first and not second:
         return 1.0
     return len(first & second) / len(first | second)
@@ -72,11 +76,12 @@ def drop_near_duplicates(
     threshold: float,
     contexts: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
-    """Ids whose text is nearly that of a kept one, each with the id of that one.
+    """Finds the ids whose text is nearly that of a kept one; gives each with the id of that one.
 
-    `texts` gives (id, text) and is called twice. Texts of different `contexts` (by id; none is one
-    of its own) are not alike, whatever they say. Of two alike the one whose id comes first stays,
-    so the answer does not depend on the order of reading. `threshold` 1 or more switches it off.
+    `texts` gives (id, text) and is called twice. `contexts` maps an id to the context of its text:
+    texts of different contexts, or of which only one has a context, are never alike. Of two alike
+    the one whose id comes first is kept, so the result does not depend on the order of reading. A
+    `threshold` of 1 or more switches this off.
     """
     if threshold >= 1:
         return {}
@@ -121,8 +126,7 @@ def _candidates(
 def _signature(
     items: frozenset[str], factors: npt.NDArray[np.uint64], offsets: npt.NDArray[np.uint64]
 ) -> npt.NDArray[np.uint64]:
-    digests = [hashlib.blake2b(item.encode(), digest_size=4).digest() for item in items]
-    hashes = np.array([int.from_bytes(digest, "big") for digest in digests], np.uint64)
+    hashes = np.array([hashing.number(item, 4) for item in items], np.uint64)
     # factor < 2^31 and hash < 2^32, so the product does not overflow 64 bits
     mixed = (hashes[None, :] * factors[:, None] + offsets[:, None]) % np.uint64(_PRIME)
     return np.asarray(mixed.min(axis=1), np.uint64)

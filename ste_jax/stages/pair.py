@@ -1,11 +1,11 @@
 """How does an instruction become two answers of which one is known to be better?
 
-The model answers the instruction (chosen), writes a similar but different instruction, and the
-answer to that one, which misses what was asked, is the rejected answer to the first (RECIPE,
-"Pair").
+The model answers the instruction (chosen). It then writes a similar but different instruction; the
+answer to that one, which misses what was asked, is the rejected answer to the first (Wang et al.
+2024, arXiv 2408.02666).
 
-Both answers have the same cap, that of the `respond` role, counted on the answer alone: else the
-longer one would be the better one, and a judge would learn to count."""
+Both answers have the same cap on their length, that of the `respond` role, counted on the answer
+alone: otherwise the better answer would be the longer one, and a judge would learn to count."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from ste_jax.prompts.parse import INSTRUCTION_MARK, Modified, parse_modified
 from ste_jax.prompts.sentences import last_full_sentence
 from ste_jax.prompts.thoughts import said, whole
 from ste_jax.records import DroppedPair, Instruction, Pair, make_pair
-from ste_jax.stages.coroutines import Story, drive
+from ste_jax.stages.coroutines import Conversation, drive
 from ste_jax.stages.near_duplicates import jaccard, words
 from ste_jax.stages.roles import Role, history_of, last_user_text, unasked
 
 VERSION = 2
 
 Count = Callable[[str], int]
-"""How many tokens a text has for the run's own model."""
+"""Gives the number of tokens that a text has for the run's own model."""
 
 
 def pair(
@@ -34,86 +34,56 @@ def pair(
     modify: Role,
     knobs: PairKnobs,
     *,
-    in_flight: int,
     count_tokens: Count = lambda text: 0,
-    poll: Callable[[], None] = lambda: None,
 ) -> Iterator[tuple[Instruction, Pair | DroppedPair]]:
-    """A pair for every instruction, or why there is none, as they finish. Without `count_tokens` an
-    answer is too long only where its generator cut it off."""
+    """Yields every instruction with its pair, or with the reason why there is none, as they finish.
 
-    def tell(row: Instruction) -> Story[Pair | DroppedPair]:
+    Without `count_tokens` an answer is too long only where its generator cut it off."""
+
+    def converse(row: Instruction) -> Conversation[Pair | DroppedPair]:
         found = yield from _pair(row, respond, modify, knobs, count_tokens)
         for role in (respond, modify):
             generator.release(f"{row.id}/{role.name}")
         return found
 
-    yield from drive(rows, tell, generator, in_flight=in_flight, poll=poll)
+    yield from drive(rows, converse, generator)
 
 
 def _pair(
     row: Instruction, respond: Role, modify: Role, knobs: PairKnobs, count_tokens: Count
-) -> Story[Pair | DroppedPair]:
-    """The story of one row: answer, modified instruction, answer to that one."""
-
-    def drop(reason: str, text: str = "") -> DroppedPair:
-        return DroppedPair(id=row.id, reason=reason, text=text)
-
+) -> Conversation[Pair | DroppedPair]:
+    """The conversation of one row: it asks for the answer, for the modified instruction, and for
+    the answer to that one."""
+    instruction, history = last_user_text(row.messages), history_of(row.messages)
     cap = respond.sampling.max_new_tokens
 
-    def answered(found: Completion) -> tuple[str, str]:
-        """What a completion answers, and what is wrong with it."""
+    def answer(id: str, instruction: str, which: str) -> Conversation[str]:
+        ((found,),) = yield (respond.request(id, {"instruction": instruction}, history),)
+        failure = unasked(found)
+        if failure:
+            raise _Dropped(f"{which}_{failure}", found.error)
         parts = said(found)
         if parts.open:
-            return "", "cut_off_in_thoughts"
-        return _read(parts.said, found.finish_reason == "length", cap, knobs, count_tokens)
-
-    instruction, history = last_user_text(row.messages), history_of(row.messages)
-    ((answer,),) = yield (respond.request(row.id, {"instruction": instruction}, history),)
-    failure = unasked(answer)
-    if failure:
-        return drop(f"answer_{failure}", answer.error)
-    chosen, failure = answered(answer)
-    if failure:
-        return drop(f"answer_{failure}", answer.text)
-
-    values = {"instruction": instruction, "answer": chosen}
-    ((reply,),) = yield (modify.request(row.id, values, history),)
-    failure = unasked(reply)
-    if failure:
-        return drop(f"modify_{failure}", reply.error)
-    together = knobs.rejected_from == "modify"
-    cut_off = reply.finish_reason == "length"
-    # Of a reply that was cut off, an answer that has come to the cap can be read all the same.
-    modified, unparsed = parse_modified(
-        whole(reply, _begun(modify)), with_response=together, lone=reply.thinks
-    )
-    if cut_off and not (modified and modified.response) and unparsed != "cut_off_in_thoughts":
-        modified, unparsed = None, "cut_off"
-    if modified is None:
-        return drop(f"modify_{unparsed}", reply.text)
-    failure = _likeness(instruction, modified, modify, knobs)
-    if failure:
-        return drop(failure, modified.instruction)
-
-    if together:
-        rejected = modified.response or ""
-        if cut_off and not _beyond(rejected, cap, count_tokens):
-            return drop("modify_cut_off", reply.text)  # the instruction took the answer's room
-        rejected, failure = _read(rejected, False, cap, knobs, count_tokens)
+            raise _Dropped(f"{which}_cut_off_in_thoughts", found.text)
+        cut_off = found.finish_reason == "length"
+        text, failure = _read(parts.said, cut_off, cap, knobs, count_tokens)
         if failure:
-            return drop(f"rejected_{failure}", reply.text)
-    else:
-        ((other,),) = yield (
-            respond.request(f"{row.id}/modified", {"instruction": modified.instruction}, history),
-        )
-        failure = unasked(other)
-        if failure:
-            return drop(f"rejected_{failure}", other.error)
-        rejected, failure = answered(other)
-        if failure:
-            return drop(f"rejected_{failure}", other.text)
-    if rejected == chosen:
-        return drop("same_answers", chosen)
+            raise _Dropped(f"{which}_{failure}", found.text)
+        return text
+
+    try:
+        chosen = yield from answer(row.id, instruction, "answer")
+        values = {"instruction": instruction, "answer": chosen}
+        ((reply,),) = yield (modify.request(row.id, values, history),)
+        modified = _modified(reply, instruction, modify, knobs)
+        if knobs.rejected_from == "modify":
+            rejected = _own_answer(modified, reply, cap, knobs, count_tokens)
+        else:
+            rejected = yield from answer(f"{row.id}/modified", modified.instruction, "rejected")
+        if rejected == chosen:
+            raise _Dropped("same_answers", chosen)
+    except _Dropped as dropped:
+        return DroppedPair(id=row.id, reason=dropped.reason, text=dropped.text)
     return make_pair(
         row,
         chosen=chosen,
@@ -123,8 +93,51 @@ def _pair(
     )
 
 
+class _Dropped(Exception):
+    """There is no pair. Holds the reason, and the text that shows it."""
+
+    def __init__(self, reason: str, text: str) -> None:
+        super().__init__(reason)
+        self.reason, self.text = reason, text
+
+
+def _modified(reply: Completion, instruction: str, modify: Role, knobs: PairKnobs) -> Modified:
+    """The modified instruction of a reply, and the answer to it where it holds one."""
+    failure = unasked(reply)
+    if failure:
+        raise _Dropped(f"modify_{failure}", reply.error)
+    modified, unparsed = parse_modified(
+        whole(reply, _begun(modify)),
+        with_response=knobs.rejected_from == "modify",
+        lone=reply.thinks,
+    )
+    # A reply that was cut off can still hold an answer that reached the cap.
+    cut_off = reply.finish_reason == "length" and not (modified and modified.response)
+    if cut_off and unparsed != "cut_off_in_thoughts":
+        modified, unparsed = None, "cut_off"
+    if modified is None:
+        raise _Dropped(f"modify_{unparsed}", reply.text)
+    failure = _likeness(instruction, modified, modify, knobs)
+    if failure:
+        raise _Dropped(failure, modified.instruction)
+    return modified
+
+
+def _own_answer(
+    modified: Modified, reply: Completion, cap: int, knobs: PairKnobs, count_tokens: Count
+) -> str:
+    """The answer to the modified instruction that the same reply holds."""
+    text = modified.response or ""
+    if reply.finish_reason == "length" and not _beyond(text, cap, count_tokens):
+        raise _Dropped("modify_cut_off", reply.text)  # the instruction took the answer's room
+    text, failure = _read(text, False, cap, knobs, count_tokens)
+    if failure:
+        raise _Dropped(f"rejected_{failure}", reply.text)
+    return text
+
+
 def _begun(modify: Role) -> str:
-    """What of the forced start belongs to the reply: a mark does, a lead-in in words does not."""
+    """The part of the forced start that belongs to the reply: a mark does, other words do not."""
     start = modify.template.start
     return start if INSTRUCTION_MARK.lower() in start.lower() else ""
 
@@ -132,9 +145,9 @@ def _begun(modify: Role) -> str:
 def _read(
     text: str, cut_off: bool, cap: int, knobs: PairKnobs, count_tokens: Count
 ) -> tuple[str, str]:
-    """An answer and what is wrong with it. One that is longer than the cap, or was cut off there,
-    ends with its last full sentence, if it has one. Both answers have one kind of line break: a
-    difference there would tell which is which."""
+    """An answer, and what is wrong with it, if anything. An answer that is longer than the cap, or
+    was cut off there, ends with its last full sentence, if it has one. Line breaks are made alike:
+    a difference would show which answer is which."""
     text = text.replace("\r\n", "\n").replace("\r", "\n").strip()
     if len(text) < max(1, knobs.min_answer_chars):
         return text, "empty"
@@ -166,7 +179,8 @@ def _up_to(text: str, cap: int, count_tokens: Count) -> str:
 
 
 def _likeness(instruction: str, modified: Modified, modify: Role, knobs: PairKnobs) -> str:
-    """Why the modified instruction is not one: the same again, or copied from an example."""
+    """Why the modified instruction cannot be used: it is the same as the first, or copied from an
+    example; empty if it can."""
     new = words(modified.instruction)
     if jaccard(new, words(instruction)) > knobs.max_similarity:
         return "modified_is_same"

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ste_jax.config import identity
 from ste_jax.config.schema import RoleKnobs, SamplingKnobs
 from ste_jax.generation import Completion, Message, Request, Sampling
-from ste_jax.prompts.render import Template, load_template
+from ste_jax.prompts.render import PLACES, Places, Template, load_template
 from ste_jax.prompts.thoughts import holds_mark as may_think
+from ste_jax.system import hashing
+from ste_jax.tasks import Task
+
+JUDGE = "judge"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Role:
-    """A role, ready to ask: its template, its sampling, the key that its samples derive from, and
-    what the model's chat template is given beside the messages."""
+    """A role, ready to ask: its template, its sampling, the random key that its samples derive
+    from, and the arguments that the model's chat template is given beside the messages."""
 
     name: str
     template: Template
@@ -27,8 +31,8 @@ class Role:
     def request(
         self, row_id: str, values: Mapping[str, str], history: Sequence[Message] = ()
     ) -> Request:
-        """A sample of this role for a row, the template's places filled with `values`, after what
-        was said before in the row's conversation."""
+        """A request for one sample of this role for a row. The template's places are filled with
+        `values`; `history` are the turns before it."""
         return Request(
             id=f"{row_id}/{self.name}",
             messages=self.template.messages(history, **values),
@@ -41,15 +45,42 @@ class Role:
 
 
 def unasked(found: Completion) -> str:
-    """Why a request was not answered (one of `records.NOT_ASKED`); nothing where it was."""
+    """Why a request was not answered (one of `records.NOT_ASKED`); empty where it was."""
     if found.finish_reason != "error":
         return ""
     return "too_long" if found.too_long else "error"
 
 
-def make_role(name: str, knobs: RoleKnobs, *, seed: int, chat_template: str | None = None) -> Role:
-    """The role as a config describes it. Where the model's `chat_template` is known and has nothing
-    to do with thoughts or with an argument, that is left out: it decides nothing.
+def places_of(name: str, task: Task) -> Places:
+    """The places that the template of a role may hold; the judge's are those of its task."""
+    return task.places if name == JUDGE else PLACES[name]
+
+
+def template_of(name: str, knobs: RoleKnobs, task: Task | None) -> Template:
+    """The template of a role; that of the judge must be fit for its `task`.
+
+    Raises:
+      RequestError: it cannot be read, or is not fit for this role.
+    """
+    if name == JUDGE:
+        if task is None:
+            raise ValueError("the role of the judge has no template without a task")
+        return task.load_template(knobs.template)
+    return load_template(knobs.template, PLACES[name])
+
+
+def make_role(
+    name: str,
+    knobs: RoleKnobs,
+    *,
+    seed: int,
+    chat_template: str | None = None,
+    task: Task | None = None,
+) -> Role:
+    """The role as a config describes it; a judge's template is that of its `task`.
+
+    Where the model's `chat_template` is known and does not read an argument (or thoughts), that
+    argument is left out, since it decides nothing.
 
     Raises:
       RequestError: the template cannot be read.
@@ -59,7 +90,7 @@ def make_role(name: str, knobs: RoleKnobs, *, seed: int, chat_template: str | No
         arguments = {key: value for key, value in arguments.items() if key in chat_template}
     return Role(
         name=name,
-        template=load_template(knobs.template, name),
+        template=template_of(name, knobs, task),
         sampling=to_sampling(knobs.sampling),
         key=sample_key(seed, name, 0),
         template_arguments=arguments,
@@ -73,36 +104,25 @@ def arguments_of(knobs: RoleKnobs) -> dict[str, Any]:
 
 def to_sampling(sampling: SamplingKnobs) -> Sampling:
     """Sampling knobs as a generator takes them."""
-    return Sampling(
-        max_new_tokens=sampling.max_new_tokens,
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        top_k=sampling.top_k,
-        min_p=sampling.min_p,
-        stop=sampling.stop,
-    )
+    return Sampling(**vars(sampling))
 
 
 def sample_key(seed: int, stage: str, iteration: int) -> int:
-    """31 bits from (run seed, stage, iteration); the row and the sample come in at the request."""
-    digest = hashlib.blake2b(f"{seed}/{stage}/{iteration}".encode(), digest_size=4).digest()
-    return int.from_bytes(digest, "big") >> 1
+    """The random key of a stage in an iteration: 31 bits. Each request adds its row and sample."""
+    return hashing.number31(f"{seed}/{stage}/{iteration}")
 
 
 def role_fingerprint(role: Role) -> list[Any]:
-    """All that decides what the role is asked and how it answers, but for the model."""
-    sampling = role.sampling
-    knobs = [
-        sampling.max_new_tokens,
-        sampling.temperature,
-        sampling.top_p,
-        sampling.top_k,
-        list(sampling.stop),
-    ]
-    # A filter that is off says nothing, as when there was none.
-    knobs += [sampling.min_p] if sampling.min_p else []
-    arguments = [dict(role.template_arguments)] if role.template_arguments else []
-    return [role.name, role.template.fingerprint(), knobs, role.key, *arguments]
+    """What a fingerprint holds of a role: all that decides its answers, except the model."""
+    sampling = identity.of(role.sampling, without=("ignore_eos",))
+    drawn = ("max_new_tokens", "temperature", "top_p", "top_k", "stop", "min_p")
+    found = {
+        **identity.of(role),
+        "template": role.template.fingerprint(),
+        "sampling": identity.in_a_row(sampling, *drawn),
+    }
+    asked = ("name", "template", "sampling", "key", "template_arguments")
+    return identity.in_a_row(found, *asked)
 
 
 def last_user_text(messages: Sequence[Message]) -> str:
@@ -111,7 +131,7 @@ def last_user_text(messages: Sequence[Message]) -> str:
 
 
 def history_of(messages: Sequence[Message]) -> tuple[Message, ...]:
-    """What was said before the last user turn."""
+    """The turns before the last user turn."""
     return tuple(messages[: _last_user_turn(messages)])
 
 

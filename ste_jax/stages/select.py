@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from ste_jax.config.schema import SelectKnobs
-from ste_jax.errors import RequestError, WorkError
 from ste_jax.generation import Completion, Generator, Request, Score, ScoreRequest
 from ste_jax.prompts.parse import parse_category, parse_difficulty
 from ste_jax.prompts.thoughts import whole
@@ -24,16 +23,17 @@ from ste_jax.records import (
     content_id,
     hash_order,
 )
-from ste_jax.stages.coroutines import Story, drive
+from ste_jax.stages.coroutines import Conversation, drive
 from ste_jax.stages.near_duplicates import drop_near_duplicates
 from ste_jax.stages.roles import Role, history_of, last_user_text, unasked
+from ste_jax.system.errors import RequestError, WorkError
 
 VERSION = 1
 DIFFICULTIES = ("1", "2", "3", "4", "5")
 
 
 def needs_difficulty(knobs: SelectKnobs) -> bool:
-    """Whether any knob reads the difficulty; it is not asked for otherwise."""
+    """Whether any knob reads the difficulty; only then is the model asked for it."""
     return knobs.prefer_hard or knobs.min_difficulty > 1
 
 
@@ -46,25 +46,23 @@ def label(
     generator: Generator,
     role: Role,
     knobs: SelectKnobs,
-    *,
-    in_flight: int,
-    poll: Callable[[], None] = lambda: None,
 ) -> Iterator[tuple[Instruction, Label, list[LabelScore]]]:
-    """A label for every instruction, as they finish; scores too where labels are scored."""
+    """Yields every instruction with its label (category and difficulty), as they finish, and with
+    the scores of all labels where labels are scored."""
     if knobs.labels == "score":
-        if not generator.capabilities.score:
+        if not generator.can_score:
             raise RequestError(
                 "select.labels=score needs a generator that scores given completions, and this one "
                 "cannot; set select.labels=generate"
             )
-        yield from _label_by_score(rows, generator, role, knobs, in_flight=in_flight, poll=poll)
+        yield from _label_by_score(rows, generator, role, knobs)
         return
 
-    def tell(row: Instruction) -> Story[Label]:
+    def converse(row: Instruction) -> Conversation[Label]:
         ((completion,),) = yield (_classification(row, role, knobs),)
         return _parsed_label(row, completion, role, knobs)
 
-    for row, found in drive(rows, tell, generator, in_flight=in_flight, poll=poll):
+    for row, found in drive(rows, converse, generator):
         yield row, found, []
 
 
@@ -96,7 +94,7 @@ def _parsed_label(
 
 @dataclass(frozen=True)
 class _Scale:
-    """A set of labels, and what the model says of them where there is nothing to label."""
+    """A set of labels, with the bias of the model: its scores where there is nothing to label."""
 
     kind: str
     labels: tuple[str, ...]
@@ -108,19 +106,17 @@ def _label_by_score(
     generator: Generator,
     role: Role,
     knobs: SelectKnobs,
-    *,
-    in_flight: int,
-    poll: Callable[[], None],
 ) -> Iterator[tuple[Instruction, Label, list[LabelScore]]]:
-    """Category first; then, if a knob needs it, difficulty, in the same turn after the category."""
-    score = _Scorer(generator, role, knobs, poll)
+    """Scores the categories; then, if a knob needs it, the difficulties, as a continuation of the
+    same turn after the category."""
+    score = _Scorer(generator, role, knobs)
     start = role.template.start
     categories = score.calibrate("category", knobs.categories, start)
     difficulties = None
     if needs_difficulty(knobs):
         neutral = _difficulty_start(start, knobs.categories[-1])
         difficulties = score.calibrate("difficulty", DIFFICULTIES, neutral)
-    for batch in _batches(rows, in_flight):
+    for batch in _batches(rows, generator.in_flight):
         found = score.rows(batch, categories, [start] * len(batch))
         names = [_best(scored.scores) for scored in found]
         rated = [_Scored() for _ in batch]
@@ -150,7 +146,7 @@ def _best(scores: Sequence[LabelScore]) -> str | None:
 
 @dataclass(frozen=True)
 class _Scored:
-    """A row's scores of all labels, or why there are none."""
+    """A row's scores of all labels, or the error why there are none."""
 
     scores: list[LabelScore] = field(default_factory=list)
     error: str = ""
@@ -164,10 +160,10 @@ class _Scorer:
     generator: Generator
     role: Role
     knobs: SelectKnobs
-    poll: Callable[[], None]
 
     def calibrate(self, kind: str, labels: Sequence[str], start: str) -> _Scale:
-        """Mean log-probabilities under content-free instructions (arXiv 2102.09690)."""
+        """Measures the bias: mean log-probabilities under content-free instructions (Zhao et al.
+        2021, arXiv 2102.09690)."""
         free = self.knobs.content_free
         requests = [
             self._request(f"content-free-{n}", text, labels, start) for n, text in enumerate(free)
@@ -188,12 +184,7 @@ class _Scorer:
             self._request(row.id, last_user_text(row.messages), scale.labels, start)
             for row, start in zip(batch, starts, strict=True)
         ]
-        return [_scored(score, scale) for score in self._polled(requests)]
-
-    def _polled(self, requests: Sequence[ScoreRequest]) -> Iterator[Score]:
-        for score in self.generator.score(requests):
-            self.poll()
-            yield score
+        return [_scored(score, scale) for score in self.generator.score(requests)]
 
     def _request(self, id: str, text: str, labels: Sequence[str], start: str) -> ScoreRequest:
         return ScoreRequest(
@@ -241,9 +232,10 @@ def choose(
     labels: Iterable[Label],
     knobs: SelectKnobs,
 ) -> list[Selection]:
-    """The fate of every instruction, ordered by id.
+    """Says of every instruction whether it is kept and in which part, or why it is dropped; ordered
+    by id.
 
-    `instructions` is called three times and read as a stream: texts are looked at, not kept.
+    `instructions` is called three times and read as a stream: texts are not kept in memory.
     """
     by_id = {found.id: found for found in labels}
     fates: dict[str, tuple[str, str]] = {}
@@ -276,7 +268,8 @@ def choose(
 
 
 def _context(row: Instruction) -> str:
-    """What tells apart questions that sound alike: a hash of what was said before, if anything."""
+    """A hash of the turns before an instruction, empty if there are none: the same words after
+    another history are another question."""
     before = [[turn["role"], turn["content"]] for turn in history_of(row.messages)]
     return content_id("context", before) if before else ""
 
@@ -299,7 +292,8 @@ def _eligible(found: Label, knobs: SelectKnobs) -> tuple[str, str]:
 
 
 def _fill_quotas(eligible: Sequence[Label], knobs: SelectKnobs) -> list[str]:
-    """Take from each category in turn, so that small ones are taken whole and big ones shrink."""
+    """Take from each category in turn, so that small categories are taken whole and large ones
+    shrink."""
     queues: dict[str, list[Label]] = defaultdict(list)
     for found in eligible:
         queues[str(found.category)].append(found)
@@ -325,9 +319,9 @@ def _preference(found: Label, knobs: SelectKnobs) -> tuple[int, int]:
 
 
 def _split(kept: Sequence[str], knobs: SelectKnobs) -> dict[str, str]:
-    """Held-out, validation and training parts, in the proportions that the knobs name.
+    """The part of each id: held-out, validation or training, in the proportions of the knobs.
 
-    Where fewer were kept than wanted, every part shrinks alike.
+    Where fewer were kept than the knobs ask for, every part shrinks in proportion.
     """
     order = sorted(kept, key=lambda id: hash_order(id, "split"))
     heldout = round(len(order) * knobs.heldout / (knobs.train + knobs.heldout))

@@ -1,7 +1,8 @@
-"""How does somebody's file become a stream of rows?
+"""How does a user's file become a stream of rows?
 
-JSONL, JSON, CSV and Parquet files, the shipped sets, or a `datasets` name. What is wrong with one
-row costs that row; what makes the rest of a file uncertain is an error that names the line."""
+A source is a JSONL, JSON, CSV or Parquet file, a shipped set, or a `datasets` name. A fault in one
+row costs that row; a fault that makes the rest of a file uncertain is an error that names the line.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +18,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ste_jax.errors import RequestError
 from ste_jax.system import notation, shipped
+from ste_jax.system.errors import RequestError
+from ste_jax.system.jsonl import read_jsonl
 
 LONGEST_FIELD = 1 << 28
-"""Characters of one field of CSV: an open quote must not take all memory."""
+"""How many characters one field of CSV may have: an open quote must not take all memory."""
 _AT_ONCE = 1 << 20
-"""Characters of a JSON file that are read at once."""
+"""How many characters of a JSON file are read at once."""
 
 
 @dataclass(frozen=True)
@@ -71,11 +73,11 @@ def read_source(source: str, split: str) -> Iterator[Raw]:
 _OTHER_ENDING = re.compile(
     r"\.(txt|tsv|ndjson|ya?ml|xml|xlsx?|arrow|feather|gz|bz2|xz|zst|zip|tar|tgz)", re.IGNORECASE
 )
-"""Of files that are not read."""
+"""Endings of data files of kinds that are not read."""
 
 
 def _is_place(source: str) -> bool:
-    """Whether a source is named as a file is; a `datasets` name is `NAME` or `OWNER/NAME`."""
+    """Whether a source is the name of a file; a `datasets` name is `NAME` or `OWNER/NAME`."""
     ending = Path(source).suffix.lower()
     named = ending in READERS or _OTHER_ENDING.fullmatch(ending)
     return bool(named) or source.startswith((".", "/", "~")) or source.count("/") > 1
@@ -91,15 +93,10 @@ def _check_encoding(path: Path, name: str) -> None:
 
 def _read_jsonl(path: Path, name: str) -> Iterator[Raw]:
     _check_encoding(path, name)
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                values = notation.from_json(line)
-            except ValueError as error:
-                yield Raw(name, number, None, f"not JSON: {error}")
-                continue
+    for number, values, fault in read_jsonl(path):
+        if fault:
+            yield Raw(name, number, None, f"not JSON: {fault}")
+        else:
             yield _mapping(name, number, values)
 
 
@@ -117,7 +114,8 @@ def _mapping(name: str, number: int, values: Any) -> Raw:
 
 
 def _read_json(path: Path, name: str) -> Iterator[Raw]:
-    """The rows of a JSON array, one in memory at a time; a file of JSON lines by that name too."""
+    """The rows of a JSON array, one in memory at a time. A file that holds JSON lines instead is
+    read as such."""
     _check_encoding(path, name)
     with path.open(encoding="utf-8-sig") as file:
         rows = _Array(file, name)
@@ -133,7 +131,7 @@ def _read_json(path: Path, name: str) -> Iterator[Raw]:
 
 
 def _is_json_lines(path: Path) -> bool:
-    """Whether the first line is an object by itself, and not the last."""
+    """Whether the first line is an object by itself and more lines follow."""
     with path.open("rb") as file:
         try:
             return isinstance(notation.from_json(file.readline()), dict) and bool(file.read(1))
@@ -158,7 +156,7 @@ class _Array:
 
     def _more(self) -> None:
         try:
-            # as much again as is at hand, so that a long row is not tried too often
+            # as much again as was read so far, so that a long row is not tried too often
             new = self.file.read(max(_AT_ONCE, len(self.text) - self.place))
         except UnicodeDecodeError as error:
             raise self._wrong(f"not UTF-8: {error.reason}") from error
@@ -232,7 +230,7 @@ class _Array:
 def _read_csv(path: Path, name: str) -> Iterator[Raw]:
     _check_encoding(path, name)
     csv.field_size_limit(LONGEST_FIELD)
-    # what is not UTF-8 costs its row: it becomes lone surrogates, which no text may hold
+    # bytes that are not UTF-8 cost their row: they become lone surrogates, which no text may hold
     with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
         header: list[str] | None = None
         for line, fields in _records(csv.reader(file, strict=True), name):
@@ -251,10 +249,10 @@ def _read_csv(path: Path, name: str) -> Iterator[Raw]:
 
 
 def _records(reader: Any, name: str) -> Iterator[tuple[int, list[str] | str]]:
-    """The line where each record begins, and its fields or what is wrong with them.
+    """The line where each record begins, with its fields or with what is wrong with it.
 
     Raises:
-      RequestError: a quote that is not closed: nobody can tell where the record ends.
+      RequestError: a quote is not closed, so that the record's end cannot be known.
     """
     while True:
         line = reader.line_num + 1
@@ -270,12 +268,9 @@ def _records(reader: Any, name: str) -> Iterator[tuple[int, list[str] | str]]:
             continue
         if fields is None:
             return
-        try:
-            "".join(fields).encode()
-        except UnicodeEncodeError:
+        if notation.has_lone_surrogate("".join(fields)):
             yield line, "not UTF-8"
-            continue
-        if fields:
+        elif fields:
             yield line, fields
 
 
@@ -300,7 +295,7 @@ def _read_parquet(path: Path, name: str) -> Iterator[Raw]:
 
 
 def _values(column: Any) -> list[Any]:
-    """A column's values; what Python has no value for costs that one alone."""
+    """A column's values; one that Python cannot represent becomes `Unreadable`."""
     try:
         return list(column.to_pylist(maps_as_pydicts="lossy"))
     except Exception:  # many kinds: a date out of range, a text that is not UTF-8, a strange zone

@@ -1,8 +1,8 @@
 """How do the forms in which data sets hold a chat become turns?
 
-A text, a list of texts, of turns (`role` and `content`, ShareGPT's `from` and `value`), of pairs of
-question and answer; a turn by itself; a list of content parts; a list per column; any of these
-written as JSON."""
+A chat may be a text; a list of texts, of turns (`role` and `content`, ShareGPT's `from` and
+`value`) or of pairs of question and answer; a turn by itself; a list of content parts; a list per
+column; or any of these written as JSON."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ ROLES = {
     **dict.fromkeys(("system", "developer"), "system"),
     **dict.fromkeys(("tool", "function", "ipython", "observation", "function_call"), "tool"),
 }
-"""What data sets call who speaks -> what it is to a chat template."""
+"""The names that data sets have for speakers -> the roles of chat templates."""
 
 
 def at_path(values: Any, path: str) -> Any:
     """The value at a field path like `conversation[0].content`; None where it leads nowhere.
 
-    A column whose own name has dots or brackets goes before the path that it could be."""
+    If a column's own name is this text, dots and brackets included, the column is meant."""
     if not path:
         return values
     if isinstance(values, (str, bytes)) and path.startswith("["):
@@ -54,8 +54,8 @@ def column_of(values: Mapping[str, Any], path: str) -> str:
 
 
 def groups_around(path: str) -> list[str]:
-    """What a path within a group begins with, for each group that it leads through, the innermost
-    first: `a.b.c` lies in `a.b.` and `a.`."""
+    """The beginnings of a path that name the groups around its end, the innermost first: `a.b.` and
+    `a.` for `a.b.c`."""
     return [f"{name}." for name in _names(path)[1:]]
 
 
@@ -67,7 +67,7 @@ def _names(path: str) -> tuple[str, ...]:
 
 
 def speaker(values: Mapping[str, Any], path: str) -> str:
-    """Who says what a path leads to, where that lies in a turn: a role, or empty."""
+    """The role of the turn that a path leads into; empty if it leads into none."""
     turns = groups_around(path) + ([""] if path in CONTENT_NAMES else [])
     said = (at_path(values, turn + name) for turn in turns for name in ROLE_NAMES)
     return next((ROLES[each.lower()] for each in said if _is_role(each)), "")
@@ -78,7 +78,7 @@ def _is_role(value: Any) -> bool:
 
 
 def text_of(value: Any) -> str:
-    """A text, a number, or content parts that are texts; nothing is the empty text.
+    """The text of a text, a number, or content parts that are texts; empty for no value.
 
     Raises:
       ValueError: it is something else, such as a picture; says what.
@@ -107,11 +107,11 @@ _TEXT_PARTS = ("text", "input_text", "output_text")
 
 
 def opening(value: Any, name: str = "") -> tuple[Message, ...]:
-    """What a chat begins with: its system turn, if it says anything, and the user's first (the
-    later ones answer replies that are not this model's). `name` is what the field is called.
+    """The beginning of a chat: its system turn, if that has a text, and the user's first turn (the
+    later ones answer replies that are not this model's). `name` is the field's name.
 
     Raises:
-      ValueError: it is no chat, or does not begin with the user's turn; says why.
+      ValueError: the value is no chat, or does not begin with the user's turn; says why.
     """
     if name in CHAT_NAMES and isinstance(value, (str, bytes)):
         value = _written(value, chats=True)
@@ -126,10 +126,10 @@ def opening(value: Any, name: str = "") -> tuple[Message, ...]:
 
 
 def earlier(value: Any) -> tuple[Message, ...]:
-    """What was said before: questions and answers in turn, after a system turn if there is one.
+    """The turns before a question: questions and answers in turn, after a system turn if any.
 
     Raises:
-      ValueError: it is something else; says what.
+      ValueError: the value is something else; says what.
     """
     if isinstance(value, (str, bytes)):
         value = _written(value)
@@ -145,13 +145,13 @@ def earlier(value: Any) -> tuple[Message, ...]:
 
 
 def with_system(texts: Sequence[str], turns: Sequence[Message]) -> tuple[Message, ...]:
-    """Turns behind one system turn of the texts that say anything, each once."""
+    """The turns behind one system turn that joins the texts that are not empty, each once."""
     text = "\n\n".join(dict.fromkeys(text for text in texts if text))
     return (*((Message(role="system", content=text),) if text else ()), *turns)
 
 
 def _turns(value: Any, *, every: bool = False) -> list[tuple[str, str]]:
-    """(role, text) of each turn up to the user's first, or of `every` one."""
+    """The role and the text of each turn up to the user's first, or of `every` turn."""
     if isinstance(value, (str, bytes)):
         value = _written(value)
     if isinstance(value, (str, bytes)):
@@ -191,7 +191,7 @@ def _one(turn: Any, place: int) -> list[tuple[str, str]]:
 
 
 def _rows(columns: Mapping[str, Any]) -> list[dict[str, Any]] | None:
-    """A list per column, as `datasets` keeps a sequence of turns, as the list of turns."""
+    """The list of turns that `datasets` keeps as a list per column; None if it is none."""
     lists = {name: each for name, each in columns.items() if isinstance(each, (list, tuple))}
     lengths = {len(each) for each in lists.values()}
     if not set(lists) & set(CONTENT_NAMES) or len(lengths) != 1:
@@ -200,7 +200,7 @@ def _rows(columns: Mapping[str, Any]) -> list[dict[str, Any]] | None:
 
 
 def _is_turn(value: Mapping[str, Any]) -> bool:
-    """Whether it is one turn by itself, not a list per column."""
+    """Whether a mapping is one turn by itself, and not a list per column."""
     contents = [value[name] for name in CONTENT_NAMES if value.get(name) is not None]
     if any(isinstance(value.get(name), str) for name in ROLE_NAMES):
         return any(isinstance(each, (str, list, tuple)) for each in contents)
@@ -222,10 +222,10 @@ _OF_TURNS = re.compile(r"""['"](role|from|content|value)['"]\s*[:,]|\b(role|cont
 
 def _written(value: str | bytes, *, chats: bool = False) -> Any:
     """The chat that a table's cell holds as JSON; the value itself where it is an ordinary text.
-    `chats`: it is a column of chats.
+    `chats` says that the column holds chats.
 
     Raises:
-      ValueError: it is one in the notation of Python or numpy.
+      ValueError: the cell holds a chat in the notation of Python or numpy.
     """
     text = text_of(value)
     try:
@@ -236,7 +236,8 @@ def _written(value: str | bytes, *, chats: bool = False) -> Any:
         return found if _is_chat(found) else value
     if isinstance(found, dict):
         return found if _is_chat_object(found) else value
-    # Braces and parentheses may be anybody's text; elsewhere the names of a turn must be in them.
+    # Any text may begin with a brace or a parenthesis, unless the column holds chats: then the
+    # names of a turn must be in it, too.
     if _OF_PYTHON.match(text) and (chats or text[0] == "[" or _OF_TURNS.search(text)):
         raise ValueError("is a list written as a text that is not JSON")
     return value
@@ -254,7 +255,7 @@ def _is_chat_object(found: dict[str, Any]) -> bool:
 
 
 def _is_chat(found: list[Any]) -> bool:
-    """Whether a list is one of texts, of turns, or of pairs of texts."""
+    """Whether a list holds texts, turns, or pairs of texts."""
     if all(isinstance(each, str | None) for each in found):
         return any(found) or not found
     if all(isinstance(each, dict) for each in found):

@@ -1,7 +1,7 @@
 """Where are compiled programs kept?
 
-In JAX's persistent cache, on by default, in a place that outlives a preemption: `$STE_CACHE`, else
-`~/.cache/ste_jax`. `JAX_COMPILATION_CACHE_DIR` has the last word.
+They are kept in JAX's persistent cache, on by default, in a place that outlives a preemption:
+`$STE_CACHE`, else `~/.cache/ste_jax`. `JAX_COMPILATION_CACHE_DIR` overrides both.
 """
 
 from __future__ import annotations

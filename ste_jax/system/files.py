@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import json
 import os
 import shutil
@@ -18,22 +17,53 @@ from typing import Any
 
 from etils import epath
 
-from ste_jax.errors import RequestError, WorkError
+from ste_jax.system import hashing
+from ste_jax.system.errors import RequestError, WorkError
 
-# Else paths would reach object stores by TensorFlow, which takes seconds to load, a gigabyte of
-# memory, and the devices.
+# Without this, paths would reach object stores through TensorFlow, which takes seconds to load, a
+# gigabyte of memory, and the devices.
 os.environ.setdefault("EPATH_USE_TF", "false")
 
 _PARTIAL = ".partial"
+_only_reading = False
+
+
+@contextlib.contextmanager
+def reading_only() -> Iterator[None]:
+    """Forbid to write, move, remove or mend anything in the `with` block: `about_to_change` raises.
+
+    A directory may still be held for reading.
+    """
+    global _only_reading
+    _only_reading = True
+    try:
+        yield
+    finally:
+        _only_reading = False
+
+
+def is_reading_only() -> bool:
+    """Whether nothing may be written now (see `reading_only`), so that nothing can be mended."""
+    return _only_reading
+
+
+def about_to_change(path: epath.PathLike) -> None:
+    """Must be called before `path` is written, moved or removed.
+
+    Raises:
+      AssertionError: nothing may be written (see `reading_only`), so the caller is wrong.
+    """
+    if _only_reading:
+        raise AssertionError(f"a dry run changes nothing, and {path} was about to be changed")
 
 
 def is_remote(path: epath.Path) -> bool:
-    """Whether the path lies in an object store."""
+    """Whether the path is in an object store."""
     return "://" in os.fspath(path)
 
 
 def absolute(path: epath.PathLike) -> epath.Path:
-    """The same place by its full name: Orbax takes no relative one."""
+    """The path as an absolute one: Orbax takes no relative path."""
     place = epath.Path(path)
     return place if is_remote(place) else place.absolute()
 
@@ -44,6 +74,7 @@ def write_whole(path: epath.Path, data: bytes) -> None:
     Raises:
       WorkError: the place cannot be written (full disk, no permission); nothing is left behind.
     """
+    about_to_change(path)
     if is_remote(path):
         try:
             path.write_bytes(data)
@@ -79,7 +110,7 @@ def sync_directory(directory: Path) -> None:
 
 
 def sync_tree(root: Path) -> None:
-    """Make everything below `root`, which somebody else has written, survive a power cut."""
+    """Make everything below `root`, which another library wrote, survive a power cut."""
     for directory, _, names in os.walk(root):
         for name in names:
             with open(os.path.join(directory, name), "rb") as file:
@@ -89,12 +120,13 @@ def sync_tree(root: Path) -> None:
 
 @contextlib.contextmanager
 def held(directory: Path) -> Iterator[None]:
-    """Hold a directory, which is made: two commands must not work on one. A kill lets go of it.
+    """Make a directory and lock it: two commands must not work on one. A kill releases the lock.
 
     Raises:
-      RequestError: somebody else holds it.
-      WorkError: it cannot be made.
+      RequestError: another process holds it.
+      WorkError: the directory cannot be made.
     """
+    about_to_change(directory)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         handle = os.open(directory, os.O_RDONLY)
@@ -110,21 +142,40 @@ def held(directory: Path) -> Iterator[None]:
 
 
 def held_at(directory: epath.Path) -> contextlib.AbstractContextManager[None]:
-    """Likewise of a place that may lie in an object store, which knows no locks."""
+    """Lock a directory as `held` does, if it is local; an object store has no locks."""
     if is_remote(directory):
         return contextlib.nullcontext()
     return held(Path(os.fspath(directory)))
 
 
-def hold(handle: int, place: Path) -> None:
-    """Hold the open file or directory at `place` until it is closed.
+@contextlib.contextmanager
+def held_for_reading(directory: epath.Path) -> Iterator[None]:
+    """Lock a directory for reading, if it is there: others can read it, and none can change it.
 
     Raises:
-      RequestError: somebody else holds it, or has just removed it.
+      RequestError: another process is changing it.
+    """
+    if is_remote(directory) or not directory.is_dir():
+        yield
+        return
+    handle = os.open(os.fspath(directory), os.O_RDONLY)
+    try:
+        hold(handle, Path(os.fspath(directory)), alone=False)
+        yield
+    finally:
+        os.close(handle)
+
+
+def hold(handle: int, place: Path, *, alone: bool = True) -> None:
+    """Lock the open file or directory at `place` until it is closed: `alone`, or together with
+    others who read it.
+
+    Raises:
+      RequestError: another process holds it, or has just removed it.
     """
     with contextlib.suppress(OSError):  # some network file systems lock no directories
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise RequestError(
                 f"another `ste` command is at work on {place}; wait for it or stop it"
@@ -143,7 +194,7 @@ def read_json(path: epath.Path) -> Any:
     """Read a JSON file of ours.
 
     Raises:
-      WorkError: it is not JSON (our own writes are whole, so somebody else touched it).
+      WorkError: it is not JSON (our own writes are whole, so something else changed it).
     """
     try:
         return json.loads(path.read_bytes())
@@ -155,22 +206,22 @@ def read_json(path: epath.Path) -> Any:
 
 
 def write_twice(path: epath.Path, value: dict[str, Any]) -> None:
-    """Write what finished work hangs on, an object of JSON: with its hash, and once more beside."""
+    """Write a JSON object that finished work depends on: with its hash, and in two copies."""
     sealed = {**value, _CHECK: _check(value)}
     for place in (_second(path), path):  # a kill between them leaves the old one or both
         write_json(place, sealed)
 
 
 def read_twice(path: epath.Path) -> dict[str, Any] | None:
-    """What `write_twice` wrote, of whichever of the two is as it was written; the other is mended.
+    """Read what `write_twice` wrote, from a copy whose hash agrees; the other copy is mended.
 
-    None if nothing is there, or nothing that can be told.
+    Returns None if nothing is there, or if neither copy is as it was written.
     """
     second = _second(path)
     found = _sealed(path)
     if found is None:
         found = _sealed(second)
-        if found is not None:
+        if found is not None and not _only_reading:
             write_twice(path, found)
     return found
 
@@ -198,14 +249,15 @@ def _sealed(path: epath.Path) -> dict[str, Any] | None:
 
 def _check(value: dict[str, Any]) -> str:
     text = json.dumps(value, sort_keys=True)
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+    return hashing.hex_digest(text, 8)
 
 
 _CHECK = "check"
 
 
 def move(source: epath.Path, target: epath.Path) -> None:
-    """Move a file or a directory tree within one file system or bucket, in the place of nothing."""
+    """Move a file or a directory tree within one file system or bucket; `target` must not exist."""
+    about_to_change(source)
     if not is_remote(source):
         target.parent.mkdir(parents=True, exist_ok=True)
         source.rename(target)
@@ -218,10 +270,10 @@ def move(source: epath.Path, target: epath.Path) -> None:
 
 
 def read_object(path: Path, name: str = "") -> dict[str, Any]:
-    """Read a JSON object of somebody else's, which messages call `name`.
+    """Read a JSON object from a user's file, which messages call `name`.
 
     Raises:
-      RequestError: it is missing, or is something else.
+      RequestError: the file is missing, or holds something else.
     """
     name = name or str(path)
     if not path.exists():
@@ -235,11 +287,13 @@ def read_object(path: Path, name: str = "") -> dict[str, Any]:
     return values
 
 
-def remove(path: epath.Path) -> None:
+def remove(place: epath.PathLike) -> None:
     """Remove a file or a directory tree, if it is there.
 
     A directory is renamed first, so that a kill while it is being emptied leaves no half of it
     under its name."""
+    about_to_change(place)
+    path = epath.Path(place)
     if is_remote(path):
         if path.is_dir():
             path.rmtree()
@@ -249,14 +303,16 @@ def remove(path: epath.Path) -> None:
     local = Path(os.fspath(path))
     if local.is_dir():
         doomed = local.with_name(f"{local.name}{_PARTIAL}-{os.getpid()}")
+        shutil.rmtree(doomed, ignore_errors=True)  # what could not be removed the last time
         local.rename(doomed)
         shutil.rmtree(doomed, ignore_errors=True)
-    else:
+    elif os.path.lexists(local):
         local.unlink(missing_ok=True)
 
 
 def sweep_partials(directory: epath.Path) -> None:
-    """Remove what killed writers left below `directory`. Only while nobody else writes there."""
+    """Remove what killed writers left below `directory`, in which nothing may be writing now."""
+    about_to_change(directory)
     if is_remote(directory) or not directory.exists():
         return
     for leftover in sorted(Path(os.fspath(directory)).rglob(f"*{_PARTIAL}-*")):

@@ -1,9 +1,9 @@
 """Which of JAX's settings hold, whatever the environment says?
 
-A user's shell may set JAX up for other work. What would change results without a word, or break
-programs that are right, is set aside when a command starts, before JAX is loaded, and that is told.
-What says where and how to compile (`XLA_FLAGS`, `JAX_DISABLE_MOST_OPTIMIZATIONS`), and where to
-keep and log things, is the user's.
+A user's shell may set JAX up for other work. Settings that would silently change results, or break
+correct programs, are set aside when a command starts, before JAX is loaded, with a note. Settings
+of where and how to compile (`XLA_FLAGS`, `JAX_DISABLE_MOST_OPTIMIZATIONS`), and of where to keep
+and log things, are left to the user.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ import os
 import sys
 from typing import Any
 
-from ste_jax.errors import RequestError
+from ste_jax.system.errors import RequestError
 
 PINNED: dict[str, Any] = {
-    # Types: what is computed in which.
+    # Types of arrays.
     "jax_enable_x64": False,
     "jax_numpy_dtype_promotion": "standard",
     "jax_numpy_rank_promotion": "allow",
-    # Random numbers: a sample is that of its key.
+    # Random numbers: a key must always give the same sample.
     "jax_default_prng_impl": "threefry2x32",
     "jax_threefry_partitionable": True,
     "jax_random_seed_offset": 0,
@@ -30,14 +30,14 @@ PINNED: dict[str, Any] = {
     "jax_disable_jit": False,
     "jax_no_tracing": False,
     "jax_no_execution": False,
-    # Checks that take what is right for a fault: a mask is infinite, an unused place no number.
+    # Checks that would fail on correct values: masks are infinite, unused places are not numbers.
     "jax_debug_nans": False,
     "jax_debug_infs": False,
     "jax_debug_key_reuse": False,
     "jax_check_tracer_leaks": False,
     "jax_enable_checks": False,
 }
-"""Settings, and the values that JAX itself begins with."""
+"""Settings that are held at the values that JAX itself starts with."""
 LEFT_TO_JAX = (
     "jax_allow_f16_reductions",
     "jax_array_garbage_collection_guard",
@@ -59,41 +59,63 @@ LEFT_TO_JAX = (
     "jax_transfer_guard_host_to_device",
     "jax_use_direct_linearize",
 )
-"""Settings of the same kinds whose first value is another from version to version."""
-TOLD = "jax_default_matmul_precision"
-"""It changes how sums are rounded, and is the user's to choose."""
+"""Settings of the same kinds whose first value differs between versions of JAX."""
+NOTED = "jax_default_matmul_precision"
+"""This setting changes how sums are rounded. It is left to the user, with a note."""
 _TRUE, _FALSE = ("1", "true", "t", "yes", "y", "on"), ("", "0", "false", "f", "no", "n", "off")
 
 
 def settle() -> None:
-    """Set JAX up for a command, and tell of each setting of the user's that is set aside.
+    """Set JAX up for a command, with a note of each of the user's settings that is set aside.
 
     Raises:
-      RequestError: JAX cannot read what is left of the environment's settings.
+      RequestError: JAX cannot read the settings that are left in the environment.
     """
     for name in (*PINNED, *LEFT_TO_JAX):
         variable = name.upper()
         value = os.environ.pop(variable, None)
         if value is not None and not _same(value, PINNED.get(name)):
-            _tell(f"{variable}={value} is set aside: this project's programs run without it")
-    precision = os.environ.get(TOLD.upper())
+            _note(f"{variable}={value} is set aside: this project's programs run without it")
+    precision = os.environ.get(NOTED.upper())
     if precision:
-        _tell(
-            f"{TOLD.upper()}={precision} holds: sums are rounded otherwise, so that results may "
+        _note(
+            f"{NOTED.upper()}={precision} holds: sums are rounded otherwise, so that results may "
             "differ from those without it"
         )
     try:
         import jax
     except ValueError as error:
-        told = " ".join(str(error).split())
-        raise RequestError(f"JAX cannot read its settings: {told}; mend or unset it") from error
+        reason = " ".join(str(error).split())
+        raise RequestError(f"JAX cannot read its settings: {reason}; mend or unset it") from error
 
     from ste_jax.system import compilation_cache
 
-    for name, value in PINNED.items():  # where JAX was there before us
+    for name, value in PINNED.items():  # in case JAX was already imported
         if getattr(jax.config, name, value) != value:
             jax.config.update(name, value)
     compilation_cache.enable()
+
+
+def require() -> None:
+    """Look at JAX's settings where a program that is not ours has loaded it and set it up: they are
+    its own, and never changed here. Compiled programs are kept, unless it keeps them elsewhere.
+
+    Raises:
+      RequestError: a setting would change results without a word, or break programs that are right.
+    """
+    import jax
+
+    from ste_jax.system import compilation_cache
+
+    for name, value in PINNED.items():
+        there = getattr(jax.config, name, value)
+        if there != value:
+            raise RequestError(
+                f"{name} is {there} in this process, and this project's programs need {value}; set "
+                f"it with jax.config.update({name!r}, {value!r}), or work in a process of its own"
+            )
+    if not getattr(jax.config, "jax_compilation_cache_dir", None):
+        compilation_cache.enable()
 
 
 def _same(text: str, value: Any) -> bool:
@@ -103,5 +125,5 @@ def _same(text: str, value: Any) -> bool:
     return text == str(value)
 
 
-def _tell(text: str) -> None:
+def _note(text: str) -> None:
     print(f"note: {text}", file=sys.stderr)

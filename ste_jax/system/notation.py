@@ -1,8 +1,8 @@
-"""How is JSON or YAML of somebody else's read, so that no value silently becomes another?
+"""How is a user's JSON or YAML read, so that no value silently becomes another?
 
-A key that stands twice is refused. In YAML, keys are texts, and what YAML 1.1 takes for an octal
-number (010), a sexagesimal one (1:30) or a date stays the text that was written, which a number's
-place then refuses."""
+A key that is there twice is refused. In YAML, keys are texts, and what YAML 1.1 takes for an octal
+number (010), a sexagesimal number (1:30) or a date stays the text that was written; where a number
+is needed, that text is then refused."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 DEEPEST = 100
-"""Lists and objects within one another; no row of a pool or a benchmark needs as many."""
+"""How deep lists and objects may be nested; no row of a pool or a benchmark goes so deep."""
 _TOO_DEEP = f"lists and objects are nested more than {DEEPEST} deep"
 _BYTE_ORDER_MARKS = {
     b"\xff\xfe\0\0": "UTF-32",
@@ -42,10 +42,10 @@ def from_json(data: str | bytes) -> Any:
 
 
 def check_depth(value: Any, openings: int = DEEPEST + 1) -> None:
-    """Refuse what is nested too deep; at most `openings` lists and objects are in the value.
+    """Refuse a value that is nested too deep. `openings` is a bound on its lists and objects.
 
     Raises:
-      ValueError: it is.
+      ValueError: it is nested more than `DEEPEST` deep.
     """
     level, depth = [value], 0
     while openings > DEEPEST:
@@ -67,8 +67,17 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def first_twice(names: Sequence[str]) -> str:
-    """The first of the names that stands more than once; empty if none does."""
+    """The first of the names that is there more than once; empty if none is."""
     return next((name for name, count in Counter(names).items() if name and count > 1), "")
+
+
+def has_lone_surrogate(text: str) -> bool:
+    """Whether a text holds half of a surrogate pair: JSON can escape one, but UTF-8 has none."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def as_text(data: bytes) -> str:
@@ -88,7 +97,7 @@ def check_encoding(start: bytes) -> None:
     """Refuse the beginning of a text that is not UTF-8 but of two or four bytes a character.
 
     Raises:
-      ValueError: it is; names the encoding.
+      ValueError: it is in UTF-16 or UTF-32; says which.
     """
     name = next((name for mark, name in _BYTE_ORDER_MARKS.items() if start.startswith(mark)), "")
     even, odd = start[:4:2], start[1:4:2]
@@ -117,7 +126,7 @@ def from_yaml(text: str) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's, but for keys and for numbers that do not mean what they look like."""
+    """PyYAML's loader, except that keys are checked and odd numbers and dates stay texts."""
 
     def compose_mapping_node(self, anchor: Any) -> Any:
         node = super().compose_mapping_node(anchor)

@@ -1,8 +1,8 @@
-"""Has somebody asked this process to stop?
+"""Was this process asked to stop?
 
-A TPU that is taken away sends SIGTERM first. The signal only sets a flag; every loop polls it where
-its work in hand can be kept, and raises `Preempted`, which ends the process with status 75: run the
-same command again.
+A TPU machine that is taken away sends SIGTERM first. The signal only sets a flag; every loop polls
+it where its unfinished work can be kept, and raises `Preempted`, which ends the process with status
+75: run the same command again.
 """
 
 from __future__ import annotations
@@ -11,13 +11,15 @@ import signal
 import threading
 from types import FrameType
 
-from ste_jax.errors import Preempted
+from ste_jax.system.errors import Preempted
 
+STOPPED = "asked to stop; finished work is kept: run the same command again"
+"""What `Preempted` says where a stop was requested."""
 _flag = threading.Event()
 
 
 def install() -> None:
-    """Take SIGTERM as a request to stop in good order. Only the main thread may."""
+    """Take SIGTERM as a request to stop in good order. Only the main thread may call this."""
 
     def note(signum: int, frame: FrameType | None) -> None:
         _flag.set()
@@ -31,7 +33,7 @@ def request() -> None:
 
 
 def requested() -> bool:
-    """Whether it has been asked to stop."""
+    """Whether this process has been asked to stop."""
     return _flag.is_set()
 
 
@@ -42,4 +44,4 @@ def poll() -> None:
       Preempted: a stop was requested.
     """
     if requested():
-        raise Preempted("asked to stop; finished work is kept: run the same command again")
+        raise Preempted(STOPPED)

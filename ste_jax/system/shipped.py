@@ -1,4 +1,4 @@
-"""What does the package bring along, and by which names is it called in a config?"""
+"""Which files come with the package, and by which names does a config call them?"""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ MODELS = {"pico": "pico/shipped/seed"}
 
 
 def path_of(name: str) -> Path:
-    """The file that `name` means: a shipped one, or one of that path."""
+    """The path of the shipped file `name`, or, if there is none, `name` as a path."""
     return _inside(SHIPPED[name]) if name in SHIPPED else Path(name)
 
 
 def model_of(name: str) -> Path | None:
-    """The directory of a shipped model, None if `name` is none."""
+    """The directory of the shipped model `name`; None if there is none of that name."""
     return _inside(MODELS[name]) if name in MODELS else None
 
 

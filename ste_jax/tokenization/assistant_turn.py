@@ -1,8 +1,8 @@
-"""Which tokens is a text that the assistant is to have said?
+"""Which token ids stand for a text in the assistant's turn?
 
 A text that a model is made to say, or that another model has said, holds marks of thoughts as
-text. The model that reads it may have tokens for these marks, and would not know them by their
-letters. It must hold nothing that is only data: that is for `Tokenizer.encode`.
+text. The model that reads it may have control tokens for these marks, and would not recognize them
+spelled out. Such a text must hold no data of the user's: for that there is `Tokenizer.encode`.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from ste_jax.tokenization.control_tokens import Piece
 
 
 class PieceEncoder(Protocol):
-    """What is needed of a tokenizer."""
+    """What this module needs of a tokenizer."""
 
     @property
     def control_tokens(self) -> Collection[str]:
-        """The control tokens as they are written."""
+        """The texts of the control tokens."""
 
     def encode_pieces(self, pieces: Iterable[Piece]) -> list[int]:
-        """The tokens of a text after others, of which it is known what is control."""
+        """The tokens of a text that follows others, given in pieces: text or control tokens."""
 
 
 def forced_ids(tokenizer: PieceEncoder, text: str) -> list[int]:
-    """Ids of a forced text after other tokens; marks of thoughts in it are the model's own tokens,
-    if it has such."""
+    """Ids of a forced text that follows other tokens. Marks of thoughts in it become the model's
+    own control tokens, if it has them."""
     pieces = thoughts.pieces(text)
     return tokenizer.encode_pieces(
         _mark(tokenizer, piece) if n % 2 else Piece(piece) for n, piece in enumerate(pieces)
@@ -35,7 +35,7 @@ def forced_ids(tokenizer: PieceEncoder, text: str) -> list[int]:
 
 
 def turn_ids(tokenizer: PieceEncoder, text: str, opened: str) -> list[int]:
-    """Ids of a whole turn of another model's, its thoughts as this model writes them.
+    """Ids of a whole turn that another model wrote, with its thoughts marked as this model does it.
 
     `opened` is the mark that this one's prompt leaves open, if any: it is closed before anything is
     said. Thoughts in which the text was cut off stay open.

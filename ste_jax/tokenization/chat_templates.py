@@ -1,10 +1,11 @@
 """How does a chat become a prompt's text, by a template that comes with a model?
 
-As `transformers` renders it (the same environment: blocks trimmed, `tojson`, `raise_exception`,
-`strftime_now`, `{% generation %}`), except that a rendering ends: what it does is counted, loop by
-loop and character by character, and past a budget the template is refused. Templates come from
-strangers; one that nests loops, or doubles a text forty times, would otherwise hold a run for ever
-or fill the memory. Counting, unlike a clock, makes the same of the same chat on every machine.
+It is rendered as `transformers` renders it (the same environment: blocks trimmed, `tojson`,
+`raise_exception`, `strftime_now`, `{% generation %}`), except that every rendering ends: its work
+is counted, loop by loop and character by character, and a template that exceeds a budget is
+refused. Templates come from strangers; one that nests loops, or doubles a text forty times, would
+otherwise hold a run for ever or fill the memory. Counting, unlike a clock, decides alike on every
+machine.
 """
 
 from __future__ import annotations
@@ -30,19 +31,19 @@ list, `_STEP` for a turn of a loop or a call. A chat of a million characters cos
 _ITEM, _STEP = 16, 500
 _INTEGER_BITS = 4096
 _NOW = datetime.datetime(2024, 7, 26)
-"""The day it is for templates: with today's a run would depend on the day it is resumed."""
+"""The date that templates are given: with today's, a run would depend on when it is resumed."""
 
 _UNBOUND_METHODS = {"center", "expandtabs", "ljust", "rjust", "to_bytes", "zfill"}
 _UNBOUND_FILTERS = {"batch", "center", "filesizeformat", "pprint", "random", "slice", "urlize"}
 _UNBOUND_FILTERS |= {"wordwrap", "xmlattr"}
-"""What they make is as large as a number says, or another each time; no published template has
-them."""
+"""Filters that templates may not use: their output is as large as a number says, or random. No
+published template uses them."""
 _WIDE = re.compile(r"%[^a-zA-Z%]*(\d{4}|\*)|\{[^}]*:[^}]*(\d{4}|\{)")
-"""A format that asks for a width of thousands, or takes one from its arguments."""
+"""Matches a format that asks for a width of thousands, or takes a width from its arguments."""
 
 
 class ChatTemplate:
-    """A template, compiled. Raises `jinja2.TemplateError` for a text that is none."""
+    """A compiled template. Raises `jinja2.TemplateError` for a text that is not a template."""
 
     def __init__(self, text: str) -> None:
         self._environment = _Environment()
@@ -51,8 +52,8 @@ class ChatTemplate:
     def render(self, messages: Sequence[Mapping[str, Any]], prompt: bool, **arguments: Any) -> str:
         """The text of a chat; with `prompt` up to where the assistant begins.
 
-        Whatever goes wrong in a template is raised as it is; one that would not come to an end, or
-        not soon, raises `jinja2.TemplateError`.
+        Errors in a template are raised as they are; a template that would take too long, or would
+        never end, raises `jinja2.TemplateError`.
         """
         with self._environment.budget:
             return self._template.render(
@@ -66,16 +67,16 @@ class ChatTemplate:
 
 USER, ASSISTANT = "user", "assistant"
 Written = Callable[[Sequence[str], bool], list[list[str]]]
-"""(roles, whether up to where the assistant begins) -> the control tokens that a template writes
-before, between and after the contents of such a chat."""
+"""A function of a chat's roles, and of whether it stops where the assistant begins. It gives the
+control tokens that a template writes before, between and after the contents of such a chat."""
 
 
 def end_of_turn(written: Written, known: Collection[str]) -> str | None:
-    """The control token with which a template ends an answer, if it does with one; `known` are
-    such as end a text in any case."""
+    """The control token with which a template ends an answer; None if there is none. `known` are
+    tokens that end a text in any case."""
     *_, asked = written([USER], True)
     *_, answered = written([USER, ASSISTANT], False)
-    # What stands alike after a question and an answer may be the next turn's beginning.
+    # A token that follows questions and answers alike may be the beginning of the next turn.
     if answered and (answered[0] in known or answered != asked):
         return answered[0]
     # Some templates let the last turn of a chat stand open.
@@ -86,7 +87,7 @@ def end_of_turn(written: Written, known: Collection[str]) -> str | None:
 
 
 class _Budget(threading.local):
-    """What the rendering of this thread may still spend."""
+    """What the rendering in this thread may still spend."""
 
     left = _BUDGET
 
@@ -147,7 +148,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         self.filters = {name: self._counted(name, each) for name, each in self.filters.items()}
         self.filters |= {"counted turns": self._turns, "counted text": self._text}
 
-    # What a template does is counted -----------------------------------------------------------
+    # Counting what a template does --------------------------------------------------------------
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         tree = super()._parse(source, name, filename)
@@ -208,7 +209,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         return self._text(super().call(context, obj, *args, **named))
 
     def _spend_on(self, name: str, value: Any, args: Sequence[Any]) -> None:
-        """Of a call: of what it reads, and of what it makes where that is more."""
+        """Spends the cost of a call: of what it reads, or of what it makes where that is more."""
         self.budget.spend(_STEP + _cost(value) + sum(map(_cost, args)))
         if name == "replace" and len(args) >= 2:
             old, new = args[:2]
@@ -236,11 +237,11 @@ class _Environment(ImmutableSandboxedEnvironment):
         return self._text(super().call_binop(context, operator, left, right))
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
-        """Whether a template may have it."""
+        """Whether a template may read an attribute."""
         return attr not in _UNBOUND_METHODS and super().is_safe_attribute(obj, attr, value)
 
     def wrap_str_format(self, value: Any) -> Any:
-        """`text.format`, as the sandbox has it."""
+        """`text.format` as the sandbox wraps it; it refuses large widths."""
         wrapped = super().wrap_str_format(value)
         if wrapped is not None:
             _refuse_wide(value.__self__)
@@ -270,7 +271,7 @@ def _to_json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """JSON as it stands; the library's own filter escapes what HTML knows."""
+    """Plain JSON; jinja2's own filter would escape characters that are special in HTML."""
     if (indent if isinstance(indent, int) else _cost(indent)) > 16:
         raise jinja2.TemplateError("it indents JSON by more than 16 spaces")
     return json.dumps(

@@ -8,10 +8,10 @@ devices, both built on a secret that no text can hold, tell them apart:
 `Marks` surround the contents before the template is rendered, so that afterwards it is known which
 parts of the rendered text are data.
 
-A `Fence` is a copy of the tokenizer in which every control token goes by a secret name and its true
-spelling is no piece of the vocabulary. The template's control tokens are called by their secret
-names, and whatever data says is encoded as plain text. Apart from the names the copy is the same
-tokenizer, so that texts without control tokens in their data give the same ids.
+A `TokenizersCoder` holds a copy of the tokenizer in which every control token has a secret name
+and its true spelling is no piece of the vocabulary. The template's control tokens are written with
+their secret names, and whatever data says is encoded as plain text. Apart from the names the copy
+is the same tokenizer, so that texts without control tokens in their data give the same ids.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from dataclasses import dataclass
 
 import tokenizers
 
-from ste_jax.errors import RequestError, WorkError
 from ste_jax.prompts.thoughts import TOKENS
+from ste_jax.system.errors import RequestError, WorkError
 
 _DIGITS = 24
-"""Length of a secret: text that was not written with it holds it with probability 10**-24."""
+"""Length of a secret in digits: a text holds one by chance with probability 10**-24."""
 
 
 def new_secret(texts: Iterable[str]) -> str:
@@ -67,7 +67,7 @@ class Piece:
 
 
 def text_of(pieces: Iterable[Piece]) -> str:
-    """The text that pieces make."""
+    """The text of pieces, joined."""
     return "".join(piece.text for piece in pieces)
 
 
@@ -77,8 +77,8 @@ def controls_of(pieces: Iterable[Piece]) -> list[str]:
 
 
 class Marks:
-    """Marks for contents, and what they say about a rendered text. `secret` is in no content, nor
-    are the characters at their ends."""
+    """Marks around contents, by which data is found again in a rendered text. Neither their secret
+    nor the characters at their ends are in any content."""
 
     def __init__(self, control: Iterable[str], texts: Sequence[str] = ()) -> None:
         """Marks for a tokenizer's `control` tokens, fit for `texts`."""
@@ -152,16 +152,16 @@ class Marks:
     def survived(self, pieces: Iterable[Piece]) -> bool:
         """Whether the marks came through the template whole, or not at all.
 
-        Else the text holds pieces of them: the secret, or an end of a mark.
+        If they did not, the text holds pieces of them: the secret, or an end of a mark.
         """
         return self.fit(["".join(piece.text for piece in pieces)])
 
 
 # ---------------------------------------------------------------------------------------------
-# A tokenizer that knows its control tokens by secret names only
+# A tokenizer whose control tokens have secret names
 
 
-class Fence:
+class TokenizersCoder:
     """A copy of `backend` that makes control tokens of secret names and of nothing else."""
 
     def __init__(
@@ -203,7 +203,7 @@ class Fence:
                 for piece in pieces
             )
             texts.append((self._anchor if continues else "") + "".join(words))
-        # Without the places in the text, which nobody asks for.
+        # The fast call leaves out each token's place in the text, which is not needed.
         found = self._copy.encode_batch_fast(texts, add_special_tokens=False)
         encoded = [list(each.ids)[int(continues) :] for each in found]
         for ids, control in zip(encoded, expected, strict=True):
@@ -219,8 +219,8 @@ class Fence:
             )
 
     def decode(self, batch: Iterable[Sequence[int]], skip_special: bool) -> list[str]:
-        """For each list of ids its text, if `skip_special` without special tokens, but for marks of
-        thoughts."""
+        """The text of each list of ids; with `skip_special` without special tokens other than marks
+        of thoughts."""
         lists = [list(ids) for ids in batch]
         texts: list[str] = self._decoder.decode_batch(lists, skip_special_tokens=skip_special)
         return texts

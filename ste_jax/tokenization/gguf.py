@@ -1,7 +1,7 @@
 """How is the tokenizer of a GGUF file built?
 
-From the file's own words: vocabulary, merges or scores, kinds of token, and the name of its
-pre-tokenizer (`tokenizer.ggml.pre`), which says how text is cut before merging. The cut matters: of
+From what the file holds: vocabulary, merges or scores, kinds of token, and the name of its
+pre-tokenizer (`tokenizer.ggml.pre`), which says how text is cut before merging. The cut matters: in
 `a  2024`, a `smollm` vocabulary was trained to see the digits one at a time and the two spaces as
 one token, and a reader that cuts as GPT-2 does gives ids that the model hardly knows.
 
@@ -27,7 +27,7 @@ from tokenizers import (
     pre_tokenizers,
 )
 
-from ste_jax.errors import RequestError
+from ste_jax.system.errors import RequestError
 from ste_jax.tokenization.gguf_metadata import read_gguf_metadata
 from ste_jax.tokenization.sentencepiece_model import Pieces, build_backend
 
@@ -94,41 +94,41 @@ _NO_TOKEN = (-1, 2**32 - 1)
 """Ids with which a file says that there is no such token; the second is the first, unsigned."""
 
 
-def _check(values: dict[str, Any], told: str) -> None:
-    """Raises `RequestError` for a list or an id that is not what it must be. Ids of no token are
-    taken out."""
+def _check(values: dict[str, Any], where: str) -> None:
+    """Raises `RequestError` for a list or an id that is not what it must be, and removes ids that
+    stand for "no such token"."""
     for key, kind in (("tokens", str), ("token_type", int), ("scores", float), ("merges", str)):
         held = values.get(key, [])
         if not isinstance(held, list) or any(type(each) is not kind for each in held):
-            raise RequestError(f"{told}.{key} is not a list of {_KINDS[kind]} alone")
+            raise RequestError(f"{where}.{key} is not a list of {_KINDS[kind]} alone")
     tokens, count = values["tokens"], len(values["tokens"])
     if len(values["token_type"]) != count:
-        raise RequestError(f"{told}.token_type does not have one kind per token")
+        raise RequestError(f"{where}.token_type does not have one kind per token")
     if not set(values["token_type"]) <= set(TokenType):
-        raise RequestError(f"{told}.token_type has {max(values['token_type'])}, no kind of token")
+        raise RequestError(f"{where}.token_type has {max(values['token_type'])}, no kind of token")
     if not all(map(math.isfinite, values.get("scores", ()))):
-        raise RequestError(f"{told}.scores holds a number that is not finite")
+        raise RequestError(f"{where}.scores holds a number that is not finite")
     if len(set(tokens)) < count:
         first: dict[str, int] = {}
         again = next(i for i, text in enumerate(tokens) if first.setdefault(text, i) != i)
         raise RequestError(
-            f"{told}.tokens has {tokens[again]!r} twice, as the ids {first[tokens[again]]} and "
+            f"{where}.tokens has {tokens[again]!r} twice, as the ids {first[tokens[again]]} and "
             f"{again}; convert the model again, or give it as a Hugging Face directory"
         )
     for key in [key for key in values if key.endswith("_token_id")]:
         if values[key] in _NO_TOKEN:
             del values[key]
         elif type(values[key]) is not int or not 0 <= values[key] < count:
-            raise RequestError(f"{told}.{key} is {values[key]!r:.100}, of {count} tokens")
+            raise RequestError(f"{where}.{key} is {values[key]!r:.100}, of {count} tokens")
     if type(values.get("add_space_prefix", True)) is not bool:
-        raise RequestError(f"{told}.add_space_prefix is neither true nor false")
+        raise RequestError(f"{where}.add_space_prefix is neither true nor false")
 
 
 _KINDS = {str: "texts", int: "integers", float: "floats"}
 
 
 def _add_tokens(backend: Tokenizer, values: dict[str, Any]) -> None:
-    """Control tokens (special) and user-defined ones are matched whole in a text."""
+    """Makes control tokens (special) and user-defined ones be matched whole in a text."""
     kinds = list(zip(values["tokens"], values["token_type"], strict=True))
     special = (TokenType.CONTROL, TokenType.UNKNOWN)
     backend.add_special_tokens(
@@ -148,7 +148,7 @@ def _add_tokens(backend: Tokenizer, values: dict[str, Any]) -> None:
 
 @dataclass(frozen=True)
 class _Cut:
-    """How a byte-level vocabulary wants its text cut, before bytes are spelled as characters."""
+    """How text is cut for a byte-level vocabulary, before bytes are spelled as characters."""
 
     steps: tuple[Any, ...]
     whole_words_first: bool = False
@@ -162,7 +162,8 @@ def _split(*patterns: str) -> tuple[Any, ...]:
     return (*splits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False))
 
 
-# Words, numbers and other runs with at most one space before them; ByteLevel has the same built in.
+# This matches words, numbers and other runs, each with at most one space before it; ByteLevel has
+# the same built in.
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _LATER = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s"
@@ -229,7 +230,7 @@ def _sentencepiece(values: dict[str, Any], path: Path) -> Tokenizer:
         kinds=values["token_type"],
         unknown_id=values.get("unknown_token_id", 0),
     )
-    # As llama.cpp puts it, which has no other way.
+    # llama.cpp always puts the space there.
     return build_backend(pieces, "always" if values.get("add_space_prefix", True) else "never")
 
 

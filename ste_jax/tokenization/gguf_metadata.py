@@ -1,9 +1,9 @@
-"""What does a GGUF file say about itself, and where in it do its tensors lie?
+"""What does a GGUF file say about itself, and where in the file is each tensor?
 
 The `gguf` package's reader makes several array views of every string, which takes a vocabulary the
 better part of ten seconds, and trusts the numbers of a file: an offset that wraps around gives the
-bytes of another tensor. This reads what stands before the tensors in one pass, with whole numbers,
-and holds every place against the file. The layout is the GGUF specification's
+bytes of another tensor. This module reads what stands before the tensors in one pass, with Python's
+integers, and checks every place against the file. The layout is the GGUF specification's
 (github.com/ggml-org/ggml, docs/gguf.md), versions 2 and 3, little-endian.
 """
 
@@ -20,7 +20,7 @@ from typing import Any
 
 from gguf import GGML_QUANT_SIZES, GGUF_MAGIC, GGMLQuantizationType, GGUFValueType
 
-from ste_jax.errors import RequestError
+from ste_jax.system.errors import RequestError
 
 _FORMATS = {
     GGUFValueType.UINT8: "B",
@@ -38,16 +38,16 @@ _FORMATS = {
 _MOST_DIMENSIONS = 4
 _ALIGNMENT = 32
 _DEEPEST = 8
-"""Lists within lists; real files have none."""
+"""How deep lists may be nested; real files have no lists within lists."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GGUFTensor:
-    """Where a tensor lies."""
+    """A tensor of a file: its name, its shape, its type, and its place."""
 
     name: str
     shape: tuple[int, ...]
-    """As PyTorch has it: the last dimension is the one whose numbers lie side by side."""
+    """In PyTorch's order: numbers along the last dimension lie side by side."""
     kind: GGMLQuantizationType
     start: int
     """The place in the file of its first byte."""
@@ -65,8 +65,8 @@ def read_gguf_metadata(path: Path) -> dict[str, Any]:
 
 
 def read_gguf(path: Path, tensors: bool = True) -> tuple[dict[str, Any], list[GGUFTensor]]:
-    """`read_gguf_metadata` and the file's tensors, none of which reaches past its end or into
-    another."""
+    """The metadata, as `read_gguf_metadata` gives it, and the file's tensors. None of these reaches
+    past the file's end or into another tensor."""
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             cursor = _Cursor(data)
@@ -117,23 +117,23 @@ class _Cursor:
         return tensors, values
 
     def tensors(self, count: int, values: Mapping[str, Any]) -> list[GGUFTensor]:
-        """All tensors, held against the file's length and each other."""
+        """All tensors, checked against the file's length and each other."""
         alignment = values.get("general.alignment", _ALIGNMENT)
         if isinstance(alignment, bool) or not isinstance(alignment, int) or alignment < 1:
             raise ValueError(f"general.alignment is {alignment!r}")
-        told = [self._tensor() for _ in range(count)]
+        headers = [self._tensor() for _ in range(count)]
         begin = _up(self._at, alignment)
         held = len(self._data) - begin
         found: dict[str, GGUFTensor] = {}
         end = 0
-        for name, shape, kind, offset in told:
+        for name, shape, kind, offset in headers:
             block, bytes_ = GGML_QUANT_SIZES[kind]
             if name in found:
                 raise ValueError(f"it has the tensor {name} twice")
             if not 1 <= len(shape) <= _MOST_DIMENSIONS or min(shape) < 1 or shape[-1] % block:
                 raise ValueError(f"tensor {name} of type {kind.name} has the shape {list(shape)}")
             size = math.prod(shape) // block * bytes_
-            # One lies after the other without a gap, so that a wrong place or type shows.
+            # Tensors follow each other without a gap, so that a wrong place or type shows.
             if offset != _up(end, alignment):
                 raise ValueError(f"tensor {name} lies at {offset} and not at {_up(end, alignment)}")
             end = offset + size
@@ -153,11 +153,11 @@ class _Cursor:
         (kind,), (offset,) = self._numbers("I"), self._numbers("Q")
         return name, shape, GGMLQuantizationType(kind), offset
 
-    def _numbers(self, letter: str, count: int = 1) -> tuple[Any, ...]:
-        width = struct.calcsize(f"<{letter}")
+    def _numbers(self, format: str, count: int = 1) -> tuple[Any, ...]:
+        width = struct.calcsize(f"<{format}")
         if count * width > len(self._data) - self._at:
             raise ValueError(f"{count} numbers of {width} bytes reach past the end")
-        values = struct.unpack_from(f"<{count}{letter}", self._data, self._at)
+        values = struct.unpack_from(f"<{count}{format}", self._data, self._at)
         self._at += count * width
         return values
 

@@ -1,6 +1,6 @@
-"""How does SentencePiece itself encode and decode, and data still makes no control token?
+"""How does SentencePiece itself encode and decode, without data becoming a control token?
 
-Through tensorflow-text, on a copy of the model in which every control token is of a kind that
+It runs in tensorflow-text, on a copy of the model in which every control token is of a kind that
 SentencePiece never finds in a text. Control tokens of a chat template become ids without its help,
 and the stretches of text between them are encoded each alone.
 """
@@ -16,13 +16,13 @@ from typing import Any
 
 from gguf import TokenType
 
-from ste_jax.errors import RequestError
+from ste_jax.system.errors import RequestError
 from ste_jax.tokenization.control_tokens import Piece
 from ste_jax.tokenization.sentencepiece_model import SPACE, SentencePieceModel, parse
 
 
-class SentencePieceFence:
-    """The same as `control_tokens.Fence`, by tensorflow-text on a `tokenizer.model`."""
+class SentencePieceCoder:
+    """The same as `control_tokens.TokenizersCoder`, by tensorflow-text on a `tokenizer.model`."""
 
     def __init__(
         self,
@@ -33,8 +33,8 @@ class SentencePieceFence:
         special_ids: Iterable[int],
     ) -> None:
         """`vocab` is the whole vocabulary and `added` the tokens in it that a text is first
-        searched for. Of these, data never gives the ones in `control`, and decoded text can do
-        without the special ones.
+        searched for. Data never gives those in `control`, and decoding can leave out the special
+        ones.
 
         Raises `RequestError` for a model of another vocabulary, and where tensorflow-text is not
         installed.
@@ -72,7 +72,7 @@ class SentencePieceFence:
     def encode(
         self, batch: Iterable[Iterable[Piece]], *, continues: bool = False
     ) -> list[list[int]]:
-        """For each text the ids of its pieces joined; see `control_tokens.Fence.encode`."""
+        """The ids of each text's pieces, joined, as `TokenizersCoder.encode` gives them."""
         texts: list[str] = []
         prefixed: list[bool] = []
         plans: list[list[int | None]] = []  # a control token's id, or None for the next text
@@ -101,7 +101,7 @@ class SentencePieceFence:
         ]
 
     def _stretches(self, pieces: Iterable[Piece]) -> Iterator[tuple[int | None, str]]:
-        """Tokens that are set, with their ids, and the texts between them."""
+        """The control tokens, with their ids, and the texts between them (with None)."""
         for control, group in itertools.groupby(pieces, key=lambda piece: piece.control):
             if control:
                 yield from ((self._control[piece.text], piece.text) for piece in group)
@@ -111,7 +111,7 @@ class SentencePieceFence:
                         yield self._behind.get(text), text
 
     def decode(self, batch: Iterable[Sequence[int]], skip_special: bool) -> list[str]:
-        """For each list of ids its text; see `control_tokens.Fence.decode`."""
+        """The text of each list of ids, as `TokenizersCoder.decode` gives it."""
         runs: list[list[int]] = []
         plans: list[list[str | None]] = []  # a control token's text, or None for the next run
         for ids in batch:

@@ -1,7 +1,7 @@
-"""Is a SentencePiece model what the tokenizer.json says that is there or is made of it?
+"""Does a tokenizer.json give the ids of the SentencePiece model that it belongs to?
 
-`tensorflow_text` runs SentencePiece itself; what `transformers` makes of the same model is held
-against it."""
+`tensorflow_text` runs SentencePiece itself; the tokenizer.json that lies beside the model, or that
+`transformers` made of it, is compared with that."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from ste_jax.errors import RequestError
+from ste_jax.system.errors import RequestError
 
 
 class Coder(Protocol):
-    """What is needed of a tokenizer."""
+    """What a comparison needs of a tokenizer."""
 
     def encode_batch(self, texts: Iterable[str], *, continues: bool = False) -> list[list[int]]:
         """Ids of texts of data."""
@@ -53,14 +53,14 @@ def check(directory: Path, name: str) -> None:
     """Raises `RequestError` where SentencePiece makes other ids than the tokenizer.json that is
     made of its model.
 
-    In a process of its own: TensorFlow takes the better part of a gigabyte, and devices if it can.
+    It runs in a process of its own: TensorFlow takes nearly a gigabyte, and devices if it can.
     """
-    code = "import sys; from ste_jax.tokenization.tokenizer import load_tokenizer"
+    code = "import sys; from ste_jax.tokenization.load import load_tokenizer"
     code += "; load_tokenizer(*sys.argv[1:])"
     arguments = [sys.executable, "-c", code, str(directory), "tensorflow_text"]
     done = subprocess.run(arguments, capture_output=True, text=True, check=False)
     if done.returncode:
-        told = " ".join(done.stderr.strip().splitlines()[-1:])
+        said = " ".join(done.stderr.strip().splitlines()[-1:])
         raise RequestError(
-            told.partition("RequestError: ")[2].replace(str(directory), name) or told
+            said.partition("RequestError: ")[2].replace(str(directory), name) or said
         )

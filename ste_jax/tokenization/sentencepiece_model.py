@@ -16,8 +16,8 @@ from typing import Any, Literal
 from gguf import TokenType  # its kinds are SentencePiece's
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from ste_jax.errors import RequestError
 from ste_jax.system import files
+from ste_jax.system.errors import RequestError
 
 SPACE = "▁"
 """How a piece spells a space."""
@@ -26,7 +26,7 @@ Prefix = Literal["never", "first", "always"]
 """Where a space is put before a text: nowhere, at its start, or also after each control token."""
 
 _CLASSES = ("LlamaTokenizer", "GemmaTokenizer", "PreTrainedTokenizer", "TokenizersBackend")
-"""Classes of `transformers` whose ids are the model's own; others count differently."""
+"""Classes of `transformers` that use the model's own ids; other classes number differently."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +63,8 @@ class SentencePieceDirectory:
 def build_backend(pieces: Pieces, prefix: Prefix) -> Tokenizer:
     """A tokenizer that cuts and merges as SentencePiece does; control tokens are not matched yet.
 
-    `tokenizers` puts a space before a text where none is: SentencePiece always. So spaces are
-    spelled as `▁` first, and what is put there is a true space, which is spelled afterwards.
+    `tokenizers` puts a space before a text only where there is none, SentencePiece always. So the
+    text's spaces are spelled as `▁` first; then a space is put before it and spelled in turn.
     """
     backend = Tokenizer(
         models.BPE(
@@ -123,7 +123,7 @@ def parse(serialized: bytes, name: str) -> Any:
         ) from error
     try:
         proto.ParseFromString(serialized)
-    # Of protobuf, which need not be there when this module is imported.
+    # The error's type is protobuf's, which need not be installed when this module is imported.
     except Exception as error:
         raise RequestError(
             f"{name}: not a SentencePiece model ({error}); give a tokenizer.json"
@@ -136,7 +136,7 @@ def parse(serialized: bytes, name: str) -> Any:
 def prefix_of(proto: Any, config: Mapping[str, Any]) -> Prefix:
     """Where texts begin with a space, by the model and by its `tokenizer_config.json`.
 
-    Where that does not say, as `transformers`' LlamaTokenizer takes it: at the start alone.
+    Where that file does not say, it is at the start alone, as in `transformers`' LlamaTokenizer.
     """
     if not proto.normalizer_spec.add_dummy_prefix or config.get("add_prefix_space") is False:
         return "never"
@@ -144,7 +144,7 @@ def prefix_of(proto: Any, config: Mapping[str, Any]) -> Prefix:
 
 
 def knobs_of(prefix: Prefix) -> dict[str, Any]:
-    """What a `tokenizer_config.json` says so that `prefix_of` gives `prefix`."""
+    """The fields of a `tokenizer_config.json` from which `prefix_of` gives `prefix`."""
     return {
         "legacy": prefix == "always",
         **({"add_prefix_space": False} if prefix == "never" else {}),
@@ -152,7 +152,7 @@ def knobs_of(prefix: Prefix) -> dict[str, Any]:
 
 
 def beside(directory: Path, name: str) -> SentencePieceModel | None:
-    """The `tokenizer.model` that lies beside a `tokenizer.json`, if it is one of SentencePiece."""
+    """The `tokenizer.model` beside a `tokenizer.json`, if it is one of SentencePiece."""
     file = directory / "tokenizer.model"
     if not file.exists():
         return None
@@ -169,10 +169,10 @@ def beside(directory: Path, name: str) -> SentencePieceModel | None:
 def read_directory(directory: Path, name: str) -> SentencePieceDirectory:
     """The tokenizer of the `tokenizer.model` in `directory`, which messages call `name`.
 
-    The JSON files that Hugging Face puts beside it are heeded where they are. Raises `RequestError`
-    for files that do not fit together, and for a model of another kind than the BPE models that are
-    published: those that rewrite texts, and such as have both pieces that are matched whole and a
-    space before the text.
+    The JSON files that Hugging Face puts beside it are read where there are any. Raises
+    `RequestError` for files that do not fit together, and for a model unlike the published BPE
+    models: one that rewrites texts, or that has both pieces that are matched whole and a space
+    before the text.
     """
     config = _read(directory, "tokenizer_config.json", name)
     kind = str(config.get("tokenizer_class") or _CLASSES[0])
@@ -205,7 +205,7 @@ def read_directory(directory: Path, name: str) -> SentencePieceDirectory:
         elif kind_of == TokenType.USER_DEFINED:
             # The model's own are matched in the text whose spaces are spelled as in the piece.
             defined.append(AddedToken(text, normalized=i < len(proto.pieces)))
-    # Together: for each call all that is to be matched is compiled anew.
+    # All are added in one call: each call compiles all that is to be matched again.
     backend.add_special_tokens(control)
     backend.add_tokens(defined)
     return SentencePieceDirectory(
@@ -220,7 +220,7 @@ _CONTROL = (TokenType.CONTROL, TokenType.UNKNOWN)
 
 
 def _unlike(proto: Any, prefix: Prefix) -> str | None:
-    """What of the model `build_backend` cannot say."""
+    """What `build_backend` cannot build of the model; None if it can build all."""
     training, spec = proto.trainer_spec, proto.normalizer_spec
     kinds = {piece.type for piece in proto.pieces}
     if training.model_type != training.ModelType.Value("BPE"):
@@ -243,8 +243,8 @@ def _unlike(proto: Any, prefix: Prefix) -> str | None:
 def _pieces(
     proto: Any, added: Mapping[int, tuple[str, bool]], special: Collection[str], name: str
 ) -> Pieces:
-    """The model's pieces and those that the JSON files add behind them; what these say is special
-    is a control piece."""
+    """The model's pieces and those that the JSON files add behind them. A token that these files
+    call special becomes a control piece."""
     texts = [piece.piece for piece in proto.pieces]
     kinds = [int(piece.type) for piece in proto.pieces]
     scores = [float(piece.score) for piece in proto.pieces]
@@ -271,7 +271,7 @@ def _pieces(
 
 
 # ---------------------------------------------------------------------------------------------
-# The JSON files beside it
+# The JSON files beside a model
 
 
 def _read(directory: Path, file: str, name: str) -> dict[str, Any]:
@@ -280,14 +280,14 @@ def _read(directory: Path, file: str, name: str) -> dict[str, Any]:
 
 
 def _added(directory: Path, config: Mapping[str, Any], name: str) -> dict[int, tuple[str, bool]]:
-    """Ids to texts, and whether they are special."""
+    """The texts of added tokens by id, and whether each is special."""
     tokens: dict[int, tuple[str, bool]] = {}
     for text, i in _read(directory, "added_tokens.json", name).items():
         if not isinstance(i, int) or i < 0:
             raise RequestError(f"{name}/added_tokens.json: the id of {text!r} is {i!r}")
         tokens[i] = (text, False)
-    told = config.get("added_tokens_decoder") or {}
-    for key, token in told.items() if isinstance(told, dict) else [("", told)]:
+    added = config.get("added_tokens_decoder") or {}
+    for key, token in added.items() if isinstance(added, dict) else [("", added)]:
         content = _text(token)
         if not isinstance(key, str) or not key.isdecimal() or content is None:
             raise RequestError(
@@ -299,7 +299,7 @@ def _added(directory: Path, config: Mapping[str, Any], name: str) -> dict[int, t
 
 
 def _special(named: Mapping[str, Any], proto: Any, name: str) -> dict[str, str]:
-    """By the JSON files; where they are silent, by the model itself."""
+    """The special tokens that the JSON files name, or, where they name none, the model itself."""
     training, texts = proto.trainer_spec, [piece.piece for piece in proto.pieces]
     unknown = [piece.type for piece in proto.pieces].index(TokenType.UNKNOWN)
     ids = (training.bos_id, training.eos_id, unknown, training.pad_id)
@@ -328,7 +328,7 @@ def _more(named: Mapping[str, Any]) -> list[str]:
 
 
 def _text(token: Any) -> str | None:
-    """The text of a token as JSON has it, plain or with its properties."""
+    """The text of a token, which JSON gives plain or with its properties."""
     text = token.get("content") if isinstance(token, dict) else token
     return text if isinstance(text, str) else None
 

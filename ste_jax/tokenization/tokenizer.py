@@ -1,13 +1,13 @@
 """How does text become token ids and back, and a chat a prompt?
 
-One `Tokenizer`, read from a Hugging Face directory, from a directory that `Tokenizer.save` wrote,
-or from a GGUF file. A prompt has the ids that `apply_chat_template(tokenize=True)` gives, except
-that text of data never becomes a control token (`ste_jax.tokenization.control_tokens` tells how).
+A `Tokenizer` is read by `ste_jax.tokenization.load`. A prompt has the ids that
+`apply_chat_template(tokenize=True)` gives, except that text of data never becomes a control token
+(see `ste_jax.tokenization.control_tokens`).
 
 Two libraries can do the work. `tokenizers` is the faster (`benchmarks/tokenizer_libraries.py`) and
-does it unless told otherwise; `tensorflow_text` runs SentencePiece itself on the `tokenizer.model`
-that Gemma, Llama 2 and Mistral ship, and is what a conversion from one is checked against. Nothing
-here imports JAX.
+the usual one; `tensorflow_text` runs SentencePiece itself on the `tokenizer.model` that Gemma,
+Llama 2 and Mistral ship, and is what a conversion from one is checked against. Nothing here imports
+JAX.
 """
 
 from __future__ import annotations
@@ -22,32 +22,25 @@ from typing import Any, Literal, Protocol
 import jinja2
 from etils import epath
 
-from ste_jax.errors import RequestError
 from ste_jax.generation import Message
 from ste_jax.prompts import thoughts
 from ste_jax.system import files
-from ste_jax.tokenization import sentencepiece_conversion as conversion
+from ste_jax.system.errors import RequestError
 from ste_jax.tokenization import sentencepiece_model
 from ste_jax.tokenization.chat_templates import ASSISTANT, USER, ChatTemplate, end_of_turn
 from ste_jax.tokenization.control_tokens import (
-    Fence,
     Marks,
     Piece,
+    TokenizersCoder,
     controls_of,
     new_secret,
     text_of,
 )
-from ste_jax.tokenization.gguf import read_gguf_tokenizer
-from ste_jax.tokenization.sentencepiece_coder import SentencePieceFence
+from ste_jax.tokenization.sentencepiece_coder import SentencePieceCoder
 from ste_jax.tokenization.sentencepiece_model import SentencePieceModel
 
-# `transformers` tells everybody at import that PyTorch is not there; it need not be.
-os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-
-CHAT_TEMPLATE = "chat_template.jinja"
-_SENTENCEPIECE = "tokenizer.model"
-_TEXTS = (".jinja", ".json", ".model", ".txt")
-"""Endings of the files that may say something about a tokenizer; weights and code have others."""
+SENTENCEPIECE = "tokenizer.model"
+"""The file of a SentencePiece model."""
 
 NO_ARGUMENTS: Mapping[str, Any] = {}
 
@@ -74,11 +67,11 @@ class Tokenizer:
     eos_ids: tuple[int, ...]
     """The ids that end a completion: end of sequence first, and the template's end of turn."""
     end_of_turn_id: int
-    """The one of them that the chat template writes after an answer, which a judge learns to end
-    with; where it writes none, the end of sequence."""
+    """The one of `eos_ids` that the chat template writes after an answer, which a judge learns to
+    end with; where it writes none, the end of sequence."""
     widest: tuple[str, int]
-    """The token of the highest id that a prompt or a completion may hold. A vocabulary may go on,
-    with control tokens that neither text nor template writes."""
+    """The text and the id of the highest token that a prompt or a completion may hold. Above it a
+    vocabulary may have control tokens that neither text nor template writes."""
     bos_id: int | None
     pad_id: int
     chat_template: str
@@ -106,7 +99,7 @@ class Tokenizer:
         try:
             self._template = ChatTemplate(chat_template)
         except Exception as error:
-            raise RequestError(f"the chat template cannot be read ({_told(error)})") from error
+            raise RequestError(f"the chat template cannot be read ({_reason(error)})") from error
         vocab: Mapping[str, int] = backend.get_vocab(with_added_tokens=True)
         self.vocab_size = max(vocab.values()) + 1
         self._control = {
@@ -123,7 +116,7 @@ class Tokenizer:
         self._thinks = thoughts.holds_mark(chat_template)
         self._coder: _Coder
         if library == "tokenizers":
-            self._coder = Fence(backend, self._control, hf.unk_token_id)
+            self._coder = TokenizersCoder(backend, self._control, hf.unk_token_id)
         elif sentencepiece is None:
             raise RequestError("tensorflow-text reads a tokenizer.model, and there is none")
         else:
@@ -133,7 +126,7 @@ class Tokenizer:
                 for i, token in hf.added_tokens_decoder.items()
                 if token.special and token.content not in thoughts.TOKENS
             ]
-            self._coder = SentencePieceFence(sentencepiece, vocab, added, self._control, special)
+            self._coder = SentencePieceCoder(sentencepiece, vocab, added, self._control, special)
         self._marks = Marks(self._control, (chat_template,))
         self._folds_system = self._refuses_system()
         named = [int(end) for end in (hf.eos_token_id, *end_ids) if end is not None]
@@ -148,7 +141,7 @@ class Tokenizer:
 
     @property
     def control_tokens(self) -> Collection[str]:
-        """What `control_ids` are written as."""
+        """The texts of the tokens in `control_ids`."""
         return self._control.keys()
 
     # -----------------------------------------------------------------------------------------
@@ -157,8 +150,8 @@ class Tokenizer:
     def encode(self, text: str, *, continues: bool = False) -> list[int]:
         """Ids of a text of data; it gives no control token, whatever it says.
 
-        With `continues` the text follows other tokens: tokenizers that see a space before the first
-        word of a text see none there.
+        With `continues` the text follows other tokens: a tokenizer that puts a space before the
+        first word of a text then puts none.
         """
         return self.encode_batch([text], continues=continues)[0]
 
@@ -167,12 +160,12 @@ class Tokenizer:
         return self._coder.encode(([Piece(text)] for text in texts), continues=continues)
 
     def encode_pieces(self, pieces: Iterable[Piece]) -> list[int]:
-        """Ids of a text that follows other tokens and of which it is known what is control."""
+        """Ids of a text that follows other tokens, given in pieces: text or control tokens."""
         return self._coder.encode([[each for each in pieces if each.text]], continues=True)[0]
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
-        """The text of `ids`; without special tokens and those that end a turn, unless told
-        otherwise. Marks of thoughts are left in, whatever tokens they are."""
+        """The text of `ids`. With `skip_special` the special tokens and those that end a turn are
+        left out; marks of thoughts are kept, whatever tokens they are."""
         return self.decode_batch([ids], skip_special)[0]
 
     def decode_batch(self, batch: Iterable[Sequence[int]], skip_special: bool = True) -> list[str]:
@@ -257,15 +250,14 @@ class Tokenizer:
         prompt: bool = True,
         arguments: Mapping[str, Any] = NO_ARGUMENTS,
     ) -> list[Piece]:
-        """The rendered chat, with it known which control tokens are the template's own."""
+        """The rendered chat in pieces, in which the template's own control tokens are marked."""
         contents = [turn["content"] for turn in turns]
         marks = self._marks_for(contents)
         pieces = marks.pieces(self._render(self._marked(turns), prompt, arguments))
         if not any(map(marks.holds_control, contents)):
             # A template may look at a content (how does it end? is it this word?) and find the
-            # marks. For clean contents the plain rendering is the right one, unless the template
-            # made other control tokens out of them: by the marks, or where it took those apart,
-            # than of contents that say nothing.
+            # marks. For contents that spell no control token the plain rendering is the right one,
+            # if the template writes the same control tokens as for contents that say nothing.
             plain, own = marks.pieces(self._render(turns, prompt, arguments)), pieces
             if not marks.survived(pieces):
                 silent = [{**each, "content": "x"} for each in turns]
@@ -275,7 +267,7 @@ class Tokenizer:
         if not marks.survived(pieces):
             raise RequestError(
                 "the chat template rewrites the contents that it is given, so that control tokens "
-                "in them cannot be told from its own; simplify the template"
+                "in them look like its own; simplify the template"
             )
         return pieces
 
@@ -288,11 +280,11 @@ class Tokenizer:
         try:
             named = {**self._hf.special_tokens_map, **arguments}
             return self._template.render(turns, prompt, **named)
-        # A template is a program of somebody's, which can fail in any way.
+        # A template is a stranger's program, which can fail in any way.
         except Exception as error:
             roles = ", ".join(turn["role"] for turn in turns)
             raise RequestError(
-                f"the chat template refuses a chat of these roles: {roles} ({_told(error)})"
+                f"the chat template refuses a chat of these roles: {roles} ({_reason(error)})"
             ) from error
 
     def _refuses_system(self) -> bool:
@@ -306,8 +298,8 @@ class Tokenizer:
             return True
 
     def _end_of_turn(self, named: Collection[int]) -> int | None:
-        """The id of the control token that the template writes after an answer, if it writes one;
-        `named` are ends that the files name."""
+        """The id of the control token that the template writes after an answer, if it writes one.
+        `named` are the ids that the model's files name as ends."""
         known = {text for text, token_id in self._control.items() if token_id in named}
         try:
             found = end_of_turn(self._written, known)
@@ -316,7 +308,7 @@ class Tokenizer:
         return None if found is None else self._control[found]
 
     def _widest(self, vocab: Mapping[str, int], unknown_id: int | None) -> tuple[str, int]:
-        """See `widest`."""
+        """The token of the highest id that can occur; see the field `widest`."""
         kept_out = self.control_ids - {self.end_of_turn_id, unknown_id}
         for roles in ([USER], [USER, ASSISTANT], ["system", USER]):
             try:
@@ -346,15 +338,15 @@ class Tokenizer:
     # -----------------------------------------------------------------------------------------
     # Files
 
-    def token_ids(self) -> dict[str, Any]:
-        """Its ids as a Hugging Face config names them."""
+    def special_token_ids(self) -> dict[str, Any]:
+        """The ids of its special tokens, as a Hugging Face config names them."""
         ids = {"eos_token_id": list(self.eos_ids), "pad_token_id": self.pad_id}
         return ids if self.bos_id is None else {"bos_token_id": self.bos_id, **ids}
 
     def save(self, directory: str | os.PathLike[str]) -> None:
-        """Writes a Hugging Face tokenizer to `directory`, which `load_tokenizer` reads back alike.
+        """Writes a Hugging Face tokenizer to `directory`; `load_tokenizer` reads the same one back.
 
-        `token_ids` go into `generation_config.json`, where generation libraries look.
+        `special_token_ids` go into `generation_config.json`, where generation libraries look.
         """
         with tempfile.TemporaryDirectory() as written:
             self._hf.save_pretrained(written)
@@ -362,133 +354,25 @@ class Tokenizer:
             config = files.read_object(Path(config_file))
             # This class takes tokenizer.json as it stands, in every version of `transformers`.
             config["tokenizer_class"] = "PreTrainedTokenizerFast"
-            # How this one was loaded is no property of the tokenizer.
+            # These say how the tokenizer was loaded, which is no property of the tokenizer.
             for key in ("is_local", "local_files_only", "name_or_path"):
                 config.pop(key, None)
             if self._sentencepiece is not None:
-                Path(written, _SENTENCEPIECE).write_bytes(self._sentencepiece.serialized)
+                Path(written, SENTENCEPIECE).write_bytes(self._sentencepiece.serialized)
                 config |= sentencepiece_model.knobs_of(self._sentencepiece.prefix)
             files.write_json(config_file, dict(sorted(config.items())))
-            files.write_json(epath.Path(written, "generation_config.json"), self.token_ids())
+            files.write_json(
+                epath.Path(written, "generation_config.json"), self.special_token_ids()
+            )
             target = epath.Path(directory)
             target.mkdir(parents=True, exist_ok=True)
             for file in sorted(Path(written).iterdir()):
                 (target / file.name).write_bytes(file.read_bytes())
 
 
-def load_tokenizer(path: str | os.PathLike[str], library: Library = "tokenizers") -> Tokenizer:
-    """The tokenizer of a Hugging Face directory, a saved one, or a GGUF file.
-
-    `path` may be local or, for a directory, remote. The chat template comes from there too; for a
-    GGUF file without one, from a file `chat_template.jinja` beside it. Code that a directory brings
-    along is never run. A `tokenizer.model` without a `tokenizer.json` is turned into one, which is
-    held against SentencePiece itself; so is a `tokenizer.json` where `tensorflow_text` is to read
-    the model beside it. Raises `RequestError` that names what is missing or differs.
-    """
-    source = epath.Path(path)
-    if source.is_dir():
-        with tempfile.TemporaryDirectory() as near:
-            for file in source.iterdir():
-                if file.suffix in _TEXTS and file.is_file():
-                    Path(near, file.name).write_bytes(file.read_bytes())
-            return _from_directory(Path(near), str(source), library)
-    if source.suffix == ".gguf" and source.exists():
-        return _from_gguf(Path(source))
-    raise RequestError(
-        f"{source}: no tokenizer there; give a Hugging Face directory with a tokenizer.json, or a "
-        ".gguf file"
-    )
-
-
-def _from_directory(directory: Path, name: str, library: Library) -> Tokenizer:
-    names = {file.name for file in directory.iterdir()}
-    model: SentencePieceModel | None
-    given = bool(names & {"tokenizer.json", "vocab.json"})
-    if given:
-        hf = _read_hf(directory, name)
-        model = sentencepiece_model.beside(directory, name)
-    elif _SENTENCEPIECE in names:
-        found = sentencepiece_model.read_directory(directory, name)
-        hf, model = _wrapped(found.backend, found.special, found.chat_template), found.model
-    else:
-        raise RequestError(f"{name}/tokenizer.json is missing (and so is tokenizer.model)")
-    end_ids: list[int] = []
-    if "generation_config.json" in names:
-        generation = files.read_object(
-            directory / "generation_config.json", f"{name}/generation_config.json"
-        )
-        ends = generation.get("eos_token_id")
-        end_ids = [] if ends is None else ends if isinstance(ends, list) else [ends]
-        if any(type(end) is not int or not 0 <= end < 2**31 for end in end_ids):
-            raise RequestError(
-                f"{name}/generation_config.json: eos_token_id is {ends!r:.100}, ids are needed"
-            )
-    remedy = f"put it into {name}/{CHAT_TEMPLATE}"
-    tokenizer = _with_template(hf, name, remedy, end_ids, model, library)
-    if library == "tensorflow_text":
-        conversion.compare(_with_template(hf, name, remedy, end_ids, model), tokenizer, name)
-    elif not given:
-        conversion.check(directory, name)
-    return tokenizer
-
-
-def _read_hf(directory: Path, name: str) -> Any:
-    # Here, not above: it takes seconds to import.
-    from transformers import AutoTokenizer
-
-    try:
-        hf = AutoTokenizer.from_pretrained(
-            str(directory), local_files_only=True, trust_remote_code=False
-        )
-    # The tokenizers library raises bare exceptions for files that it cannot read.
-    except Exception as error:
-        raise RequestError(f"{name}: the tokenizer cannot be read ({error})") from error
-    if getattr(hf, "backend_tokenizer", None) is None:
-        raise RequestError(f"{name}: a tokenizer.json is needed, or files that give one")
-    return hf
-
-
-def _from_gguf(file: Path) -> Tokenizer:
-    found = read_gguf_tokenizer(file)
-    beside = file.with_name(CHAT_TEMPLATE)
-    template = found.chat_template
-    if template is None and beside.exists():
-        template = beside.read_text(encoding="utf-8")
-    hf = _wrapped(found.backend, found.special, template)
-    return _with_template(hf, str(file), f"put it into {beside}", found.end_ids)
-
-
-def _wrapped(backend: Any, special: Mapping[str, str], chat_template: Any) -> Any:
-    from transformers import PreTrainedTokenizerFast
-
-    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
-        tokenizer_object=backend, chat_template=chat_template, **special
-    )
-
-
-def _with_template(
-    hf: Any,
-    name: str,
-    remedy: str,
-    end_ids: Iterable[int],
-    sentencepiece: SentencePieceModel | None = None,
-    library: Library = "tokenizers",
-) -> Tokenizer:
-    try:
-        template = hf.get_chat_template()
-    except ValueError as error:
-        raise RequestError(f"{name}: there is no chat template; {remedy}") from error
-    # Of several templates the default one is kept.
-    hf.chat_template = template
-    try:
-        return Tokenizer(hf, template, end_ids, sentencepiece, library)
-    except RequestError as error:
-        raise RequestError(f"{name}: {error}") from error
-
-
-def _told(error: Exception) -> str:
-    told = " ".join(str(error).split())
-    return told if isinstance(error, jinja2.TemplateError) else f"{type(error).__name__}: {told}"
+def _reason(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if isinstance(error, jinja2.TemplateError) else f"{type(error).__name__}: {text}"
 
 
 def _without_system(turns: list[dict[str, str]]) -> list[dict[str, str]]:

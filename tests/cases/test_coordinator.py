@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ste_jax.cli import main
-from ste_jax.errors import RequestError, WorkError
 from ste_jax.parallel import processes
+from ste_jax.system.errors import RequestError, WorkError
 
 
 @pytest.fixture

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ste_jax.config.schema import PoolKnobs
-from ste_jax.errors import RequestError
 from ste_jax.records import Instruction
 from ste_jax.stages import sources
 from ste_jax.stages.intake import Rejected, read_pool
+from ste_jax.system.errors import RequestError
 
 
 def read(path, **knobs):

@@ -17,14 +17,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ste_jax import cli
-from ste_jax.errors import RequestError
+from ste_jax.commands.words import with_values
 from ste_jax.reporting import html, tables
+from ste_jax.reporting.sections import accuracy
 from ste_jax.run.layout import RunDir
-from ste_jax.system.showing import harmless, show
+from ste_jax.system.errors import RequestError
+from ste_jax.system.terminal import harmless, show
+from ste_jax.tasks import PAIRWISE
+from tests.reports import REPORTS
 
 
 def parsed(*words: str) -> Any:
-    arguments, left = cli._parser().parse_known_args(cli._with_values(words))
+    arguments, left = cli._parser().parse_known_args(with_values(words))
     assert left == []
     return arguments
 
@@ -76,7 +80,7 @@ def test_a_stream_of_any_encoding_takes_any_text(encoding: str) -> None:
 
 
 def test_a_stream_that_nobody_reads(tmp_path: Path) -> None:
-    code = "from ste_jax.system.showing import say\nfor _ in range(9): say('x' * 90000)"
+    code = "from ste_jax.system.terminal import say\nfor _ in range(9): say('x' * 90000)"
     for end in ("| head -c 9", ">&-"):
         words = ["bash", "-c", f'"{sys.executable}" -c "$0" {end}; echo $PIPESTATUS >&2', code]
         done = subprocess.run(words, capture_output=True, text=True, check=True)
@@ -138,7 +142,7 @@ def test_a_report_shows_them_by_number(tmp_path: Path) -> None:
     run = RunDir(epath.Path(tmp_path))
     run.config.write_text("name: 'x'\nmodel: \"a\u202eb\u200f\"\n", encoding="utf-8")
     (tmp_path / "manifest.json").write_text('{"shards": 1}')
-    text = html.write_report(run).read_text(encoding="utf-8")
+    text = html.write_report(run, REPORTS).read_text(encoding="utf-8")
     assert "a\\u202eb\\u200f" in text and "\u202e" not in text and "\u200f" not in text
 
 
@@ -152,7 +156,7 @@ def test_a_column_may_be_called_as_a_report_calls_its_own(column: str) -> None:
         group = {"n": 7, "accuracy": share, "accuracy_ci95": [share - 0.1, share + 0.1]}
         return {"by": {column: {"easy": group, "hard": {**group, "n": 5, "accuracy": None}}}}
 
-    found = html._by(column, {0: judged(0.5), 1: judged(0.75)})
+    found = accuracy._by(column, {0: judged(0.5), 1: judged(0.75)})
     heads = [column, "pairs", "seed", "iteration 1"]
     assert "".join(f'<th scope="col">{head}</th>' for head in heads) in found
     assert (
@@ -165,7 +169,7 @@ def test_a_column_may_be_called_as_a_report_calls_its_own(column: str) -> None:
 def test_a_set_called_as_the_table_calls_its_own() -> None:
     rows = [{"iteration": 0, "validation_accuracy": 0.9}]
     sets = {"validation": {"accuracy": 0.1, "accuracy_ci95": [0.0, 0.2]}}
-    (row,) = tables._with_sets(rows, [{"sets": sets}])
+    (row,) = tables._with_sets(rows, PAIRWISE, [{"sets": sets}])
     assert row["validation_accuracy"] == 0.9
     assert row["set validation_accuracy"] == 0.1
     assert row["set validation_accuracy_ci95"] == [0.0, 0.2]

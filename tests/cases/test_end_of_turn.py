@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from ste_jax.pipeline.finetune import make_examples, make_preferences
+from ste_jax.pipeline.units import make_examples, make_preferences
 from ste_jax.records import TrainingExample
 from ste_jax.system import shipped
-from ste_jax.tokenization.tokenizer import Tokenizer, load_tokenizer
+from ste_jax.tokenization.load import load_tokenizer
+from ste_jax.tokenization.tokenizer import Tokenizer
 from tests import chats
 
 QUESTION = ({"role": "user", "content": "Which is better?"},)

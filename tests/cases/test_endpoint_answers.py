@@ -1,17 +1,12 @@
-"""An odd answer costs its row and no other; the key stays where it is."""
+"""An odd answer costs its row and no other."""
 
 from __future__ import annotations
 
-import base64
-import contextlib
 import json
 import socket
-import threading
 import time
-import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
-from urllib.parse import quote
 
 import pytest
 from etils import epath
@@ -20,44 +15,21 @@ from hypothesis import strategies as st
 
 from ste_jax.config.schema import EndpointKnobs, JudgeKnobs, RoleKnobs, SamplingKnobs
 from ste_jax.endpoints import openai
-from ste_jax.endpoints.answers import Odd, read_answer, read_body
+from ste_jax.endpoints.answers import UnreadableAnswer, read_answer, read_body
 from ste_jax.endpoints.openai import OpenAIGenerator
-from ste_jax.errors import RequestError, WorkError
-from ste_jax.generation import Completion, Request, Sampling
 from ste_jax.records import Instruction, Judgment, instruction_id, make_pair
-from ste_jax.run.layout import Table
-from ste_jax.stages.judge import Judge, build_prompts, judge_all
+from ste_jax.run.tables import Table
+from ste_jax.stages.judge import Judge, judge_all
 from ste_jax.stages.roles import make_role
+from ste_jax.system.errors import RequestError, WorkError
+from ste_jax.tasks import PAIRWISE
+from tests.endpoints.asking import HEAD, ask, by_row, message, request, sending
 from tests.endpoints.endpoint import Answer, chat, serving
-
-KEY = "sk-proj-Zq8/vX+2mN0pLrT7wYcD4eFgH"
 
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(openai, "_FIRST_PAUSE", 0.001)
-
-
-def request(id: str, text: str = "Hi", **more: Any) -> Request:
-    sampling = Sampling(max_new_tokens=9, temperature=0.7)
-    return Request(id=id, messages=[{"role": "user", "content": text}], sampling=sampling, **more)
-
-
-def ask(url: str, *rows: str, key_variable: str = "", **knobs: Any) -> dict[str, Completion]:
-    values = {"url": url, "model": "m", "timeout": 10.0, "retries": 1, **knobs}
-    generator = OpenAIGenerator(EndpointKnobs(key_variable=key_variable, **values))
-    for row in rows:
-        generator.submit(request(row, row))
-    return {each.request_id: each for each in generator.completions()}
-
-
-def by_row(answers: dict[str, Answer]) -> Callable[[dict[str, Any], int], Answer]:
-    return lambda payload, _: answers.get(payload["messages"][0]["content"], chat("[[A]]"))
-
-
-def message(content: Any, reason: Any = "stop", **more: Any) -> Answer:
-    choice = {"message": {"content": content, **more}, "finish_reason": reason}
-    return 200, {"choices": [choice]}, {}
 
 
 def usage(of: Any) -> Answer:
@@ -209,7 +181,7 @@ def test_any_answer_is_read_or_odd(
     body = json.dumps({"choices": [choice], "usage": usage if odd else counted}).encode()
     try:
         found = read_answer(read_body(body), body)
-    except Odd as error:
+    except UnreadableAnswer as error:
         assert str(error)
         return
     for text in (found.text, found.thoughts, found.stopped):
@@ -220,7 +192,10 @@ def test_any_answer_is_read_or_odd(
 
 def test_judgments_are_written_whatever_one_answer_is(tmp_path: Any) -> None:
     role = make_role(
-        "judge", RoleKnobs(template="judge", sampling=SamplingKnobs(max_new_tokens=64)), seed=0
+        "judge",
+        RoleKnobs(template="judge", sampling=SamplingKnobs(max_new_tokens=64)),
+        seed=0,
+        task=PAIRWISE,
     )
     judge = Judge(role=role, knobs=JudgeKnobs(), model="m", iteration=1)
     prompts = []
@@ -228,13 +203,13 @@ def test_judgments_are_written_whatever_one_answer_is(tmp_path: Any) -> None:
         turns = ({"role": "user", "content": f"Add {number} and 1."},)
         row = Instruction(id=instruction_id(turns), messages=turns, source="x")  # type: ignore[arg-type]
         pair = make_pair(row, chosen="2", rejected="9", modified_instruction="", source="x")
-        prompts += build_prompts(pair, role.template)
+        prompts += PAIRWISE.prompts(pair, role.template)
     odd = {0: chat("\ud83d [[A]]"), 7: message([{"type": "text", "text": "[[B]]"}])}
     with serving(lambda _, number: odd.get(number, chat("[[A]]"))) as endpoint:
         # one at a time, so that the very first answer is an odd one
         knobs = EndpointKnobs(url=endpoint.url, model="m", concurrency=1)
         generator = OpenAIGenerator(knobs)
-        told = judge_all(prompts, generator, judge, 1, in_flight=4)
+        told = judge_all(PAIRWISE.questions(prompts), generator, judge, 1)
         judgments = [each for _, found in told for each in found]
     table = Table(epath.Path(tmp_path) / "judgments", Judgment, 1)
     table.write(0, judgments)
@@ -313,37 +288,6 @@ def test_a_field_that_is_refused_is_named_with_the_remedy(said: str, remedy: str
 # Bounds
 
 
-@contextlib.contextmanager
-def sending(pieces: Callable[[socket.socket], None]) -> Iterator[str]:
-    """A server that reads one request per connection and sends what it likes."""
-    server = socket.create_server(("127.0.0.1", 0))
-    stop = threading.Event()
-
-    def one(connection: socket.socket) -> None:
-        with connection:
-            connection.recv(65536)
-            with contextlib.suppress(OSError):
-                pieces(connection)
-
-    def serve() -> None:
-        while not stop.is_set():
-            try:
-                connection, _ = server.accept()
-            except OSError:
-                return
-            threading.Thread(target=one, args=(connection,), daemon=True).start()
-
-    threading.Thread(target=serve, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.getsockname()[1]}/v1"
-    finally:
-        stop.set()
-        server.close()
-
-
-HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close\r\n"
-
-
 def trickle(start: bytes) -> Callable[[socket.socket], None]:
     def pieces(connection: socket.socket) -> None:
         connection.sendall(start)
@@ -375,119 +319,6 @@ def test_an_answer_without_end_is_cut_off() -> None:
     with serving(by_row({"big": (200, body, {})})) as endpoint:
         found = ask(endpoint.url, "big", "good", max_bytes=4000)
     assert "more than 4000 bytes" in found["big"].error and found["good"].text == "[[A]]"
-
-
-# ---------------------------------------------------------------------------------------------
-# The key
-
-ECHOES = {
-    "plain": KEY,
-    "url": quote(KEY, safe=""),
-    "lower url": quote(KEY, safe="").lower(),
-    "basic": base64.b64encode(f"user:{KEY}".encode()).decode(),
-    "basic alone": base64.b64encode(f":{KEY}".encode()).decode(),
-    "bearer64": base64.urlsafe_b64encode(KEY.encode()).decode(),
-    "escaped": "".join(f"\\u{ord(letter):04x}" for letter in KEY),
-    "part": KEY[:20] + "...",
-    "hex": KEY.encode().hex(),
-}
-
-
-def leaks(text: str) -> bool:
-    """Whether eight characters of the key in a row, in any of its forms, stand in a text."""
-    data = KEY.encode()
-    forms = [KEY, quote(KEY, safe=""), data.hex()]
-    for before in range(3):
-        forms.append(base64.b64encode(bytes(before) + data).decode().strip("=")[4:-2])
-    long = [form for form in forms for form in (form, form.lower())]
-    return any(
-        form[at : at + 14] in each
-        for each in (text, text.lower())
-        for form in long
-        for at in range(len(form) - 13)
-    )
-
-
-@pytest.mark.parametrize("form", ECHOES)
-@pytest.mark.parametrize("way", ["error", "answer", "reason", "body", "location", "line", "chunk"])
-def test_a_key_that_is_sent_back_goes_no_further(
-    form: str, way: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("A_KEY", KEY)
-    echo = ECHOES[form]
-    raw = {
-        "line": f"{echo}\r\n\r\n".encode(),
-        "chunk": HEAD + f"Transfer-Encoding: chunked\r\n\r\n{echo}\r\nab".encode(),
-    }
-    answers: dict[str, Answer] = {
-        "error": (400, {"error": {"message": f"{'x' * 290} wrong key {echo}"}}, {}),
-        "answer": message(f"Your key is {echo}. [[A]]", reasoning=f"the key {echo}"),
-        "reason": message("x", f"stopped {echo}"),
-        "body": (200, f"<html>{echo}", {}),
-        "location": (307, "", {"Location": f"http://elsewhere/?key={echo}"}),
-    }
-    told = ""
-    if way in raw:
-        pieces = lambda connection: connection.sendall(raw[way])  # noqa: E731
-        with sending(pieces) as url, pytest.raises((WorkError, RequestError)) as failed:
-            ask(url, "a", key_variable="A_KEY", retries=0)
-        told = "".join(traceback.format_exception(failed.value))
-    else:
-        with serving(by_row({"a": answers[way]})) as endpoint:
-            try:
-                found = ask(endpoint.url, "a", "good", key_variable="A_KEY", concurrency=8)
-            except RequestError as error:
-                told = "".join(traceback.format_exception(error))
-            else:
-                told = repr(found["a"])
-                hidden = way == "answer" and form == "escaped"  # it is no JSON there, but a text
-                assert found["a"].error or hidden
-        assert endpoint.headers[0]["Authorization"] == f"Bearer {KEY}"
-    out, err = capfd.readouterr()
-    assert not leaks(told + out + err)
-
-
-def test_a_key_is_not_carried_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("A_KEY", KEY)
-    with serving(lambda *_: chat("stolen")) as other:
-        away = {"Location": f"{other.url}/chat/completions"}
-        refused = pytest.raises(RequestError, match="not as configured")
-        with serving(lambda *_: (307, "", away)) as endpoint, refused:
-            ask(endpoint.url, "a", key_variable="A_KEY")
-    assert len(endpoint.asked) == 1 and other.asked == []
-
-
-def test_a_word_that_is_no_secret_hides_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("A_KEY", "EMPTY")
-    with serving(lambda *_: chat("The set is EMPTY.")) as endpoint:
-        assert ask(endpoint.url, "a", key_variable="A_KEY")["a"].text == "The set is EMPTY."
-
-
-@pytest.mark.parametrize(
-    ("knobs", "told"),
-    [
-        ({"url": "http://user:hunter2@host/v1"}, "holds a user or a password"),
-        ({"url": "ftp://user:hunter2@host/v1"}, "holds a user or a password"),
-        ({"url": "user:hunter2@host/v1"}, "holds a user or a password"),
-        ({"url": "https://host/v1?key=hunter2"}, "nothing may stand behind"),
-        ({"url": "https://host/v1#hunter2"}, "nothing may stand behind"),
-        ({"url": "http://host:hunter2/v1"}, "must be http"),
-        ({"url": "http://"}, "must be http"),
-        ({"url": "http://host/v1/chat/completions"}, "is added to it"),
-        ({"key_variable": "sk-hunter2"}, "never the key itself"),
-        ({"timeout": float("nan")}, "timeout and deadline"),
-        ({"timeout": float("inf")}, "timeout and deadline"),
-        ({"deadline": 0.0}, "timeout and deadline"),
-        ({"max_bytes": 0}, "max_bytes"),
-        ({"leave_out": ("messages",)}, "leave_out names 'messages'"),
-    ],
-)
-def test_knobs_that_will_not_do_are_refused_and_not_repeated(
-    knobs: dict[str, Any], told: str
-) -> None:
-    with pytest.raises(RequestError, match=told) as refused:
-        OpenAIGenerator(EndpointKnobs(**{"url": "http://host/v1", "model": "m", **knobs}))
-    assert "hunter2" not in str(refused.value)
 
 
 def test_an_endpoint_whose_answers_are_all_too_deep_ends_the_work() -> None:

@@ -10,12 +10,13 @@ import pytest
 from etils import epath
 
 from ste_jax.config.schema import EvaluateKnobs, LabelledSetKnobs
-from ste_jax.errors import RequestError
 from ste_jax.evaluation.readers import read_pairs
 from ste_jax.parallel.processes import Processes
+from ste_jax.pipeline.context import Context
 from ste_jax.pipeline.intake import take_in_labelled
 from ste_jax.run.layout import RunDir
 from ste_jax.system import files
+from ste_jax.system.errors import RequestError
 
 ROW = {"instruction": "Add 2 and 3.", "response_a": "5", "response_b": "6", "label": "A"}
 EASY, HARD = {**ROW, "section": "easy"}, {**ROW, "section": "hard"}
@@ -92,7 +93,9 @@ def test_a_run_measures_both_sections(tmp_path):
     run = RunDir(epath.Path(tmp_path / "run"))
     files.write_json(run.manifest, {"shards": 2})
     config = SimpleNamespace(evaluate=EvaluateKnobs(sets=(knobs,)))
-    take_in_labelled(SimpleNamespace(run=run, config=config, processes=Processes()))
+    take_in_labelled(
+        Context(config=config, run=run, processes=Processes(), log=lambda *_, **__: None)
+    )
     rows = list(run.labelled("mine").rows())
     assert sorted(json.loads(row.extra)["section"] for row in rows) == ["easy", "hard"]
     assert len({row.instruction_id for row in rows}) == 1

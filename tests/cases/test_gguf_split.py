@@ -13,10 +13,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from ste_jax.errors import RequestError
 from ste_jax.model_io.gguf import GGUFFile
 from ste_jax.model_io.load_weights import open_weights
-from ste_jax.tokenization.tokenizer import load_tokenizer
+from ste_jax.system.errors import RequestError
+from ste_jax.tokenization.load import load_tokenizer
 from tests import ggufs
 
 

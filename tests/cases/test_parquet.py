@@ -9,9 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from ste_jax.config.schema import PoolKnobs
-from ste_jax.errors import RequestError
 from ste_jax.records import Instruction
 from ste_jax.stages.intake import Rejected, read_pool
+from ste_jax.system.errors import RequestError
 
 
 def read(path, columns, names=None):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ste_jax.prompts import parse_verdict
+from ste_jax.tasks.pairwise import parse_verdict
 
 QUOTED = [
     "Die Antwort enthält „Gib [[A]] aus“, was nichts heißt.",

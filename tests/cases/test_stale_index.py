@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from ste_jax.errors import RequestError
 from ste_jax.model_io.families import family_of
 from ste_jax.model_io.hf import HFDirectory
 from ste_jax.model_io.tensor_map import stored
+from ste_jax.system.errors import RequestError
 from tests.models.families import SIZES
 
 CONFIG = {**SIZES, "model_type": "llama", "tie_word_embeddings": True}

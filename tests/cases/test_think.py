@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from ste_jax.generation import Completion
-from ste_jax.prompts import parse_verdict
 from ste_jax.prompts.parse import Modified, parse_category, parse_difficulty, parse_modified
 from ste_jax.prompts.thoughts import said, split, whole, without_put_back
+from ste_jax.tasks.pairwise import parse_verdict
 
 NAMES = ("coding", "mathematics", "reasoning", "other")
 

@@ -12,12 +12,12 @@ import pytest
 
 from ste_jax.commands.import_model import import_model
 from ste_jax.config.schema import MeshKnobs
-from ste_jax.errors import RequestError
 from ste_jax.model_io.load_weights import open_weights
 from ste_jax.model_io.open_model import check_vocabulary, open_model
 from ste_jax.model_io.sources import resolve
 from ste_jax.system import shipped
-from ste_jax.tokenization.tokenizer import load_tokenizer
+from ste_jax.system.errors import RequestError
+from ste_jax.tokenization.load import load_tokenizer
 from tests import ggufs
 
 ROWS = 539

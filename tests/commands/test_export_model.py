@@ -10,20 +10,22 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ste_jax.checkpoints.checkpoint import CARD, load_checkpoint
+from ste_jax.checkpoints.card import CARD
+from ste_jax.checkpoints.checkpoint import load_checkpoint
 from ste_jax.cli import main
-from ste_jax.commands.evaluate import JudgeOptions, card_of
 from ste_jax.commands.export_model import export_model
+from ste_jax.commands.judge_options import JudgeOptions, card_of
 from ste_jax.config.schema import MeshKnobs
-from ste_jax.errors import RequestError
-from ste_jax.model_io.judge_memory import remembered
 from ste_jax.model_io.load_weights import load_weights
 from ste_jax.model_io.sources import resolve
+from ste_jax.model_io.stored_judge_card import stored_judge_card
 from ste_jax.models.parameters import parameters_of
 from ste_jax.parallel.sharding import make_mesh
 from ste_jax.stages import judge_card
-from ste_jax.tokenization.tokenizer import load_tokenizer
+from ste_jax.system.errors import RequestError
+from ste_jax.tokenization.load import load_tokenizer
 from tests.models.reference import our_logits, torch_logits
+from tests.reports import REPORTS
 
 ONE = make_mesh(MeshKnobs(), jax.devices()[:1])
 
@@ -69,17 +71,17 @@ def test_it_comes_back_bit_for_bit(exported, tmp_path):
 
 def test_it_is_asked_there_as_it_was_trained(exported, tmp_path):
     checkpoint, directory = exported
-    asked = remembered(resolve(str(checkpoint)))
+    asked = stored_judge_card(resolve(str(checkpoint)))
     assert asked is not None and asked != judge_card.default()
-    assert remembered(resolve(str(directory))) == asked
+    assert stored_judge_card(resolve(str(directory))) == asked
     options = JudgeOptions(model=str(directory), votes=3)
     assert card_of(resolve(str(directory)), options) == asked
     # and so it is once it was read back, or exported again
     there, again = str(tmp_path / "checkpoint"), str(tmp_path / "again")
     assert main(["import", str(directory), there]) == 0
-    export_model(str(directory), again)
+    export_model(str(directory), again, REPORTS)
     for place in (there, again):
-        assert remembered(resolve(place)) == asked
+        assert stored_judge_card(resolve(place)) == asked
     assert "How it is asked" in (tmp_path / "again" / "README.md").read_text()
 
 
@@ -100,10 +102,10 @@ def test_the_card_states_seed_recipe_data_and_accuracies(exported, finished):
 
 def test_a_run_means_its_best_and_a_seed_is_said_to_be_one(finished, tmp_path):
     run, _ = finished
-    told = export_model(str(run.root), str(tmp_path / "best"), "bfloat16")
+    told = export_model(str(run.root), str(tmp_path / "best"), REPORTS, "bfloat16")
     assert "in bfloat16" in told
     assert "of the run `tiny`" in (tmp_path / "best" / "README.md").read_text()
-    export_model("pico", str(tmp_path / "pico"))
+    export_model("pico", str(tmp_path / "pico"), REPORTS)
     card = (tmp_path / "pico" / "README.md").read_text()
     assert "The model `pico` in the Hugging Face format" in card and "judgments" not in card
     again, shipped = (
@@ -117,12 +119,12 @@ def test_a_model_without_a_form_is_refused_before_it_is_read(exported, tmp_path,
     card = json.loads((checkpoint / CARD).read_text())
     scaling = {"kind": "factors", "factors": [1.0] * (card["model"]["head_dim"] // 2)}
     card["model"]["kinds"][0]["rope_scaling"] = scaling
-    monkeypatch.setattr("ste_jax.checkpoints.checkpoint.read_card", lambda _: card)
+    monkeypatch.setattr("ste_jax.commands.export_model.read_card", lambda _: card)
     monkeypatch.setattr(
         "ste_jax.commands.export_model.open_model", lambda *_, **__: pytest.fail("read")
     )
     with pytest.raises(RequestError, match="rope scaling by a table of factors"):
-        export_model(str(checkpoint), str(tmp_path / "out"))
+        export_model(str(checkpoint), str(tmp_path / "out"), REPORTS)
     assert not list(tmp_path.iterdir())
 
 

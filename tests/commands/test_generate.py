@@ -14,8 +14,8 @@ from safetensors.numpy import load_file, save_file
 from ste_jax.cli import main
 from ste_jax.commands import batch
 from ste_jax.commands.options import DecodingOptions
-from ste_jax.errors import RequestError
 from ste_jax.generation import Message, Sampling
+from ste_jax.system.errors import RequestError
 from tests import running, tiny
 from tests.stages.scripted import Scripted
 

@@ -10,7 +10,7 @@ import yaml
 
 from ste_jax.config import from_plain, schema
 from ste_jax.config.load import load_config
-from ste_jax.errors import RequestError
+from ste_jax.system.errors import RequestError
 
 
 def load(tmp_path, text="model: some/model\n", *overrides):
@@ -59,10 +59,8 @@ def test_overrides(tmp_path):
         ("decoding.prompt_buckets=[500]", "multiple of decoding.prefill_chunk"),
         ("curate.min_agreement=0.5", "annotate.policy=all"),
         ("finetune.accumulate=3", "must divide"),
-        ("finetune.stages=[]", "finetune.stages must name at least one stage"),
+        ("finetune.stages=[]", "finetune.stages must name at least one phase"),
         ("finetune.stages=[sft, sft]", "each once"),
-        ("finetune.stages=[ppo]", "finetune.stages[0] must be one of sft, dpo"),
-        ("finetune.stages=[dpo]", "put sft before dpo in finetune.stages"),
         ("finetune.schedule_steps=-1", "finetune.schedule_steps=-1 is out of its range"),
         ("finetune.keep_states=0", "finetune.keep_states=0 is out of its range"),
         ("select.drop_categories=[nonsense]", "nonsense"),
@@ -87,11 +85,42 @@ def test_what_is_wrong_is_named(tmp_path, override, told):
 @pytest.mark.parametrize(
     ("override", "told"),
     [
+        ("annotate.waves=[]", "annotate.waves must list at least one size"),
+        ("curate.limit=1", "curate.limit must be 0 (all) or at least 2, not 1"),
+        (
+            "curate={verdicts: any, min_agreement: 0.1}",
+            "curate.min_agreement counts correct verdicts",
+        ),
+        ("evaluate.sets=[{name: a b, data: d}]", "evaluate.sets: the name 'a b' must be letters"),
+        ("evaluate.sets=[{name: a, data: d}, {name: a, data: e}]", "evaluate.sets: the name 'a'"),
+        ("select={generator: big, labels: score}", "select.labels=score needs log-probabilities"),
+        ("decoding.new_buckets=[8, 4]", "decoding.new_buckets=[8, 4]: rising sizes are needed"),
+        ("roles.modify.template_arguments={turns: 1}", "roles.modify.template_arguments.turns: "),
+        ("endpoints={big: {model: m, url: 'http://h/v1', key_variable: a-b}}", "endpoints.big.key"),
+        ("evaluate.greedy=true", "evaluate.votes=3 at evaluate.greedy=true would be one and the"),
+    ],
+)
+def test_what_contradicts_is_named_with_file_and_key(tmp_path, override, told):
+    with pytest.raises(RequestError) as refused:
+        load(tmp_path, "model: m\n", override)
+    assert str(refused.value).startswith(f"{tmp_path / 'run.yaml'}: {told}")
+
+
+def test_knobs_made_in_python_are_looked_at_as_if_read():
+    from_plain.check(schema.DecodingKnobs(), "decoding")
+    for knobs, told in (
+        (schema.DecodingKnobs(groups=0), "DecodingKnobs: decoding.groups=0 is out of its range"),
+        (schema.DecodingKnobs(new_buckets=(2, 1)), "DecodingKnobs: decoding.new_buckets=[2, 1]: "),
+    ):
+        with pytest.raises(RequestError, match=re.escape(told)):
+            from_plain.check(knobs, "decoding")
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
         ("finetune.dpo.beta=0", "finetune.dpo.beta=0.0 is out of its range; it must be above 0"),
-        ("finetune.dpo.negatives=[]", "at least one kind"),
-        ("finetune.dpo.accumulate=3", "finetune.dpo.accumulate must divide"),
         ("finetune.dpo.epochs=0", "finetune.dpo.epochs=0.0 is out of its range"),
-        ("annotate.samples=1", "raise annotate.samples"),
         ("finetune.dpo.more_samples=-1", "more_samples=-1 is out of its range"),
     ],
 )
@@ -100,24 +129,6 @@ def test_what_is_wrong_with_dpo_is_named(tmp_path, override, told):
     assert load(tmp_path, "model: m\n", *words).finetune.stages == ("sft", "dpo")
     with pytest.raises(RequestError, match=re.escape(told)):
         load(tmp_path, "model: m\n", *words, override)
-
-
-def test_which_judgments_dpo_learns_from_says_what_annotation_must_draw(tmp_path):
-    words = ["finetune.stages=[sft, dpo]"]
-    assert load(tmp_path, "model: m\n", *words).finetune.dpo.judgments == "sft"
-    words.append("finetune.dpo.judgments=annotate")
-    with pytest.raises(RequestError, match=r"set annotate\.policy=all, or finetune\.dpo"):
-        load(tmp_path, "model: m\n", *words)
-    assert load(tmp_path, "model: m\n", *words, "annotate.policy=all").annotate.policy == "all"
-    alone = ["finetune.stages=[dpo]", *words[1:], "annotate.policy=all"]
-    assert load(tmp_path, "model: m\n", *alone).finetune.stages == ("dpo",)
-
-
-def test_more_judgments_for_dpo_are_drawn_at_a_higher_temperature(tmp_path):
-    words = ["finetune.stages=[sft, dpo]", "finetune.dpo.more_samples=4"]
-    usual = load(tmp_path, "model: m\n", *words).roles.judge.sampling.temperature
-    with pytest.raises(RequestError, match=re.escape(f"temperature={usual}; raise it")):
-        load(tmp_path, "model: m\n", *words, f"finetune.dpo.more_temperature={usual}")
 
 
 @pytest.mark.parametrize("text", ["- a list\n", "a: [1\n", "name: x\n"])

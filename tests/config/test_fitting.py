@@ -16,17 +16,18 @@ from ste_jax.config import from_plain
 from ste_jax.config.fitting import ROLES, Sizes, doubling, fit, open_caps
 from ste_jax.config.load import load_config
 from ste_jax.config.schema import Config
-from ste_jax.errors import RequestError
 from ste_jax.parallel.processes import Processes
-from ste_jax.pipeline.context import fit_config, open_run
+from ste_jax.pipeline.context import open_run
+from ste_jax.pipeline.preflight import fit_config
 from ste_jax.system import files
+from ste_jax.system.errors import RequestError
 from tests import tiny
 
 TEMPLATES = {"classify": 120, "respond": 20, "modify": 200, "judge": 300}
 
 
 def sizes(context: int = 131072, **templates: int) -> Sizes:
-    return Sizes(context=context, templates={**TEMPLATES, **templates}, marks=5, forced=4, force_text=6)
+    return Sizes(context=context, templates={**TEMPLATES, **templates}, marks=5, force_text=6)
 
 
 def config(**groups: Any) -> Config:
@@ -225,7 +226,7 @@ def left_open(root: Path) -> Config:
 
 @pytest.mark.parametrize("context", [128, 160, 256, 512])
 def test_small_contexts_with_nothing_set_fit(context: int) -> None:
-    small = Sizes(context=context, templates=dict.fromkeys(ROLES, 20), marks=16, forced=4, force_text=6)
+    small = Sizes(context=context, templates=dict.fromkeys(ROLES, 20), marks=16, force_text=6)
     found = fit(config(), small)
     assert caps(found)["modify"] > caps(found)["respond"] + small.marks
 

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ste_jax.config import from_plain, load
-from ste_jax.config.ranges import Range
 from ste_jax.config.schema import Config
-from ste_jax.errors import RequestError
+from ste_jax.system.errors import RequestError
+from ste_jax.system.ranges import Range
 
 BASE: dict[str, Any] = {
     "model": "m",
@@ -76,7 +76,7 @@ def test_the_numbers_are_found() -> None:
 
 def test_every_number_of_a_config_has_a_range() -> None:
     """A knob that is added as a plain `int` or `float` is found here: give it a type of
-    `ste_jax/config/ranges.py`."""
+    `ste_jax/system/ranges.py`."""
     assert [key for key, _, range_ in NUMBERS if range_ is None] == []
 
 

@@ -25,7 +25,7 @@ from ste_jax.decoding.generator import LocalGenerator
 from ste_jax.generation import Request, Sampling
 from ste_jax.model_io.load_weights import load_weights
 from ste_jax.parallel.sharding import make_mesh
-from ste_jax.tokenization.tokenizer import load_tokenizer
+from ste_jax.tokenization.load import load_tokenizer
 from tests import tiny
 
 KNOBS = DecodingKnobs(
@@ -112,8 +112,8 @@ def main(directory: Path, marks: list[int]) -> None:
     local.KNOWN_TOKENS = KNOWN_TOKENS
     generator = open_generator(directory)
     for asked in ask(generator, marks):
-        told = {"asked": asked, "resident": resident(), "lengths": lengths(generator)}
-        print(json.dumps(told), flush=True)
+        said = {"asked": asked, "resident": resident(), "lengths": lengths(generator)}
+        print(json.dumps(said), flush=True)
 
 
 if __name__ == "__main__":

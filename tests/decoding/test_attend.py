@@ -86,11 +86,11 @@ def in_blocks(x: Array, block: int, seen: Seen) -> list[Array]:
     ],
     ids=["plain", "capped", "window", "window-longer-than-the-past", "itself"],
 )
-@pytest.mark.parametrize("turned", [True, False], ids=["turned", "not-turned"])
+@pytest.mark.parametrize("transposed", [True, False], ids=["transposed", "not-transposed"])
 @pytest.mark.parametrize("block", [2, 8], ids=["blocks", "one-block"])
 def test_a_decoding_step_sees_its_prompt_its_past_and_itself(
     block: int,
-    turned: bool,
+    transposed: bool,
     seen: Seen,
     room: tuple[int, int],
 ) -> None:
@@ -110,17 +110,19 @@ def test_a_decoding_step_sees_its_prompt_its_past_and_itself(
         ]
     )
     cache = {
-        "prefix_k": kept[0].transpose((0, 2, 3, 1) if turned else (0, 2, 1, 3)),
+        "prefix_k": kept[0].transpose((0, 2, 3, 1) if transposed else (0, 2, 1, 3)),
         "prefix_v": kept[1].transpose(0, 2, 1, 3),
         "pasts": [
             {
-                "k": k.transpose((0, 1, 3, 4, 2) if turned else (0, 1, 3, 2, 4)),
+                "k": k.transpose((0, 1, 3, 4, 2) if transposed else (0, 1, 3, 2, 4)),
                 "v": v.transpose(0, 1, 3, 2, 4),
             }
             for k, v in zip(*(in_blocks(x, block, seen) for x in rings), strict=True)
         ],
     }
-    attend = decode_attend(groups, jnp.asarray(length), jnp.asarray(filled), turned=turned)
+    attend = decode_attend(
+        groups, jnp.asarray(length), jnp.asarray(filled), keys_transposed=transposed
+    )
     out = jax.jit(attend, static_argnums=4)(q, *own, cache, seen)
     for group in range(groups):
         for row in range(rows):

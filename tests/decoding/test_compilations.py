@@ -1,4 +1,4 @@
-"""Is nothing compiled any more once every lane has been seen?"""
+"""Is nothing compiled any more once every shape has been seen?"""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SHAPES: dict[str, Any] = {
 }
 """Those of no other test: what that had compiled would not be counted here."""
 PROGRAMS = {
-    "_decode": 16,  # two prompt buckets, alone or not; of new tokens 1, or 1, 2 and 4 blocks
+    "decode": 16,  # two prompt buckets, alone or not; of new tokens 1, or 1, 2 and 4 blocks
     "fill": 4,  # two prompt buckets, alone or not
     "_prefill": 1,
     "load": 1,
@@ -58,7 +58,7 @@ def compilations() -> Iterator[Counter[str]]:
 
 
 def first_pass(engine: Engine) -> None:
-    """A request in every lane, a prompt that comes back, and scores of every width."""
+    """A request in every shape, a prompt that comes back, and scores of every width."""
     for length in (3, 20):
         for new in (2, 24):
             for alone in (False, True):
@@ -73,7 +73,7 @@ def first_pass(engine: Engine) -> None:
 
 
 def many_requests(engine: Engine) -> int:
-    """Waves of requests of every length, sampling, stop and lane; returns how many ended early."""
+    """Waves of requests of every length, sampling, stop and shape; returns how many ended early."""
     draw, early = np.random.default_rng(0), 0
     for wave in range(4):
         for i in range(16):

@@ -22,7 +22,8 @@ from ste_jax.generation import Completion, Message, Request, Sampling, ScoreRequ
 from ste_jax.model_io.load_weights import load_weights
 from ste_jax.parallel.sharding import make_mesh
 from ste_jax.tokenization.control_tokens import Piece
-from ste_jax.tokenization.tokenizer import Tokenizer, load_tokenizer
+from ste_jax.tokenization.load import load_tokenizer
+from ste_jax.tokenization.tokenizer import Tokenizer
 from tests import tiny
 
 KNOBS = DecodingKnobs(
@@ -157,7 +158,6 @@ def test_release_and_waves(generator: LocalGenerator) -> None:
         generator.release("w")
     assert in_waves == at_once
     assert len({one.token_ids for one in at_once.values()}) == 6
-    assert generator.progress.samples_done == generator.usage.samples
 
 
 def test_a_chat_that_cannot_be_asked_fails_alone(generator: LocalGenerator) -> None:
@@ -240,7 +240,7 @@ def thinker(
         ({"enable_thinking": False}, "", False, "[THINK][/THINK]"),
         ({}, " amber", True, "[THINK] amber"),
         ({}, " amber[/THINK] coding", False, "[THINK] amber[/THINK] coding"),
-        # here the mark stands in what the role is made to say: nobody need be told of it
+        # here the mark stands in what the role is made to say: no warning is due
         ({"enable_thinking": False}, "[THINK] amber", False, "[/THINK][THINK] amber"),
     ],
 )
@@ -264,8 +264,8 @@ def test_it_is_known_whether_a_prompt_ends_in_thoughts(
         for mark in ("[THINK]", "[/THINK]")
     )
     counts = [prompt.tokens.count(each) for each in (opens, closes)]
-    told = (" [THINK][/THINK]" if arguments else "[THINK]") + start
-    assert counts == [told.count("[THINK]"), told.count("[/THINK]")]
+    said = (" [THINK][/THINK]" if arguments else "[THINK]") + start
+    assert counts == [said.count("[THINK]"), said.count("[/THINK]")]
     row = Row(request, 0, prompt)
     ended = row.take([opens, closes, 3], [0.0] * 3, thinker._tokenizer)
     assert ended is not None and ended.thinking is thinking and ended.text == "[THINK][/THINK]"

@@ -6,12 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 
 from ste_jax.cli import main
 from ste_jax.system import shipped
-from ste_jax.tokenization.tokenizer import load_tokenizer
+from ste_jax.tokenization.load import load_tokenizer
 from tests.models import smollm2
+from tests.models.reference import greedy
 from tests.running import REPOSITORY
 
 
@@ -46,15 +46,6 @@ def test_smollm2_token_for_token(tmp_path: Path, number: int, new_tokens: int) -
     tokenizer = load_tokenizer(file)
     reference = smollm2.reference()
     for text, row in zip(prompts, ours, strict=True):
-        ids = torch.tensor([tokenizer.prompt_ids([{"role": "user", "content": text}])])
-        with torch.no_grad():
-            drawn = reference.generate(
-                ids,
-                attention_mask=torch.ones_like(ids),
-                max_new_tokens=new_tokens,
-                do_sample=False,
-                eos_token_id=list(tokenizer.eos_ids),
-                pad_token_id=tokenizer.pad_id,
-            )
-        theirs = drawn[0, ids.shape[1] :].tolist()
+        ids = tokenizer.prompt_ids([{"role": "user", "content": text}])
+        theirs = greedy(reference, ids, new_tokens, tokenizer.eos_ids)
         assert (row["n_tokens"], row["text"]) == (len(theirs), tokenizer.decode(theirs)), text

@@ -41,9 +41,9 @@ def test_memory_after_two_thousand_requests_is_that_after_five_hundred(directory
         text=True,
         check=True,
     )
-    told = [json.loads(line) for line in done.stdout.splitlines()]
-    print([(each["asked"], each["resident"]) for each in told])
-    first, last = told[0], told[-1]
+    said = [json.loads(line) for line in done.stdout.splitlines()]
+    print([(each["asked"], each["resident"]) for each in said])
+    first, last = said[0], said[-1]
     assert (first["asked"], last["asked"]) == (500, 2000)
     # Less than a kilobyte for each request; a prompt of a hundred tokens as a list has more.
     assert last["resident"] - first["resident"] < 1e6

@@ -175,7 +175,7 @@ def test_the_engine_draws_what_the_dequantized_model_draws(
 
 def test_another_kind_of_weights_is_another_answerer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(intake, "model_of", lambda iteration: "f00d")
-    told = [
+    said = [
         intake.answers_of(SimpleNamespace(config=SimpleNamespace(decoding=knobs)), iteration=None)
         for knobs in (
             small.KNOBS,
@@ -183,5 +183,5 @@ def test_another_kind_of_weights_is_another_answerer(monkeypatch: pytest.MonkeyP
             dataclasses.replace(small.KNOBS, dtype="bfloat16"),
         )
     ]
-    assert told[0] == "f00d/float32"  # as it was before there was a choice
-    assert len(set(told)) == 3
+    assert said[0] == "f00d/float32"  # as it was before there was a choice
+    assert len(set(said)) == 3

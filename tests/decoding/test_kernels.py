@@ -238,7 +238,7 @@ DECODE = Kernels(decode=Mqa(interpret=True))
 @pytest.mark.parametrize("size", [64, 128])
 @pytest.mark.parametrize("rows", [2, 20])
 def test_a_decoding_step_by_the_gpus_kernel(rows: int, size: int) -> None:
-    """Of prompts and pasts of all lengths, none of them among these; the keys not turned."""
+    """Of prompts and pasts of all lengths, none of them among these; the keys not transposed."""
     groups, kv_heads, each, room = 3, 2, 3, 256
     draw = np.random.default_rng(0)
 
@@ -267,7 +267,9 @@ def test_a_decoding_step_by_the_gpus_kernel(rows: int, size: int) -> None:
     }
     seen = Seen(size**-0.5)
     want = decode_attend(groups, length, filled)(q, k, v, plain, seen)
-    found = decode_attend(groups, length, filled, DECODE, turned=False)(q, k, v, by_kernel, seen)
+    found = decode_attend(groups, length, filled, DECODE, keys_transposed=False)(
+        q, k, v, by_kernel, seen
+    )
     np.testing.assert_allclose(*(np.asarray(x, np.float32) for x in (found, want)), atol=0.02)
 
 

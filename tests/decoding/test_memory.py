@@ -15,11 +15,11 @@ from ste_jax.decoding.engine import Engine
 from ste_jax.decoding.generator import LocalGenerator
 from ste_jax.decoding.memory import bytes_per_device, footprint, room_made
 from ste_jax.decoding.programs import Programs
-from ste_jax.decoding.shapes import Lane, choose_lane
-from ste_jax.errors import WorkError
+from ste_jax.decoding.shapes import Shape, choose_shape
 from ste_jax.generation import ScoreRequest
 from ste_jax.models.config import LayerKind
 from ste_jax.parallel.sharding import make_mesh
+from ste_jax.system.errors import WorkError
 from tests.decoding import small
 from tests.decoding.small import collect, prompt, request
 
@@ -38,7 +38,7 @@ def test_the_sizes_are_those_of_the_arrays(weights: Any) -> None:
     knobs = dataclasses.replace(
         small.KNOBS, prompt_buckets=(16, 32), dtype="bfloat16", weights=weights
     )
-    lane = Lane(16, 24, groups=2, rows=3)
+    shape = Shape(16, 24, groups=2, rows=3)
     programs = Programs(
         small.small_model(),
         small.one_device(),
@@ -52,7 +52,7 @@ def test_the_sizes_are_those_of_the_arrays(weights: Any) -> None:
     def size(arrays: Any) -> int:
         return sum(one.nbytes for one in jax.tree.leaves(arrays))
 
-    found = footprint(config, knobs, lane)
+    found = footprint(config, knobs, shape)
     assert found.weights == size(programs._weights)
     assert found.prefix == size(programs.prefix(2, 16))
     assert found.past == size(programs.pasts(2, 3, 24))
@@ -63,7 +63,7 @@ def test_the_sizes_are_those_of_the_arrays(weights: Any) -> None:
 
 def test_a_device_keeps_what_its_mesh_divides_and_all_of_the_rest() -> None:
     config, knobs = small.small_model().config, small.KNOBS
-    largest = choose_lane(knobs, knobs.prompt_buckets[-1], knobs.new_buckets[-1])
+    largest = choose_shape(knobs, knobs.prompt_buckets[-1], knobs.new_buckets[-1])
     whole = footprint(config, knobs, largest)
 
     def on(devices: int, **mesh: int) -> float:
@@ -81,41 +81,41 @@ def test_a_window_makes_caches_small() -> None:
     config = small.small_model().config
     kinds = tuple(dataclasses.replace(kind, window=4) for kind in config.kinds)
     assert all(isinstance(kind, LayerKind) for kind in kinds)
-    lane = Lane(32, 24, groups=2, rows=3)
-    whole = footprint(config, small.KNOBS, lane)
-    seen = footprint(dataclasses.replace(config, kinds=kinds), small.KNOBS, lane)
+    shape = Shape(32, 24, groups=2, rows=3)
+    whole = footprint(config, small.KNOBS, shape)
+    seen = footprint(dataclasses.replace(config, kinds=kinds), small.KNOBS, shape)
     assert (seen.prefix, seen.past) == (whole.prefix // 8, whole.past // 6)
     assert seen.buffer == whole.buffer
 
 
 @pytest.mark.parametrize(
-    ("changes", "lane", "named"),
+    ("changes", "shape", "named"),
     [
         # Many rows of long answers: what they have written is nearly all.
         (
             {"cache_tokens": 8},
-            Lane(32, 4096, groups=64, rows=8),
+            Shape(32, 4096, groups=64, rows=8),
             "dtype mesh groups group_size new_buckets prompt_buckets weights cache_tokens",
         ),
         # Long prompts in bfloat16; one row each.
         (
             {"dtype": "bfloat16", "prompt_buckets": (8192,), "cache_tokens": 8192, "singles": 4},
-            Lane(8192, 24, groups=4, rows=1),
+            Shape(8192, 24, groups=4, rows=1),
             "mesh prompt_buckets singles cache_tokens weights new_buckets",
         ),
         # One prompt at a time beside a large store.
         (
             {"dtype": "bfloat16", "groups": 1, "group_size": 1, "cache_tokens": 1 << 20},
-            Lane(32, 24, groups=1, rows=1),
+            Shape(32, 24, groups=1, rows=1),
             "cache_tokens mesh weights prompt_buckets new_buckets",
         ),
     ],
 )
 def test_what_frees_the_most_is_named_first(
-    changes: dict[str, Any], lane: Lane, named: str
+    changes: dict[str, Any], shape: Shape, named: str
 ) -> None:
     knobs: DecodingKnobs = dataclasses.replace(small.KNOBS, **changes)
-    ways = room_made(small.small_model().config, knobs, lane)
+    ways = room_made(small.small_model().config, knobs, shape)
     assert [re.findall(r"decoding\.(\w+)", way)[0] for way, _ in ways] == named.split()
     freed = [size for _, size in ways]
     assert freed == sorted(freed, reverse=True)
@@ -132,15 +132,15 @@ def test_what_frees_the_most_is_named_first(
 def test_an_allocation_that_fails(knobs: dict[str, Any], largest: str) -> None:
     with pytest.raises(WorkError, match="RESOURCE_EXHAUSTED") as raised:
         decode(small.engine(groups=2**12, **knobs))
-    told = str(raised.value)
-    assert told.count("\n") == 0
-    assert f"halve the largest of decoding.{largest}=[{ABSURD}]" in told
-    lane = Lane(32, 24, groups=2, rows=3)
-    weights = footprint(small.small_model().config, small.KNOBS, lane).weights
-    assert f"the weights take {weights / 1e9:.3g} GB" in told
+    said = str(raised.value)
+    assert said.count("\n") == 0
+    assert f"halve the largest of decoding.{largest}=[{ABSURD}]" in said
+    shape = Shape(32, 24, groups=2, rows=3)
+    weights = footprint(small.small_model().config, small.KNOBS, shape).weights
+    assert f"the weights take {weights / 1e9:.3g} GB" in said
     for knob in ("groups", "group_size", "prompt_buckets", "new_buckets", "cache_tokens", "dtype"):
-        assert f"decoding.{knob}" in told
-    assert told.index(f"decoding.{largest}") < told.index("decoding.cache_tokens")
+        assert f"decoding.{knob}" in said
+    assert said.index(f"decoding.{largest}") < said.index("decoding.cache_tokens")
 
 
 def failing(text: str) -> Callable[..., Any]:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from ste_jax.decoding import attend as attend_module
-from ste_jax.decoding.engine import empty_control
-from ste_jax.decoding.programs import NOTHING, Programs
+from ste_jax.decoding.decode_round import NOTHING, empty_control
+from ste_jax.decoding.programs import Programs
 from tests.compiling import OPTIMIZED
 from tests.decoding import small
 

@@ -1,4 +1,4 @@
-"""Is what is drawn distributed as told, whatever the filters and the neighbours?"""
+"""Is what is drawn distributed as asked, whatever the filters and the neighbours?"""
 
 from __future__ import annotations
 

@@ -9,11 +9,11 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ste_jax.decoding.scheduler import LaneSchedule
+from ste_jax.decoding.scheduler import SlotSchedule
 
 
 def test_rows_of_a_prompt_share_a_group_and_refill_it() -> None:
-    schedule: LaneSchedule[int] = LaneSchedule(groups=2, group_size=2)
+    schedule: SlotSchedule[int] = SlotSchedule(groups=2, group_size=2)
     for row in range(5):
         schedule.add("a", row)
     schedule.add("b", 9)
@@ -33,7 +33,7 @@ def test_rows_of_a_prompt_share_a_group_and_refill_it() -> None:
 
 
 def test_a_second_wave_finds_its_prompt_where_it_was() -> None:
-    schedule: LaneSchedule[int] = LaneSchedule(groups=2, group_size=1)
+    schedule: SlotSchedule[int] = SlotSchedule(groups=2, group_size=1)
     schedule.add("a", 0)
     schedule.add("b", 1)
     schedule.place()
@@ -45,7 +45,7 @@ def test_a_second_wave_finds_its_prompt_where_it_was() -> None:
 
 
 def test_after_the_caches_are_gone_a_prompt_is_filled_again() -> None:
-    schedule: LaneSchedule[int] = LaneSchedule(groups=1, group_size=1)
+    schedule: SlotSchedule[int] = SlotSchedule(groups=1, group_size=1)
     schedule.add("a", 0)
     schedule.place()
     schedule.finish(0, 0)
@@ -63,7 +63,7 @@ def test_after_the_caches_are_gone_a_prompt_is_filled_again() -> None:
 def test_any_order_of_arrivals_and_ends(
     groups: int, size: int, prompts: list[int], seed: int
 ) -> None:
-    schedule: LaneSchedule[int] = LaneSchedule(groups, size)
+    schedule: SlotSchedule[int] = SlotSchedule(groups, size)
     draw = random.Random(seed)
     pending = list(enumerate(prompts))
     holds: dict[int, int] = {}

@@ -1,4 +1,4 @@
-"""Is a row's lane the smallest that holds it, and are impossible shapes refused?"""
+"""Is a row's shape the smallest that holds it, and are impossible shapes refused?"""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 
 from ste_jax.config.schema import DecodingKnobs
-from ste_jax.config.shape_check import check_knobs
-from ste_jax.decoding.shapes import Lane, NoLane, choose_lane
-from ste_jax.errors import RequestError
+from ste_jax.decoding.shapes import DoesNotFit, Shape, check_shapes, choose_shape
+from ste_jax.system.errors import RequestError
 
 KNOBS = DecodingKnobs(
     prompt_buckets=(16, 32), new_buckets=(4, 8), prefill_chunk=8, groups=3, group_size=2
@@ -18,17 +17,17 @@ KNOBS = DecodingKnobs(
 
 
 @pytest.mark.parametrize(
-    ("prompt", "new", "lane"),
+    ("prompt", "new", "shape"),
     [(1, 1, (16, 4)), (16, 4, (16, 4)), (17, 5, (32, 8)), (32, 8, (32, 8))],
 )
-def test_the_smallest_that_holds_it(prompt: int, new: int, lane: tuple[int, int]) -> None:
-    assert choose_lane(KNOBS, prompt, new) == Lane(*lane, groups=3, rows=2)
+def test_the_smallest_that_holds_it(prompt: int, new: int, shape: tuple[int, int]) -> None:
+    assert choose_shape(KNOBS, prompt, new) == Shape(*shape, groups=3, rows=2)
 
 
 @pytest.mark.parametrize(("singles", "groups"), [(0, 3), (5, 5)])
 def test_a_prompt_of_one_sample_has_one_row(singles: int, groups: int) -> None:
     knobs = dataclasses.replace(KNOBS, singles=singles)
-    assert choose_lane(knobs, 1, 1, alone=True) == Lane(16, 4, groups=groups, rows=1)
+    assert choose_shape(knobs, 1, 1, alone=True) == Shape(16, 4, groups=groups, rows=1)
 
 
 @pytest.mark.parametrize(
@@ -40,9 +39,9 @@ def test_a_prompt_of_one_sample_has_one_row(singles: int, groups: int) -> None:
         (1, 9, "max_new_tokens is 9 tokens.*new_buckets is 8"),
     ],
 )
-def test_what_fits_nowhere_is_told(prompt: int, new: int, why: str) -> None:
-    with pytest.raises(NoLane, match=why):
-        choose_lane(KNOBS, prompt, new)
+def test_what_fits_nowhere_is_refused(prompt: int, new: int, why: str) -> None:
+    with pytest.raises(DoesNotFit, match=why):
+        choose_shape(KNOBS, prompt, new)
 
 
 @pytest.mark.parametrize(
@@ -59,7 +58,7 @@ def test_what_fits_nowhere_is_told(prompt: int, new: int, why: str) -> None:
 )
 def test_knobs_that_cannot_be_run(wrong: dict[str, Any], named: str) -> None:
     with pytest.raises(RequestError, match=named):
-        check_knobs(
+        check_shapes(
             DecodingKnobs(
                 **{"prompt_buckets": (16,), "new_buckets": (8,), "prefill_chunk": 8, **wrong}
             )

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ste_jax.decoding.text_stream import TextStream
-from ste_jax.tokenization.tokenizer import Tokenizer, load_tokenizer
+from ste_jax.tokenization.load import load_tokenizer
+from ste_jax.tokenization.tokenizer import Tokenizer
 from tests import chats, sentencepieces
 
 

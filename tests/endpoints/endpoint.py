@@ -1,4 +1,4 @@
-"""A small server that speaks OpenAI's chat completions as told, and records what it is asked."""
+"""A small server that speaks OpenAI's chat completions as a test says, and records requests."""
 
 from __future__ import annotations
 

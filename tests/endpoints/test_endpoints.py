@@ -12,12 +12,13 @@ import yaml
 from etils import epath
 
 from ste_jax.cli import main
-from ste_jax.pipeline.finetune import make_examples
+from ste_jax.pipeline.units import make_examples
 from ste_jax.reporting.funnel import check_sums, funnel
 from ste_jax.run.layout import RunDir
-from ste_jax.tokenization.tokenizer import load_tokenizer
+from ste_jax.tokenization.load import load_tokenizer
 from tests import tiny
 from tests.endpoints.endpoint import Answer, Endpoint, chat, serving
+from tests.reports import REPORTS
 
 
 def answer(payload: dict[str, Any], _: int) -> Answer:
@@ -87,7 +88,7 @@ def test_a_bigger_model_begins_and_our_own_goes_on(
     begun = [each["messages"][-1]["content"] for each in asked]
     assert not any(" Category:" in text or "[Modified" in text for text in begun)
 
-    check_sums(funnel(run))
+    check_sums(funnel(run, REPORTS), REPORTS)
     first, second = run.iteration(1), run.iteration(2)
     assert {row.judge for row in first.judgments.rows()} == {"endpoint/big-one"}
     assert all(row.token_ids == () for row in first.judgments.rows())

@@ -13,11 +13,12 @@ import pytest
 from ste_jax.config.schema import EndpointKnobs, JudgeKnobs, RoleKnobs, SamplingKnobs
 from ste_jax.endpoints import openai
 from ste_jax.endpoints.openai import OpenAIGenerator
-from ste_jax.errors import RequestError, WorkError
 from ste_jax.generation import Completion, Request, Sampling, ScoreRequest
 from ste_jax.records import Pair
-from ste_jax.stages.judge import Judge, build_prompts, judge_all
+from ste_jax.stages.judge import Judge, judge_all
 from ste_jax.stages.roles import make_role
+from ste_jax.system.errors import RequestError, WorkError
+from ste_jax.tasks import PAIRWISE
 from tests.endpoints.endpoint import Answer, Endpoint, chat, serving
 
 
@@ -149,7 +150,7 @@ def test_an_endpoint_that_stays_away_ends_the_work() -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "told"),
+    ("status", "said"),
     [
         (401, "the key is refused"),
         (402, "no credit is left; add some"),
@@ -157,12 +158,12 @@ def test_an_endpoint_that_stays_away_ends_the_work() -> None:
         (307, "not as configured .*https://elsewhere"),
     ],
 )
-def test_an_endpoint_that_refuses_all_ends_the_work(status: int, told: str) -> None:
+def test_an_endpoint_that_refuses_all_ends_the_work(status: int, said: str) -> None:
     headers = {"Location": "https://elsewhere/v1"} if status == 307 else {}
     with serving(lambda *_: (status, {"error": "no"}, headers)) as endpoint:
         generator = OpenAIGenerator(knobs(endpoint))
         generator.submit(request("a"))
-        with pytest.raises(RequestError, match=rf"model big: .*{told}"):
+        with pytest.raises(RequestError, match=rf"model big: .*{said}"):
             collect(generator)
     assert len(endpoint.asked) == 1
 
@@ -174,8 +175,8 @@ def test_refusals_are_no_rows_fault_until_one_is_answered() -> None:
             generator = OpenAIGenerator(knobs(endpoint, concurrency=concurrency))
             for row in range(rows):
                 generator.submit(request(str(row)))
-            told = rf"not one of the first {min(concurrency, rows)} .*unknown argument max_tokens"
-            with pytest.raises(RequestError, match=told):
+            said = rf"not one of the first {min(concurrency, rows)} .*unknown argument max_tokens"
+            with pytest.raises(RequestError, match=said):
                 collect(generator)
 
 
@@ -204,9 +205,9 @@ def test_the_key_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
         with pytest.raises(RequestError, match="the environment variable SOME_KEY is to hold"):
             OpenAIGenerator(knobs(endpoint, key_variable="SOME_KEY"))
         monkeypatch.setenv("SOME_KEY", "a\nb")
-        with pytest.raises(RequestError, match="the environment variable SOME_KEY") as told:
+        with pytest.raises(RequestError, match="the environment variable SOME_KEY") as said:
             OpenAIGenerator(knobs(endpoint, key_variable="SOME_KEY"))
-        assert "a\nb" not in str(told.value)
+        assert "a\nb" not in str(said.value)
         monkeypatch.setenv("SOME_KEY", "secret\n")
         for variable in ("SOME_KEY", ""):
             generator = OpenAIGenerator(knobs(endpoint, key_variable=variable))
@@ -288,14 +289,16 @@ def test_it_judges_pairs_and_can_be_made_to_choose() -> None:
         modified_instruction="",
         source="test",
     )
-    role = make_role("judge", RoleKnobs(template="judge", sampling=SamplingKnobs()), seed=0)
+    role = make_role(
+        "judge", RoleKnobs(template="judge", sampling=SamplingKnobs()), seed=0, task=PAIRWISE
+    )
     judge = Judge(role=role, knobs=JudgeKnobs(force_verdict=True), model="big", iteration=0)
     with serving(answer) as endpoint:
         generator = OpenAIGenerator(knobs(endpoint))
-        prompts = build_prompts(pair, role.template)
+        prompts = PAIRWISE.prompts(pair, role.template)
         found = {
-            prompt.order: one
-            for prompt, (one,) in judge_all(prompts, generator, judge, 1, in_flight=2)
+            each.prompts[0].order: one
+            for each, (one,) in judge_all(PAIRWISE.questions(prompts), generator, judge, 1)
         }
     assert (found["ab"].verdict, found["ab"].forced) == ("A", True)
     assert found["ab"].text.endswith("I cannot say\n\nFinal verdict: [[A]]")
@@ -308,4 +311,4 @@ def test_it_cannot_score() -> None:
     generator = OpenAIGenerator(EndpointKnobs(url="http://nowhere/v1", model="big"))
     with pytest.raises(RequestError, match="cannot score"):
         list(generator.score([ScoreRequest(id="a", messages=[], completions=["x"])]))
-    assert not generator.capabilities.score and not generator.capabilities.token_ids
+    assert not generator.can_score

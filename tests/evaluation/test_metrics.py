@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import random
@@ -14,10 +15,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ste_jax.errors import RequestError, WorkError
 from ste_jax.evaluation import metrics
-from ste_jax.evaluation.metrics import compare, measure
 from ste_jax.records import Judgment, Prompt
+from ste_jax.system.errors import RequestError, WorkError
+from ste_jax.tasks import PAIRWISE
+
+measure = functools.partial(metrics.measure, PAIRWISE)
+compare = functools.partial(metrics.compare, PAIRWISE)
 
 Said = str | None
 """A verdict as these tests write it: A, B, tie, None, or one of them in lower case if forced."""
@@ -438,7 +442,9 @@ def test_two_judges_are_compared_on_what_fits_both() -> None:
 def test_groups_say_how_many_did_not_fit() -> None:
     prompts, judgments = judge([[["A"], ["B"]], [["A"], ["A"]]])
     gone = without_room(judgments, "q001ba")
-    found = metrics.measure_groups(prompts, gone, {"p000": "easy", "p001": "hard"}, bootstrap=5)
+    found = metrics.measure_groups(
+        PAIRWISE, prompts, gone, {"p000": "easy", "p001": "hard"}, bootstrap=5
+    )
     assert found["hard"]["n_too_long"] == 1 and found["hard"]["accuracy"] == 1.0
     assert found["hard"]["consistent_accuracy"] is None
     assert found["easy"]["n_too_long"] == 0

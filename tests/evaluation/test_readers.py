@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from etils import epath
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ste_jax.errors import RequestError
-from ste_jax.evaluation.readers import read_pairs
+from ste_jax.evaluation import readers
+from ste_jax.evaluation.readers import READERS, jsonl_rows, pair_of, read_pairs
+from ste_jax.records import Pair
+from ste_jax.system.errors import RequestError
 
 LLMBAR = Path(__file__).parents[3] / "shared" / "data" / "llmbar"
 ROW = {"instruction": "Add 1 and 2.", "response_a": "3", "response_b": "4", "label": "A"}
@@ -109,8 +113,27 @@ def test_a_file_that_is_not_there_or_a_directory(tmp_path: Path, benchmark: str)
 
 
 def test_an_unknown_benchmark_lists_the_known_at_once(tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match=r"named 'rewardbench'; known: pairs, llmbar"):
-        read_pairs("rewardbench", tmp_path / "p.jsonl")
+    with pytest.raises(RequestError, match=f"named '-'; known: {', '.join(READERS)}$"):
+        read_pairs("-", tmp_path / "p.jsonl")
+
+
+@pytest.mark.parametrize(("better", "chosen"), [("first", "3"), ("second", "4")])
+def test_a_reader_may_know_the_better_answer_without_a_label(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, better: Any, chosen: str
+) -> None:
+    def read(path: epath.Path) -> Iterator[tuple[str, Pair]]:
+        for place, row in jsonl_rows(path):
+            yield place, pair_of(row, path, place, "asked", "one", "two", better=better)
+
+    monkeypatch.setitem(readers.READERS, "own", read)
+    row = {"asked": "Add 1 and 2.", "one": "3", "two": "4"}
+    path = jsonl(tmp_path / "p.jsonl", row, {**row, "asked": "2 + 1?", "label": "sums"})
+    plain, labelled = read_pairs("own", path)
+    assert plain.chosen == labelled.chosen == chosen
+    assert plain.extra == "" and json.loads(labelled.extra) == {"label": "sums"}
+    jsonl(path, row, {"asked": "Add 1 and 2.", "one": "3"})
+    with pytest.raises(RequestError, match=r"p\.jsonl, line 2: the field 'two' is missing"):
+        list(read_pairs("own", path))
 
 
 def test_blank_lines_and_a_byte_order_mark_are_passed_over(tmp_path: Path) -> None:

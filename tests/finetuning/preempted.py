@@ -20,9 +20,9 @@ import numpy as np
 from etils import epath
 
 from ste_jax.config.schema import MeshKnobs
-from ste_jax.errors import Preempted
 from ste_jax.models.decoder import Decoder
 from ste_jax.system import preemption
+from ste_jax.system.errors import Preempted
 
 PACE = 0.03
 """Seconds that each step and each moment of a validation takes, so that a signal falls inside."""
@@ -34,12 +34,12 @@ def main() -> int:
     if len(sys.argv) > 3:
         jax.distributed.initialize(sys.argv[3], num_processes=2, process_id=int(sys.argv[4]))
 
-    from ste_jax.models.parameters import parameters_of, with_parameters
-    from ste_jax.parallel.sharding import make_mesh, parameter_sharding
+    from ste_jax.models.parameters import parameters_of
+    from ste_jax.parallel.sharding import make_mesh
 
     preemption.install()  # after JAX, which else takes the signal for itself
 
-    from tests.finetuning.small import CONFIG, Trained, small_model
+    from tests.finetuning.small import Trained
 
     mesh = make_mesh(MeshKnobs(), jax.devices()[:devices])
 
@@ -74,13 +74,7 @@ def main() -> int:
         time.sleep(PACE)
 
     trained.log = log
-    model = small_model()
-    values = {}
-    for path, value in parameters_of(model).items():
-        whole, axes = np.asarray(value), CONFIG.parameters()[path].axes
-        place = parameter_sharding(whole.shape, axes, mesh)
-        values[path] = jax.make_array_from_callback(whole.shape, place, whole.__getitem__)
-    trained.model = with_parameters(model, values)
+    trained.model = sharded_model(mesh)
     try:
         result = trained.run()
     except Preempted as stopped:
@@ -90,6 +84,21 @@ def main() -> int:
         (root / "came-to.json").write_text(json.dumps(dataclasses.asdict(result)))
     print("done", flush=True)
     return 0
+
+
+def sharded_model(mesh: jax.sharding.Mesh) -> Decoder:
+    """The small model with its weights on the mesh, of which another process may have a part."""
+    from ste_jax.models.parameters import parameters_of, with_parameters
+    from ste_jax.parallel.sharding import parameter_sharding
+    from tests.finetuning.small import CONFIG, small_model
+
+    model = small_model()
+    values = {}
+    for path, value in parameters_of(model).items():
+        whole, axes = np.asarray(value), CONFIG.parameters()[path].axes
+        place = parameter_sharding(whole.shape, axes, mesh)
+        values[path] = jax.make_array_from_callback(whole.shape, place, whole.__getitem__)
+    return with_parameters(model, values)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,9 @@ from etils import epath
 from flax import nnx
 
 from ste_jax.config.schema import FinetuneKnobs, MeshKnobs
-from ste_jax.finetuning.loop import FinetuneResult, finetune
+from ste_jax.finetuning.batch_source import BatchSource, PlannedRows
+from ste_jax.finetuning.knobs import TrainingKnobs
+from ste_jax.finetuning.loop import Callbacks, FinetuneResult, finetune
 from ste_jax.finetuning.objectives import Objective
 from ste_jax.finetuning.packing import Example, Unit
 from ste_jax.models.config import ModelConfig
@@ -31,17 +33,19 @@ CONFIG = ModelConfig(
     head_dim=4,
     max_position=64,
 )
-KNOBS = FinetuneKnobs(
-    epochs=2.0,
-    sequence_length=32,
-    batch_rows=4,
-    learning_rate=1e-2,
-    warmup_steps=2,
-    clip_norm=1.0,
-    remat="none",
-    dtype="float32",
-    validate_every=4,
-    save_every=3,
+KNOBS = TrainingKnobs.of(
+    FinetuneKnobs(
+        epochs=2.0,
+        sequence_length=32,
+        batch_rows=4,
+        learning_rate=1e-2,
+        warmup_steps=2,
+        clip_norm=1.0,
+        remat="none",
+        dtype="float32",
+        validate_every=4,
+        save_every=3,
+    )
 )
 ONE = make_mesh(MeshKnobs(), jax.devices()[:1])
 
@@ -112,15 +116,20 @@ class Trained:
         """Begins, or goes on after whatever stopped it."""
         return finetune(
             model=self.model or small_model(),
-            examples=self.examples,
+            source=self.source(),
             knobs=self.knobs,
             seed=3,
             mesh=self.mesh,
             state_dir=self.root / "state",
-            validate=self.validate,
-            save_model=self.save_model,
-            log=self.log,
-            stop_requested=lambda: self.stop(),
-            objective=self.objective,
+            callbacks=Callbacks(
+                validate=self.validate,
+                save_model=self.save_model,
+                log=self.log,
+                stop_requested=lambda: self.stop(),
+            ),
             start=self.start,
         )
+
+    def source(self) -> BatchSource:
+        """Where its rows come from."""
+        return PlannedRows(self.examples, self.knobs, seed=3, objective=self.objective)

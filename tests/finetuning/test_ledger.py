@@ -8,12 +8,12 @@ import pytest
 from etils import epath
 
 from ste_jax.finetuning import loop
-from ste_jax.finetuning.training_state import InHand, Ledger
+from ste_jax.finetuning.training_state import Ledger, LiveState
 from ste_jax.models.decoder import Decoder
 from tests.finetuning.small import small_model
 
 
-class Held(InHand):
+class Held(LiveState):
     """A step's model, as far as a validation needs one."""
 
     def __init__(self, step: int) -> None:
@@ -22,7 +22,7 @@ class Held(InHand):
     def model(self) -> Decoder:
         return small_model()
 
-    def take_back(self) -> bool:
+    def restore(self) -> bool:
         return True
 
 
@@ -45,9 +45,13 @@ def test_the_best_model_is_kept_and_of_equals_the_latest(
     for step, accuracy in zip((4, 8, 10), accuracies, strict=True):
         assert loop.validate_step(
             ledger,
-            Held(step),  # type: ignore[arg-type]
-            lambda model, step, release, a=accuracy: {"accuracy": a},  # type: ignore[misc]
-            lambda model, step, metrics: saved.append(step),
+            Held(step),
+            loop.Callbacks(
+                validate=lambda model, step, release, a=accuracy: {"accuracy": a},  # type: ignore[misc]
+                save_model=lambda model, step, metrics: saved.append(step),
+                log=lambda event: None,
+                stop_requested=lambda: False,
+            ),
         )
     assert saved == kept
     assert ledger.best(10)["step"] == kept[-1]

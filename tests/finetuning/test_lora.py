@@ -13,13 +13,13 @@ import pytest
 from etils import epath
 
 from ste_jax.config.schema import LoraKnobs, MeshKnobs
-from ste_jax.errors import Preempted, RequestError
 from ste_jax.finetuning.attention import packed_causal
 from ste_jax.finetuning.lora import is_trained, merged, with_small_matrices
 from ste_jax.models.config import LayerKind
 from ste_jax.models.decoder import Decoder, unstack
 from ste_jax.models.parameters import parameters_of, with_parameters
 from ste_jax.parallel.sharding import make_mesh
+from ste_jax.system.errors import Preempted, RequestError
 from tests.finetuning.small import CONFIG, ONE, Trained, arrays_of, small_model
 
 KNOBS = LoraKnobs(rank=3, alpha=6.0)

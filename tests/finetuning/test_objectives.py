@@ -14,9 +14,9 @@ import pytest
 import torch
 from flax import nnx
 
-from ste_jax.config.schema import FinetuneKnobs, MeshKnobs
-from ste_jax.errors import Preempted
-from ste_jax.finetuning.objectives import Dpo, Preference, Sft, units_of
+from ste_jax.config.schema import MeshKnobs
+from ste_jax.finetuning.knobs import TrainingKnobs
+from ste_jax.finetuning.objectives import Dpo, Preference, Sft, aim_of, units_of
 from ste_jax.finetuning.packing import Rows, fill, pack, plan, targets_per_row
 from ste_jax.finetuning.reference import reference_scores
 from ste_jax.finetuning.train_step import (
@@ -31,6 +31,7 @@ from ste_jax.models.attention import causal
 from ste_jax.models.decoder import Decoder
 from ste_jax.models.parameters import parameters_of
 from ste_jax.parallel.sharding import make_mesh
+from ste_jax.system.errors import Preempted
 from tests.finetuning.small import CONFIG, KNOBS, ONE, example, small_model
 from tests.finetuning.test_train_step import assert_same_gradient, first_moments
 
@@ -55,7 +56,7 @@ PAIRS = [preference(n, (-3.0 - n, -4.0 + n / 2)) for n in range(6)]
 def train(
     lists: list[list[int]],
     count: int,
-    knobs: FinetuneKnobs = KNOBS_HERE,
+    knobs: TrainingKnobs = KNOBS_HERE,
     mesh: Any = ONE,
     pairs: list[Preference] = PAIRS,
     model: Decoder | None = None,
@@ -172,7 +173,7 @@ def test_pairs_train_alike_packed_or_alone_in_parts_and_on_eight_devices() -> No
 
 
 def scores_of(
-    model: Decoder, shards: dict[int, list[Preference]], knobs: FinetuneKnobs = KNOBS_HERE
+    model: Decoder, shards: dict[int, list[Preference]], knobs: TrainingKnobs = KNOBS_HERE
 ) -> dict[str, tuple[float, float]]:
     """Of the preferences of all shards."""
     found: dict[str, tuple[float, float]] = {}
@@ -249,4 +250,5 @@ def test_what_a_fine_tuning_depends_on_is_told_of_its_units() -> None:
     assert units_of(PAIRS) == units_of(PAIRS[::-1])
     other = dataclasses.replace(PAIRS[0], reference=(0.0, 0.0))
     assert units_of([other]) != units_of(PAIRS[:1])
-    assert Sft().name != DPO.name
+    assert aim_of(Sft()) == ["sft", {}]
+    assert aim_of(DPO) == ["dpo", {"beta": 0.3, "nll_scale": 1.5}]

@@ -13,10 +13,12 @@ import optax
 import pytest
 
 from ste_jax.config.schema import FinetuneKnobs
+from ste_jax.finetuning.knobs import TrainingKnobs
 from ste_jax.finetuning.optimizer import learning_rate, make_optimizer
-from ste_jax.finetuning.phase_knobs import stage_knobs, told
 
-KNOBS = FinetuneKnobs(learning_rate=1.0, warmup_steps=4, final_learning_rate_fraction=0.1)
+KNOBS = TrainingKnobs.of(
+    FinetuneKnobs(learning_rate=1.0, warmup_steps=4, final_learning_rate_fraction=0.1)
+)
 
 
 def test_the_schedule() -> None:
@@ -48,16 +50,9 @@ def test_the_other_schedules() -> None:
     assert set(rates[4:]) == {1.0}
 
 
-def test_the_second_stage_s_rate_rises_over_its_own_number_of_steps() -> None:
-    knobs = stage_knobs(FinetuneKnobs(warmup_steps=100), "dpo")
-    for total in (40, 9000):  # however many steps are taken
-        rates = [float(learning_rate(knobs, total, step)) for step in (0, 1500, 3000, 5000)]
-        assert rates == pytest.approx([5.5e-8, (5.5e-8 + 1.1e-6) / 2, 1.1e-6, 1.1e-6])
-
-
 def test_a_knob_that_is_new_leaves_what_was_made_without_it_as_it_is() -> None:
-    assert "schedule_steps" not in told(KNOBS)
-    assert told(dataclasses.replace(KNOBS, schedule_steps=9))["schedule_steps"] == 9
+    assert "schedule_steps" not in KNOBS.identity()
+    assert dataclasses.replace(KNOBS, schedule_steps=9).identity()["schedule_steps"] == 9
 
 
 def test_of_a_schedule_longer_than_the_training_only_the_beginning_is_used() -> None:
@@ -66,7 +61,7 @@ def test_of_a_schedule_longer_than_the_training_only_the_beginning_is_used() -> 
     assert [float(learning_rate(knobs, 12, step)) for step in range(12)] == whole
 
 
-def run(knobs: FinetuneKnobs, steps: int = 5) -> tuple[dict[str, jax.Array], Any]:
+def run(knobs: TrainingKnobs, steps: int = 5) -> tuple[dict[str, jax.Array], Any]:
     """Parameters and state after some steps of given gradients."""
     optimizer = make_optimizer(knobs, 10)
     draw = np.random.default_rng(0)

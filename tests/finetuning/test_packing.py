@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ste_jax.config.schema import FinetuneKnobs
-from ste_jax.errors import RequestError
+from ste_jax.finetuning.knobs import TrainingKnobs
 from ste_jax.finetuning.packing import Example, Plan, Rows, fill, pack, plan
+from ste_jax.system.errors import RequestError
 
 IDS = st.integers(1, 99)
 
@@ -36,11 +37,13 @@ def example_lists(draw: Any) -> list[Example]:
     return examples
 
 
-def knobs(**changes: Any) -> FinetuneKnobs:
-    return dataclasses.replace(FinetuneKnobs(sequence_length=16, batch_rows=3), **changes)
+def knobs(**changes: Any) -> TrainingKnobs:
+    return dataclasses.replace(
+        TrainingKnobs.of(FinetuneKnobs(sequence_length=16, batch_rows=3)), **changes
+    )
 
 
-def all_rows(planned: Plan, examples: list[Example], used: FinetuneKnobs) -> list[Rows]:
+def all_rows(planned: Plan, examples: list[Example], used: TrainingKnobs) -> list[Rows]:
     return [
         fill(
             rows,

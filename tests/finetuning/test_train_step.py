@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from etils import epath
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from transformers import (
     Gemma3ForCausalLM,
     Gemma3TextConfig,
@@ -22,8 +22,8 @@ from transformers import (
     PreTrainedModel,
 )
 
-from ste_jax.config.schema import FinetuneKnobs, MeshKnobs
-from ste_jax.errors import RequestError
+from ste_jax.config.schema import MeshKnobs
+from ste_jax.finetuning.knobs import TrainingKnobs
 from ste_jax.finetuning.packing import Rows, fill, pack, plan
 from ste_jax.finetuning.train_step import (
     StepMetrics,
@@ -40,7 +40,8 @@ from ste_jax.model_io.sources import Source
 from ste_jax.models.config import Lora
 from ste_jax.models.decoder import Decoder
 from ste_jax.models.parameters import parameters_of
-from ste_jax.parallel.sharding import batch_sharding, make_mesh
+from ste_jax.parallel.sharding import make_mesh
+from ste_jax.system.errors import RequestError
 from tests.finetuning.small import CONFIG, EXAMPLES, KNOBS, ONE, small_model
 
 
@@ -55,7 +56,7 @@ assert len(PACKED) == 3  # of 4 rows: one is empty
 def train(
     model: Decoder,
     batches: list[Rows],
-    knobs: FinetuneKnobs = KNOBS,
+    knobs: TrainingKnobs = KNOBS,
     mesh: Mesh = ONE,
     total: int = 10,
 ) -> tuple[TrainState, list[StepMetrics]]:
@@ -148,7 +149,8 @@ def test_rounding_draws_one_of_the_two_neighbours_and_loses_nothing_on_average()
     # What is drawn does not depend on where an array lies.
     wide = jnp.asarray(np.random.default_rng(0).normal(size=(8, 6)), jnp.float32)
     rounded = jax.jit(lambda x: stochastically(x, jnp.dtype(jnp.bfloat16), keys[1]))
-    spread = jax.device_put(wide, batch_sharding(make_mesh(MeshKnobs(), jax.devices()[:8])))
+    over = make_mesh(MeshKnobs(), jax.devices()[:8])
+    spread = jax.device_put(wide, NamedSharding(over, PartitionSpec(over.axis_names)))
     assert np.array_equal(rounded(spread), rounded(wide))
 
 

@@ -9,45 +9,21 @@ from typing import Any
 import pytest
 from transformers import AutoConfig, LlamaConfig
 
-from ste_jax.errors import RequestError
 from ste_jax.model_io.families import FAMILIES, family_of
 from ste_jax.models.config import LayerKind, ModelConfig, RopeScaling
+from ste_jax.system.errors import RequestError
+from tests.cases.config_files import FILES
+from tests.models.families import BY_NAME, SEEING
+from tests.models.families import FAMILIES as tested
 
 LLAMA = FAMILIES["llama"]
-# As the directories of Llama 3.1 8B Instruct (transformers 4) and of SmolLM2 have it, less what is
-# the same as elsewhere.
-LLAMA_31 = {
-    "architectures": ["LlamaForCausalLM"],
-    "attention_bias": False,
-    "attention_dropout": 0.0,
-    "bos_token_id": 128000,
-    "eos_token_id": [128001, 128008, 128009],
-    "hidden_act": "silu",
-    "hidden_size": 4096,
-    "initializer_range": 0.02,
-    "intermediate_size": 14336,
-    "max_position_embeddings": 131072,
-    "mlp_bias": False,
-    "model_type": "llama",
-    "num_attention_heads": 32,
-    "num_hidden_layers": 32,
-    "num_key_value_heads": 8,
-    "pretraining_tp": 1,
-    "rms_norm_eps": 1e-05,
-    "rope_scaling": {
-        "factor": 8.0,
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 8192,
-        "rope_type": "llama3",
-    },
-    "rope_theta": 500000.0,
-    "tie_word_embeddings": False,
-    "torch_dtype": "bfloat16",
-    "transformers_version": "4.42.3",
-    "use_cache": True,
-    "vocab_size": 128256,
-}
+LLAMA_31 = FILES["Llama-3.1-8B-Instruct"]
+
+
+def test_every_family_is_tested_against_transformers() -> None:
+    """By one `Case` that is no variant; the one that sees has none, since a test of its own makes
+    it."""
+    assert sorted(BY_NAME[name].model_type for name in tested) == sorted(FAMILIES.keys() - {SEEING})
 
 
 NEEDED = [

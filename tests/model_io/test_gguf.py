@@ -15,13 +15,13 @@ from gguf import GGMLQuantizationType as Type
 from transformers import PreTrainedModel
 
 from ste_jax.config.schema import MeshKnobs
-from ste_jax.errors import RequestError
 from ste_jax.model_io.gguf import GGUFFile
 from ste_jax.model_io.hf import save_hf
 from ste_jax.model_io.load_weights import load_weights, open_weights
 from ste_jax.model_io.sources import Source
 from ste_jax.models.config import RopeScaling
 from ste_jax.parallel.sharding import make_mesh
+from ste_jax.system.errors import RequestError
 from tests.models import smollm2
 from tests.models.families import BY_NAME, LLAMA3, make
 from tests.models.reference import our_logits, torch_logits

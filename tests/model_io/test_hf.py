@@ -20,10 +20,10 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
 from ste_jax.config.schema import MeshKnobs
-from ste_jax.errors import RequestError
 from ste_jax.model_io.hf import HFDirectory, save_hf
 from ste_jax.model_io.load_weights import load_weights, open_weights
 from ste_jax.parallel.sharding import make_mesh
+from ste_jax.system.errors import RequestError
 from tests.models.reference import our_logits, torch_logits
 
 ONE = make_mesh(MeshKnobs(), jax.devices()[:1])

@@ -13,16 +13,17 @@ import jax
 import numpy as np
 import pytest
 
-from ste_jax.checkpoints.checkpoint import load_checkpoint, read_card, save_checkpoint
+from ste_jax.checkpoints.card import read_card
+from ste_jax.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from ste_jax.commands.import_model import import_model
 from ste_jax.config.schema import MeshKnobs
-from ste_jax.errors import Preempted, RequestError, WorkError
 from ste_jax.model_io import import_weights
 from ste_jax.model_io.load_weights import load_weights
 from ste_jax.models.parameters import parameters_of
 from ste_jax.parallel.sharding import make_mesh
 from ste_jax.system import files, preemption
-from ste_jax.tokenization.tokenizer import load_tokenizer
+from ste_jax.system.errors import Preempted, RequestError, WorkError
+from ste_jax.tokenization.load import load_tokenizer
 from tests import running, tiny
 from tests.full_disk import files_no_larger_than
 

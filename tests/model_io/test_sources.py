@@ -12,9 +12,10 @@ from typing import Any
 import huggingface_hub
 import pytest
 
-from ste_jax.errors import RequestError, WorkError
+from ste_jax.checkpoints.card import CARD
 from ste_jax.model_io import sources
-from ste_jax.model_io.sources import CHECKPOINT_MARK, resolve
+from ste_jax.model_io.sources import resolve
+from ste_jax.system.errors import RequestError, WorkError
 
 HF_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 
@@ -51,7 +52,7 @@ def write_wheel(wheels: Path, files: dict[str, bytes], version: str = "1.0") -> 
 
 def test_directories_and_files_are_told_apart_by_what_is_there(tmp_path: Path) -> None:
     hf = directory(tmp_path / "a", *HF_FILES)
-    checkpoint = directory(tmp_path / "b", CHECKPOINT_MARK, "config.json")
+    checkpoint = directory(tmp_path / "b", CARD, "config.json")
     run = directory(tmp_path / "c", "manifest.json")
     (run / "iterations").mkdir()
     (tmp_path / "d.gguf").write_bytes(b"GGUF")

@@ -14,11 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
 
 from ste_jax.config.schema import MeshKnobs
 from ste_jax.model_io.load_weights import load_weights
 from ste_jax.models.attention import causal
-from ste_jax.parallel.sharding import batch_sharding, make_mesh, replicated
+from ste_jax.parallel.sharding import make_mesh
 
 
 def main(directory: Path, port: int, rank: int) -> None:
@@ -34,9 +35,13 @@ def main(directory: Path, port: int, rank: int) -> None:
         return model.logits(model(tokens, positions, attend)[0])
 
     rows = np.arange(32, dtype=np.int32).reshape(4, 8)
-    tokens = jax.make_array_from_callback(rows.shape, batch_sharding(mesh), lambda at: rows[at])
+    divided, whole = (
+        NamedSharding(mesh, PartitionSpec("fsdp")),
+        NamedSharding(mesh, PartitionSpec()),
+    )
+    tokens = jax.make_array_from_callback(rows.shape, divided, lambda at: rows[at])
     with jax.set_mesh(mesh):
-        logits = jax.jit(run, out_shardings=replicated(mesh))(state, tokens)
+        logits = jax.jit(run, out_shardings=whole)(state, tokens)
     if rank == 0:
         np.save(directory / "logits.npy", np.asarray(logits))
     jax.distributed.shutdown()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -24,6 +25,23 @@ def torch_logits(model: PreTrainedModel, tokens: np.ndarray) -> np.ndarray:
     """[B,T,V] of full rows."""
     with torch.no_grad():
         return model(torch.from_numpy(np.asarray(tokens, np.int64))).logits.float().numpy()
+
+
+def greedy(
+    model: PreTrainedModel, tokens: Sequence[int], new_tokens: int, eos_ids: Sequence[int]
+) -> list[int]:
+    """What `transformers` generates after `tokens` at temperature 0, an end among it."""
+    ids = torch.tensor([tokens])
+    with torch.no_grad():
+        drawn = model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=new_tokens,
+            do_sample=False,
+            eos_token_id=list(eos_ids),
+            pad_token_id=0,
+        )
+    return drawn[0, ids.shape[1] :].tolist()
 
 
 @partial(jax.jit, static_argnames=("graph", "remat"), compiler_options=QUICK)

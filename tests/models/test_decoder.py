@@ -61,7 +61,7 @@ def test_unstacking_leaves_the_original_as_it_is(model: Decoder) -> None:
     loose = unstack(model)
     assert set(model.layers[0]) == set(loose.layers[0])
     assert model.layers[0]["q"].get_value().shape == (3, 24, 6, 8)
-    assert loose.layers[0]["q"].get_value().shape == (6, 8, 24)  # turned, see `unstack`
+    assert loose.layers[0]["q"].get_value().shape == (6, 8, 24)  # transposed, see `unstack`
     assert loose.layers[0]["o"].get_value().shape == (24, 6, 8)
     assert loose.embed.get_value() is model.embed.get_value()
 

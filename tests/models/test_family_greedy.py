@@ -10,32 +10,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import PreTrainedModel
 
 from ste_jax.model_io.load_weights import load_weights
 from tests.decoding import small
 from tests.decoding.small import collect, engine, prompt, request
 from tests.models.families import FAMILIES, WINDOW, make
+from tests.models.reference import greedy
 from tests.models.test_family_decoding import ONE
 
 LENGTHS = (1, 3, 8, 9, 12, 17, 26, 32)
 NEW = (5, 20, 11)
 SHAPES = {"prompt_buckets": (32,), "new_buckets": (20,), "groups": 2, "group_size": 2}
 QUICK = ("llama-3.1", "qwen3", "gemma3")
-
-
-def generated(reference: PreTrainedModel, tokens: tuple[int, ...], new: int) -> list[int]:
-    ids = torch.tensor([tokens])
-    with torch.no_grad():
-        out = reference.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=new,
-            do_sample=False,
-            eos_token_id=list(small.EOS),
-            pad_token_id=0,
-        )
-    return out[0, len(tokens) :].tolist()
 
 
 @pytest.mark.parametrize(
@@ -53,7 +39,7 @@ def test_greedy_is_what_transformers_generates(name: str, tmp_path: Path) -> Non
     found = collect(made.completions())
     assert max(NEW) > 2 * small.KNOBS.steps_per_round and max(LENGTHS) > WINDOW
     for length in LENGTHS:
-        whole = generated(reference, prompt(length, length, letters=30).tokens, max(NEW))
+        whole = greedy(reference, prompt(length, length, letters=30).tokens, max(NEW), small.EOS)
         for new in NEW:
             want = whole[:new]
             for sample in (0, 1):

@@ -29,7 +29,6 @@ from ste_jax.commands.export_model import export_model
 from ste_jax.config.schema import DecodingKnobs, MeshKnobs
 from ste_jax.decoding.engine import Engine
 from ste_jax.decoding.rows import Prompt
-from ste_jax.errors import WorkError
 from ste_jax.generation import Request, Sampling
 from ste_jax.model_io.load_weights import load_weights
 from ste_jax.model_io.sources import resolve
@@ -37,9 +36,11 @@ from ste_jax.models.decoder import Decoder
 from ste_jax.models.parameters import parameters_of
 from ste_jax.parallel.sharding import make_mesh
 from ste_jax.system import shipped
+from ste_jax.system.errors import WorkError
 from ste_jax.tokenization.gguf import read_gguf_tokenizer
-from ste_jax.tokenization.tokenizer import load_tokenizer
+from ste_jax.tokenization.load import load_tokenizer
 from tests.models.reference import our_logits, torch_logits
+from tests.reports import REPORTS
 
 pytestmark = pytest.mark.slow
 
@@ -169,7 +170,7 @@ def test_meshes_of_eight_devices_give_the_same_text(which: Any, mesh: str) -> No
 
 def test_smollm2_exported_and_read_again_is_the_same_bits(tmp_path: Path) -> None:
     file, _ = smollm2()
-    export_model(str(file), str(tmp_path / "hf"), "float32")
+    export_model(str(file), str(tmp_path / "hf"), REPORTS, "float32")
     ours, again = (parameters_of(load_weights(each, ONE)) for each in (file, tmp_path / "hf"))
     assert ours.keys() == again.keys()
     assert all(np.array_equal(ours[path], again[path]) for path in ours)

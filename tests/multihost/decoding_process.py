@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 
 from ste_jax.config.schema import FinetuneKnobs, MeshKnobs
 from ste_jax.finetuning import packing
+from ste_jax.finetuning.knobs import TrainingKnobs
 from ste_jax.finetuning.train_step import abstract_state, initial_state, make_train_step, put_batch
 from ste_jax.models.config import ModelConfig
 from ste_jax.models.decoder import Decoder
@@ -69,8 +70,10 @@ def trained(mesh: Mesh) -> Parameters:
     """Parameters after a step of training on the mesh."""
     from tests.finetuning.small import example, small_model  # asks for devices, so not earlier
 
-    knobs = FinetuneKnobs(
-        sequence_length=32, batch_rows=4, learning_rate=1e-2, warmup_steps=0, dtype="float32"
+    knobs = TrainingKnobs.of(
+        FinetuneKnobs(
+            sequence_length=32, batch_rows=4, learning_rate=1e-2, warmup_steps=0, dtype="float32"
+        )
     )
     examples = [example(number) for number in range(12)]
     plan = packing.plan(examples, knobs, seed=0)

@@ -12,19 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from ste_jax.checkpoints.checkpoint import read_card
+from ste_jax.checkpoints.card import read_card
 from tests import running
 from tests.comparing import assert_identical, assert_same_files
-
-SMALL = {
-    "iterations": 1,
-    "pool__limit": 500,
-    "select__train": 90,
-    "select__heldout": 60,
-    "pair__min_answer_chars": 2,
-    "finetune__batch_rows": 2,
-    "finetune__epochs": 6.0,
-}
+from tests.reports import REPORTS
 
 
 def start_two(config: Path, run: Path, place: str = "none") -> list[subprocess.Popen[str]]:
@@ -56,7 +47,7 @@ def run_two(config: Path, run: Path, place: str = "none") -> list[int]:
 def runs(tmp_path_factory) -> tuple[Path, Path, Path]:
     """(config, run of one process, run of two)."""
     root = tmp_path_factory.mktemp("two")
-    config = running.write_config(root, **SMALL)
+    config = running.write_config(root, **running.SMALL)
     one, two = root / "one", root / "two"
     assert running.run(["run", str(config), "--dir", str(one)]) == 0
     assert run_two(config, two) == [0, 0]
@@ -104,7 +95,7 @@ def test_all_counts_add_up(runs):
     from ste_jax.run.layout import RunDir
 
     for run in runs[1:]:
-        assert check_sums(funnel(RunDir(epath.Path(run)))) == []
+        assert check_sums(funnel(RunDir(epath.Path(run)), REPORTS), REPORTS) == []
 
 
 @pytest.mark.parametrize(

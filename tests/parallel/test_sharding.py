@@ -11,17 +11,16 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from benchmarks.shapes import published
 from ste_jax.config.schema import MeshKnobs
-from ste_jax.errors import RequestError
 from ste_jax.models.decoder import abstract_decoder
 from ste_jax.parallel.sharding import (
     RULES,
-    batch_sharding,
     constrain,
     make_mesh,
     parameter_sharding,
     partition,
     state_sharding,
 )
+from ste_jax.system.errors import RequestError
 
 SMOLLM2 = published("SmolLM2-135M")
 
@@ -48,7 +47,7 @@ def test_a_mesh_of_some_devices() -> None:
 
 
 @pytest.mark.parametrize(
-    ("knobs", "told"),
+    ("knobs", "said"),
     [
         (MeshKnobs(fsdp=3), "8 devices"),
         (MeshKnobs(tensor=3), "8 devices"),
@@ -58,8 +57,8 @@ def test_a_mesh_of_some_devices() -> None:
         (MeshKnobs(data=-2), "positive"),
     ],
 )
-def test_sizes_that_do_not_divide_are_refused(knobs: MeshKnobs, told: str) -> None:
-    with pytest.raises(RequestError, match=told):
+def test_sizes_that_do_not_divide_are_refused(knobs: MeshKnobs, said: str) -> None:
+    with pytest.raises(RequestError, match=said):
         make_mesh(knobs)
 
 
@@ -107,7 +106,8 @@ def test_the_state_sharding_is_a_tree_like_the_state() -> None:
 
 def test_a_batch_is_divided_over_data_and_fsdp() -> None:
     mesh = make_mesh(MeshKnobs(data=2, fsdp=2, tensor=2))
-    assert batch_sharding(mesh).shard_shape((8, 5)) == (2, 5)
+    spec = partition((8, 5), ("batch", None), mesh)
+    assert NamedSharding(mesh, spec).shard_shape((8, 5)) == (2, 5)
 
 
 def test_constraints_hold_inside_a_mesh_and_are_nothing_outside() -> None:

@@ -21,9 +21,9 @@ from ste_jax.prompts.parse import (
     parse_category,
     parse_difficulty,
     parse_modified,
-    parse_verdict,
 )
-from ste_jax.tokenization.tokenizer import load_tokenizer
+from ste_jax.tasks.pairwise import parse_verdict
+from ste_jax.tokenization.load import load_tokenizer
 
 KNOWN = Tasks("known")
 

@@ -13,7 +13,6 @@ from etils import epath
 from safetensors import safe_open
 
 from ste_jax.config.load import load_config
-from ste_jax.errors import RequestError
 from ste_jax.evaluation.readers import read_pairs
 from ste_jax.model_io import sources
 from ste_jax.model_io.open_model import open_generator
@@ -21,6 +20,7 @@ from ste_jax.model_io.sources import resolve
 from ste_jax.pico import corpus, make_seed
 from ste_jax.pico.skills import SAMPLING, measure_skills
 from ste_jax.pico.tokenizer import make_tokenizer
+from ste_jax.system.errors import RequestError
 from ste_jax.system.shipped import path_of
 
 CONFIG = load_config("pico")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from ste_jax.pico.answers import draw_answer, wrong_solution
 from ste_jax.pico.traces import check_trace, led_to, write_trace
 from ste_jax.pico.world import Task
-from ste_jax.prompts.parse import parse_verdict
+from ste_jax.tasks.pairwise import parse_verdict
 
 from .test_world import tasks
 

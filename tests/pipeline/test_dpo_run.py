@@ -13,15 +13,18 @@ from typing import Any
 import pytest
 from etils import epath
 
-from ste_jax.checkpoints.checkpoint import read_card
+from ste_jax.checkpoints.card import read_card
 from ste_jax.commands.export_model import model_card
 from ste_jax.model_io.sources import Source
+from ste_jax.pipeline.phases.dpo import DpoDir
 from ste_jax.reporting.funnel import check_sums, funnel
 from ste_jax.reporting.tables import finetuning_table, iteration_table, summary
-from ste_jax.run.layout import RunDir, read_metrics
+from ste_jax.run.layout import RunDir
+from ste_jax.run.metrics_log import read_metrics
 from tests import running
 from tests.comparing import assert_identical, assert_same_files
 from tests.multihost.test_two_processes import run_two, start_two
+from tests.reports import REPORTS
 
 SMALL: dict[str, Any] = {
     "iterations": 1,
@@ -58,9 +61,9 @@ def test_pairs_are_counted_by_letter_and_by_kind_of_failure(
     undisturbed: tuple[Path, Path],
 ) -> None:
     here = RunDir(epath.Path(undisturbed[1])).iteration(1)
-    counts = json.loads(here.preferring.read_text())
-    rows = list(here.preferences.rows())
-    judgments = {row.id: row for row in here.dpo_judgments.rows()}
+    counts = json.loads(DpoDir(here).preference_counts.read_text())
+    rows = list(DpoDir(here).preferences.rows())
+    judgments = {row.id: row for row in DpoDir(here).judgments.rows()}
     letters, negatives = Counter(row.label for row in rows), Counter(row.negative for row in rows)
     assert letters == counts["kept"]
     assert negatives == counts["negatives"]
@@ -82,56 +85,58 @@ def test_the_judge_that_sft_gave_is_asked_anew_for_every_sample(
 ) -> None:
     run = RunDir(epath.Path(undisturbed[1]))
     here = run.iteration(1)
-    seed, sft = (read_card(p.checkpoint) for p in (run.iteration(0), here.stage("sft")))
-    first, again = list(here.judgments.rows()), list(here.dpo_judgments.rows())
+    seed, sft = (read_card(p.checkpoint) for p in (run.iteration(0), here.phase("sft")))
+    first, again = list(here.judgments.rows()), list(DpoDir(here).judgments.rows())
     assert {row.judge for row in first} == {seed["provenance"]["fingerprint"]}
     assert {row.judge for row in again} == {sft["provenance"]["fingerprint"]}
     drawn = Counter(row.prompt_id for row in again)
     assert drawn == {row.id: 4 for row in here.prompts.rows()}  # N, whatever came first
     assert len(first) < len(again)
-    counts = funnel(run)["iterations"][0]
-    assert check_sums(funnel(run)) == []
-    assert counts["dpo"]["judgments"] == len(again)
-    paired = len({row.prompt_id for row in here.preferences.rows()})
-    assert counts["dpo"]["paired"] == paired
-    assert counts["prompts"] == paired + sum(counts["dpo"]["dropped"].values())
-    assert iteration_table(run)[1]["samples_drawn"] == len(first) + len(again)
+    counts = funnel(run, REPORTS)["iterations"][0]
+    assert check_sums(funnel(run, REPORTS), REPORTS) == []
+    assert counts["phases"]["dpo"]["sft"] == len(again)
+    paired = len({row.prompt_id for row in DpoDir(here).preferences.rows()})
+    assert counts["phases"]["dpo"]["paired"] == paired
+    assert counts["prompts"] == paired + sum(counts["phases"]["dpo"]["dropped"].values())
+    assert iteration_table(run, REPORTS)[1]["samples_drawn"] == len(first) + len(again)
 
 
 def test_each_stage_is_measured_before_its_first_step(undisturbed: tuple[Path, Path]) -> None:
     run = RunDir(epath.Path(undisturbed[1]))
     here = run.iteration(1)
-    sft, dpo = (json.loads(p.loss_curve.read_text()) for p in (here.stage("sft"), here))
+    sft, dpo = (json.loads(p.loss_curve.read_text()) for p in (here.phase("sft"), here))
     assert [curve["validations"][0]["step"] for curve in (sft, dpo)] == [0, 0]
     # The seed is measured for it and that is kept; what SFT gave was measured when it was chosen.
     seed = {**sft["validations"][0]}
     assert seed.pop("step") == 0
     assert json.loads(run.iteration(0).validation.read_text())["measured"] == seed
     assert dpo["validations"][0]["accuracy"] == sft["best_accuracy"]
-    assert not here.stage("sft").validation.exists()
+    assert not here.phase("sft").validation.exists()
 
 
 def test_each_stage_has_a_judge_that_is_measured(undisturbed: tuple[Path, Path]) -> None:
     run = RunDir(epath.Path(undisturbed[1]))
-    here, sft = run.iteration(1), run.iteration(1).stage("sft")
+    here, sft = run.iteration(1), run.iteration(1).phase("sft")
     cards = [read_card(place.checkpoint)["provenance"] for place in (run.iteration(0), sft, here)]
     assert [card.get("stage") for card in cards] == [None, "sft", "dpo"]
     assert [card["parent"] for card in cards[1:]] == [card["fingerprint"] for card in cards[:-1]]
     for place, said in ((sft, "the right verdict was learnt"), (here, "by DPO")):
         source = Source(kind="checkpoint", path=place.checkpoint, name="judge")
-        assert said in model_card("judge", source, read_card(place.checkpoint)["provenance"])
-    table = finetuning_table(run)
+        assert said in model_card(
+            "judge", source, read_card(place.checkpoint)["provenance"], REPORTS
+        )
+    table = finetuning_table(run, REPORTS)
     assert [row["stage"] for row in table] == ["sft", "dpo"]
     assert all(row["agreement_with_constructed_labels"] is not None for row in table)
     assert all(row["validation_accuracy"] is not None for row in table)
     assert table[1]["incorrect"] + table[1]["unparsed"] == table[1]["examples"]
-    assert "By stage of fine-tuning" in summary(run)
+    assert "By phase of fine-tuning" in summary(run, REPORTS)
     curve = json.loads(here.loss_curve.read_text())
     assert curve["steps"][0]["dpo_loss"] == pytest.approx(0.6931, abs=1e-3)  # its own reference
     margins = [step["margin"] for step in curve["steps"]]
     assert sum(margins[-10:]) / 10 > 0.1
     assert sum(step["preference_accuracy"] for step in curve["steps"][-10:]) / 10 > 0.6
-    steps = [e for e in read_metrics(run) if e["event"] == "train_step"]
+    steps = [e for e in read_metrics(run.root) if e["event"] == "train_step"]
     assert Counter(e["stage"] for e in steps)["dpo"] == len(curve["steps"])
 
 
@@ -168,7 +173,7 @@ def test_what_was_made_stays_when_a_later_stage_changes_or_goes(
     words = ["run", str(config), "--dir", str(run)]
 
     def steps() -> Counter[str]:
-        events = read_metrics(RunDir(epath.Path(run)))
+        events = read_metrics(epath.Path(run))
         return Counter(e["stage"] for e in events if e["event"] == "train_step")
 
     before = steps()
@@ -205,10 +210,10 @@ def test_it_may_learn_from_the_judgments_that_sft_chose_from(
     # More judgments, but the same chosen: SFT is not trained again. DPO has others to learn from.
     assert running.run([*words, *annotate]) == 0
     judgments = {row.id: row for row in here.judgments.rows()}
-    pairs = list(here.preferences.rows())
+    pairs = list(DpoDir(here).preferences.rows())
     assert pairs and all(row.judgment_id in judgments for row in pairs)
     assert len(judgments) == 4 * len(list(here.prompts.rows()))
-    assert funnel(RunDir(epath.Path(run)))["iterations"][0]["dpo"]["judgments"] == 0
+    assert funnel(RunDir(epath.Path(run)), REPORTS)["iterations"][0]["phases"]["dpo"]["sft"] == 0
     # And back: what the judge that SFT gave has said is there still.
     assert running.run(words) == 0
     assert before == {path: path.stat().st_mtime_ns for path in kept}
@@ -228,7 +233,7 @@ def test_more_is_drawn_where_no_judgment_had_failed(
     more += ["finetune.dpo.negatives=[incorrect]"]
     killed = running.run([*words[0], *more], place="write:1/more_judgments/:2")
     assert killed == -signal.SIGKILL
-    assert not RunDir(epath.Path(runs[0])).iteration(1).more_judgments.complete()
+    assert not DpoDir(RunDir(epath.Path(runs[0])).iteration(1)).more_judgments.complete()
     assert running.run(["finetune", str(runs[0]), "--iteration", "1"]) == 0
     assert [running.run([*each, *more]) for each in words] == [0, 0]
     assert_identical(*runs)
@@ -236,18 +241,18 @@ def test_more_is_drawn_where_no_judgment_had_failed(
     here = RunDir(epath.Path(runs[0])).iteration(1)
     labels = {prompt.id: prompt.label for prompt in here.prompts.rows()}
     failed, right = set(), set()
-    for row in here.dpo_judgments.rows():
+    for row in DpoDir(here).judgments.rows():
         if row.verdict is not None:
             (right if row.verdict == labels[row.prompt_id] else failed).add(row.prompt_id)
-    drawn = list(here.more_judgments.rows())
+    drawn = list(DpoDir(here).more_judgments.rows())
     assert {row.prompt_id for row in drawn} == right - failed
-    first = {row.sample for row in here.dpo_judgments.rows()}
+    first = {row.sample for row in DpoDir(here).judgments.rows()}
     assert min(row.sample for row in drawn) == max(first) + 1
-    pairs = list(here.preferences.rows())
+    pairs = list(DpoDir(here).preferences.rows())
     hotter = {row.id for row in drawn if row.verdict not in (None, labels[row.prompt_id])}
     count = sum(pair.rejected_judgment_id in hotter for pair in pairs)
     assert count > 0
-    assert finetuning_table(RunDir(epath.Path(runs[0])))[1]["drawn_hotter"] == count
+    assert finetuning_table(RunDir(epath.Path(runs[0])), REPORTS)[1]["drawn_hotter"] == count
 
     assert running.run(words[0]) == 0  # without it, all is as it was
     assert_identical(expected, runs[0])

@@ -10,14 +10,18 @@ from types import SimpleNamespace
 import pytest
 from etils import epath
 
+from ste_jax.config.identity import fingerprint
 from ste_jax.config.schema import LabelledSetKnobs, PoolKnobs
-from ste_jax.errors import RequestError, WorkError
 from ste_jax.parallel.processes import Processes
-from ste_jax.pipeline.intake import is_read, take_in, take_in_labelled
+from ste_jax.pipeline.context import Context
+from ste_jax.pipeline.intake import is_read, pool_mark, take_in, take_in_labelled
 from ste_jax.reporting.funnel import check_sums, funnel
-from ste_jax.run.layout import RunDir, Table, fingerprint
-from ste_jax.run.marks import mark
+from ste_jax.run import marks
+from ste_jax.run.layout import RunDir
+from ste_jax.run.tables import Table
 from ste_jax.system import files
+from ste_jax.system.errors import RequestError, WorkError
+from tests.reports import REPORTS
 
 
 @pytest.fixture
@@ -31,7 +35,7 @@ def take(run, path, **knobs):
     """Take the file in; the texts of the pool, and what was counted."""
     config = SimpleNamespace(pool=PoolKnobs(path=(str(path),), **knobs))
     log = lambda *_, **__: None  # noqa: E731
-    take_in(SimpleNamespace(run=run, config=config, processes=Processes(), log=log))
+    take_in(Context(config=config, run=run, processes=Processes(), log=log))
     texts = {row.messages[-1]["content"] for row in run.pool.rows()}
     return texts, files.read_json(run.manifest)["intake"]
 
@@ -54,7 +58,7 @@ def test_a_sample_is_the_same_in_any_order_and_holds_a_smaller_one(run, tmp_path
         "kept": 40,
         "not_sampled": 160,
     }
-    assert not check_sums(funnel(run))
+    assert not check_sums(funnel(run, REPORTS), REPORTS)
     half = sum(int(text.split()[1]) < 100 for text in found)
     assert 10 <= half <= 30  # from all over the file
     write(path, reversed(texts))
@@ -79,7 +83,7 @@ def test_what_is_filtered_is_counted(run, tmp_path):
             "kept": 1,
             "filtered": 1,
         }
-        assert not check_sums(funnel(run))
+        assert not check_sums(funnel(run, REPORTS), REPORTS)
 
 
 def test_a_requirement_that_no_row_meets_says_what_there_is(run, tmp_path):
@@ -120,8 +124,10 @@ def test_a_pool_of_an_older_version_whose_file_is_gone_is_gone_on_with(run, tmp_
     names = ("path", "split", "instruction_field", "id_field", "require", "max_chars", "limit")
     knobs = PoolKnobs(path=(str(path),))
     asked = {name: getattr(knobs, name) for name in names} | {"path": [str(path)], "shards": 8}
-    print_ = fingerprint("intake", 1, asked)
-    mark(run.root / "instructions" / "intake.json", f"{print_}/of-then")
+    made_under = fingerprint("intake", 1, asked)
+    marks.forget(pool_mark(run))
+    old_mark = run.root / "instructions" / "intake.json"
+    files.write_twice(old_mark, {"fingerprint": f"{made_under}/of-then", "ste_jax": "0.1"})
     path.unlink()
     with pytest.warns(UserWarning, match="going on with the pool"):
         assert take(run, path)[0] == {"a"}
@@ -161,7 +167,8 @@ def take_labelled(run, path, **knobs):
     """Read the file as a labelled set; its instructions."""
     sets = (LabelledSetKnobs(name="mine", data=str(path), **knobs),)
     config = SimpleNamespace(evaluate=SimpleNamespace(sets=sets))
-    take_in_labelled(SimpleNamespace(run=run, config=config, processes=Processes()))
+    log = lambda *_, **__: None  # noqa: E731
+    take_in_labelled(Context(config=config, run=run, processes=Processes(), log=log))
     assert is_read(run, sets[0])
     return {row.messages[-1]["content"] for row in run.labelled("mine").rows()}
 

@@ -13,10 +13,13 @@ from etils import epath
 from ste_jax.cli import main
 from ste_jax.commands.evaluate import SHARDS
 from ste_jax.records import Judgment
-from ste_jax.reporting.examples import labelled_examples, orders_right
+from ste_jax.reporting.examples import labelled_examples, questions_right
 from ste_jax.reporting.tables import iteration_table
-from ste_jax.run.layout import RunDir, Table
+from ste_jax.run.layout import RunDir
+from ste_jax.run.tables import Table
+from ste_jax.tasks import PAIRWISE
 from tests import tiny
+from tests.reports import REPORTS
 from tests.test_cli import one_sentence, told
 
 
@@ -70,7 +73,7 @@ def test_every_judge_is_measured_on_the_set(measured):
 
 def test_the_set_is_in_the_tables_and_in_the_report(measured):
     run, _, _, _ = measured
-    rows = iteration_table(run)
+    rows = iteration_table(run, REPORTS)
     assert all(0 <= row["words_accuracy"] <= 1 for row in rows)
     assert "words_every_step_right" not in rows[0]
     report = run.report.read_text()
@@ -99,8 +102,9 @@ def test_judges_are_measured_greedily_where_that_is_asked_for(measured, tmp_path
     assert main(words) == 0
     judge = RunDir(epath.Path(copy)).iteration(2)
     alone = tmp_path / "alone"
-    words = ["evaluate", str(judge.checkpoint), "--benchmark", "pairs"]
-    assert main([*words, "--data", str(data), "--out", str(alone)]) == 0  # one vote: greedy
+    words = ["evaluate", str(judge.checkpoint), "--benchmark", "pairs", "--by", "section"]
+    words += ["--data", str(data), "--out", str(alone), "--bootstrap", "200"]
+    assert main(words) == 0  # one vote: greedy
     found = {each.prompt_id: each.text for each in judge.labelled("words").judgments.rows()}
     again = Table(epath.Path(alone) / "judgments", Judgment, SHARDS).rows()
     assert found == {each.prompt_id: each.text for each in again}
@@ -110,6 +114,14 @@ def test_judges_are_measured_greedily_where_that_is_asked_for(measured, tmp_path
         if not each.sample
     }
     assert found.keys() == sampled.keys() and found != sampled
+    knobs = yaml.safe_load(RunDir(epath.Path(copy)).config.read_text())["evaluate"]
+    assert knobs["bootstrap"] == 200
+    in_the_run = json.loads(judge.evaluation.read_text())["sets"]["words"]
+    by_itself = json.loads((alone / "evaluation.json").read_text())
+    about = {"what", "told", "meanings", "benchmark", "model", "judge"}
+    figures = {key: value for key, value in in_the_run.items() if key not in about}
+    assert figures == {key: value for key, value in by_itself.items() if key not in about}
+    assert set(figures["by"]["section"]) == {"s0", "s1", "s2"}
 
 
 def test_a_column_that_is_not_there_is_named(measured, tmp_path, capsys):
@@ -147,7 +159,9 @@ def test_a_name_that_is_no_directory_is_refused(measured, tmp_path, capsys, name
 
 def test_pairs_worth_reading_are_those_that_the_last_judge_judges_otherwise(measured):
     run, *_ = measured
-    first, *_, last = (orders_right(each.labelled("words")) for each in run.iterations())
+    first, *_, last = (
+        questions_right(PAIRWISE, each.labelled("words")) for each in run.iterations()
+    )
     better = {id for id in first if last[id] > first[id]}
     worse = {id for id in first if last[id] < first[id]}
     shown = labelled_examples(run, "words")

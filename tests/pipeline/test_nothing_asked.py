@@ -11,23 +11,23 @@ import pytest
 from etils import epath
 
 from ste_jax.config.schema import Config, JudgeKnobs
-from ste_jax.errors import WorkError
 from ste_jax.generation import Message, Sampling
 from ste_jax.parallel.processes import Processes
 from ste_jax.pipeline import evaluate
 from ste_jax.pipeline.validate import Validation
-from ste_jax.prompts.render import load_template
 from ste_jax.records import Instruction, Prompt, instruction_id, make_pair
 from ste_jax.run.layout import RunDir
-from ste_jax.stages.judge import Judge, build_prompts, judge_all
+from ste_jax.stages.judge import Judge, judge_all
 from ste_jax.stages.roles import Role
 from ste_jax.system import files
+from ste_jax.system.errors import WorkError
+from ste_jax.tasks import PAIRWISE
 from tests.stages.scripted import Scripted
 
 JUDGE = Judge(
     role=Role(
         name="judge",
-        template=load_template("judge", "judge"),
+        template=PAIRWISE.load_template("judge"),
         sampling=Sampling(max_new_tokens=8),
         key=1,
     ),
@@ -43,7 +43,7 @@ def prompts_of(*questions: str) -> list[Prompt]:
         messages = (Message(role="user", content=text),)
         row = Instruction(id=instruction_id(messages), messages=messages, source="test")
         pair = make_pair(row, chosen="a", rejected="b", modified_instruction="", source="test")
-        found += build_prompts(pair, JUDGE.role.template)
+        found += PAIRWISE.prompts(pair, JUDGE.role.template)
     return found
 
 
@@ -57,11 +57,11 @@ def judge() -> Scripted:
 
 
 def validate(prompts: list[Prompt]) -> dict[str, Any]:
-    context: Any = SimpleNamespace(
-        processes=Processes(), meter=lambda *_: lambda rows: None, in_flight=lambda: 4
-    )
+    context: Any = SimpleNamespace(processes=Processes(), meter=lambda *_: lambda rows: None)
     generator: Any = judge()
-    return Validation(judging=JUDGE, prompts=prompts).measure(context, generator, "3")
+    return Validation(judging=JUDGE, questions=PAIRWISE.questions(prompts)).measure(
+        context, generator, "3"
+    )
 
 
 def test_validation_is_of_what_fits() -> None:
@@ -82,7 +82,7 @@ def test_a_judge_that_was_asked_nothing_is_not_measured(tmp_path: Path) -> None:
     def measure(*questions: str) -> dict[str, Any]:
         prompts = prompts_of(*questions)
         here.heldout.prompts.write(0, prompts)
-        found = judge_all(prompts, judge(), JUDGE, 1, in_flight=2)
+        found = judge_all(PAIRWISE.questions(prompts), judge(), JUDGE, 1)
         here.heldout.judgments.write(0, [one for _, said in found for one in said])
         context: Any = SimpleNamespace(config=Config(model="m"), run=run)
         evaluate._measure(context, here, "m")

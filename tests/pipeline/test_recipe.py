@@ -11,12 +11,13 @@ import pytest
 import yaml
 from etils import epath
 
-from ste_jax.checkpoints.checkpoint import read_card
+from ste_jax.checkpoints.card import read_card
 from ste_jax.cli import main
 from ste_jax.reporting.funnel import check_sums, funnel
 from ste_jax.run.layout import RunDir
 from tests import tiny
 from tests.compiling import one_device
+from tests.reports import REPORTS
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +99,7 @@ def test_between_them_every_reason_to_drop_a_pair_is_met(finished, small_way):
 
 def test_every_number_of_the_funnel_adds_up(finished, small_way):
     for run in (finished[0], small_way):
-        assert check_sums(funnel(run)) == []
+        assert check_sums(funnel(run, REPORTS), REPORTS) == []
 
 
 def test_every_table_is_read_by_datasets(finished, tmp_path):

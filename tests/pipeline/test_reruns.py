@@ -10,12 +10,13 @@ import pytest
 import yaml
 from etils import epath
 
-from ste_jax.checkpoints.checkpoint import read_card
+from ste_jax.checkpoints.card import read_card
 from ste_jax.cli import main
-from ste_jax.errors import Preempted
 from ste_jax.finetuning.loop import FinetuneResult
 from ste_jax.run.best import best_checkpoint
 from ste_jax.run.layout import RunDir
+from ste_jax.system import files
+from ste_jax.system.errors import Preempted
 from tests.comparing import assert_same_arrays
 from tests.test_cli import one_sentence, told
 
@@ -101,6 +102,28 @@ def test_nothing_old_is_shown_of_a_judge_that_is_made_anew(copy, monkeypatch):
     assert main(["run", str(config), "finetune.learning_rate=0.002", *where]) == 75
     assert run.iteration(0).evaluation.exists()
     assert not run.iteration(1).evaluation.exists()
+
+
+def test_a_training_in_hand_that_is_let_go_of_is_named(copy, monkeypatch, capsys):
+    run, config, where = copy
+    here, states = run.iteration(1), run.iteration(1).train_state
+    files.remove(here.checkpoint)
+    files.remove(here.loss_curve)
+    files.remove(states)
+    (states / "training/7").mkdir(parents=True)
+    says = "sft 1: the training that had taken 7 steps is begun again, since finetune.learning_rate"
+    words = ["run", str(config), "finetune.learning_rate=0.002", *where]
+    assert main([*words, "--dry-run"]) == 0
+    assert says in capsys.readouterr().out and states.exists()
+    assert main(["run", str(config), *where, "--dry-run"]) == 0  # it would go on
+    assert "sft 1: the judge is trained, for the first time" in capsys.readouterr().out
+
+    def stop(*_: object, **__: object) -> None:
+        raise Preempted("stopped")
+
+    monkeypatch.setattr("ste_jax.pipeline.finetune.finetune", stop)
+    assert main(words) == 75
+    assert says in capsys.readouterr().err and not states.exists()
 
 
 def test_where_no_step_was_as_good_as_the_start_the_judge_is_the_start(copy, monkeypatch):

@@ -9,19 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from ste_jax.run.layout import read_metrics
+from ste_jax.run.metrics_log import read_metrics
 from tests import running
 from tests.comparing import assert_identical
-
-SMALL = {
-    "iterations": 1,
-    "pool__limit": 500,
-    "select__train": 90,
-    "select__heldout": 60,
-    "pair__min_answer_chars": 2,
-    "finetune__batch_rows": 2,
-    "finetune__epochs": 6.0,
-}
 
 
 def begun(run: Path, part: str) -> bool:
@@ -77,7 +67,7 @@ PLACES = {
 def undisturbed(tmp_path_factory) -> tuple[Path, Path]:
     """(config, run) of a run that nothing disturbed."""
     root = tmp_path_factory.mktemp("resume")
-    config = running.write_config(root, **SMALL)
+    config = running.write_config(root, **running.SMALL)
     run = root / "undisturbed"
     assert running.run(["run", str(config), "--dir", str(run)]) == 0
     return config, run
@@ -125,9 +115,7 @@ def test_a_finished_run_does_nothing_the_second_time(undisturbed, tmp_path):
 def read_metrics_of(run: Path) -> list[dict]:
     from etils import epath
 
-    from ste_jax.run.layout import RunDir
-
-    return read_metrics(RunDir(epath.Path(run)))
+    return read_metrics(epath.Path(run))
 
 
 def test_a_changed_knob_redoes_only_what_it_touches(undisturbed, tmp_path):

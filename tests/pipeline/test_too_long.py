@@ -10,7 +10,7 @@ import pytest
 
 from ste_jax.cli import main
 from ste_jax.records import Judgment
-from ste_jax.run.layout import Table
+from ste_jax.run.tables import Table
 from tests import tiny
 
 SETTINGS = ("--max-new-tokens", "8", "--groups", "2", "--group-size", "1")

@@ -1,4 +1,4 @@
-"""Are programs compiled for a slice that is not here, and is what they need told?"""
+"""Are programs compiled for a slice that is not here, and is what they need shown?"""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ import pytest
 
 from benchmarks import tpu_aot
 from ste_jax.config.schema import MeshKnobs
-from ste_jax.errors import RequestError
 from ste_jax.models.config import ModelConfig
 from ste_jax.planning import compile
+from ste_jax.system.errors import RequestError
 
 TOY = ModelConfig(
     vocab_size=1024,
@@ -123,7 +123,7 @@ def figures(**changed: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("changed", "told"),
+    ("changed", "said"),
     [
         ({"hbm_ratio": 1.31}, "above 1.3"),
         ({"hbm_ratio": 0.99}, "the count is wrong"),
@@ -132,10 +132,10 @@ def figures(**changed: Any) -> dict[str, Any]:
         ({"share": 1.021}, "unrolled"),
     ],
 )
-def test_a_claim_that_fails_is_told(changed: dict[str, Any], told: str) -> None:
+def test_a_claim_that_fails_is_named(changed: dict[str, Any], said: str) -> None:
     assert tpu_aot.failures(figures()) == []
     (claim,) = tpu_aot.failures(figures(**changed))
-    assert told in claim
+    assert said in claim
 
 
 def test_a_program_without_a_loop_has_a_group_for_every_layer() -> None:

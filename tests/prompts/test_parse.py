@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ste_jax.prompts import parse_verdict
 from ste_jax.prompts.parse import (
     INSTRUCTION_MARK,
     RESPONSE_MARK,
@@ -17,6 +16,7 @@ from ste_jax.prompts.parse import (
     parse_difficulty,
     parse_modified,
 )
+from ste_jax.tasks.pairwise import parse_verdict
 
 # ---------------------------------------------------------------------------------------------
 # Verdicts

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from ste_jax.prompts import parse_verdict
 from ste_jax.prompts.thoughts import split
+from ste_jax.tasks.pairwise import parse_verdict
 
 MEANT = {"[[A]]": "A", "[[B]]": "B", "[[C]]": "tie", "[[tie]]": "tie"}
 MARKS = st.sampled_from([*MEANT, "[[A]]", "[[B]]"])

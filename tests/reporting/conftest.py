@@ -17,8 +17,10 @@ from etils import epath
 from ste_jax import records
 from ste_jax.evaluation.metrics import measure
 from ste_jax.records import Instruction, Judgment, Label, Pair, Prompt, Selection, TrainingExample
-from ste_jax.run.layout import IterationDir, RunDir, Table
+from ste_jax.run.layout import IterationDir, RunDir
+from ste_jax.run.tables import Table
 from ste_jax.system import files
+from ste_jax.tasks import PAIRWISE
 
 SHARDS = 3
 VOTES = 3
@@ -148,7 +150,7 @@ class FakeRun:
         for pair in self.pairs:
             if self.split[pair.instruction_id] != split:
                 continue
-            for order in records.ORDERS:
+            for order in PAIRWISE.orders:
                 id = self.text(records.content_id("prompt", pair.id, order))
                 turn = {"role": "user", "content": self.text(f"Which is better, in {order}?")}
                 label = "A" if order == "ab" else "B"
@@ -252,7 +254,9 @@ class FakeRun:
         ]
         self.write(iteration.heldout.prompts, owned)
         self.write(iteration.heldout.judgments, judgments)
-        result = measure((row for _, row in owned), (row for _, row in judgments), bootstrap=300)
+        result = measure(
+            PAIRWISE, (row for _, row in owned), (row for _, row in judgments), bootstrap=300
+        )
         told = {"judge": self.text("judge"), "iteration": iteration.index,
                 "what": self.text("agreement with constructed labels")}  # fmt: skip
         files.write_json(iteration.evaluation, {**told, **result})

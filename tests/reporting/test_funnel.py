@@ -12,12 +12,14 @@ import pandas as pd
 import pytest
 from etils import epath
 
-from ste_jax.errors import RequestError, WorkError
 from ste_jax.records import LabelScore
 from ste_jax.reporting.columns import read_columns, read_verdicts
 from ste_jax.reporting.funnel import check_sums, funnel
-from ste_jax.run.layout import RunDir, Table
+from ste_jax.run.layout import RunDir
+from ste_jax.run.tables import Table
 from ste_jax.system import files
+from ste_jax.system.errors import RequestError, WorkError
+from tests.reports import REPORTS
 
 
 def rows_of(table: Table[Any]) -> list[dict[str, Any]]:
@@ -27,14 +29,14 @@ def rows_of(table: Table[Any]) -> list[dict[str, Any]]:
 
 
 def test_a_sound_run_adds_up(whole_run: RunDir) -> None:
-    counts = funnel(whole_run)
-    assert check_sums(counts) == []
+    counts = funnel(whole_run, REPORTS)
+    assert check_sums(counts, REPORTS) == []
     assert len(counts["iterations"]) == 2 and len(counts["evaluations"]) == 3
     json.dumps(counts, allow_nan=False)
 
 
 def test_the_counts_are_those_of_the_tables(whole_run: RunDir) -> None:
-    counts = funnel(whole_run)
+    counts = funnel(whole_run, REPORTS)
     selection, pairs = rows_of(whole_run.selection), rows_of(whole_run.pairs)
     split = {row["id"]: row["split"] for row in selection}
     assert counts["selection"]["fates"] == Counter(row["fate"] for row in selection)
@@ -67,17 +69,19 @@ def test_the_counts_are_those_of_the_tables(whole_run: RunDir) -> None:
 
 def test_a_verdict_forced_in_vain_is_without_one(own_run: RunDir) -> None:
     iteration = own_run.iteration(1)
-    before = funnel(own_run)["iterations"][0]
+    before = funnel(own_run, REPORTS)["iterations"][0]
     shard = next(s for s in range(3) if any(j.forced for j in iteration.judgments.read(s)))
     rows = iteration.judgments.read(shard)
     place = next(n for n, row in enumerate(rows) if row.forced and row.verdict)
     rows[place] = dataclasses.replace(rows[place], verdict=None)
     iteration.judgments.write(shard, rows)
-    counts = funnel(own_run)
+    counts = funnel(own_run, REPORTS)
     after = counts["iterations"][0]
     assert after["forced"] == before["forced"] - 1
     assert after["unparsed"] == before["unparsed"] + 1
-    assert not [told for told in check_sums(counts) if "judgments" in told or "failures" in told]
+    assert not [
+        told for told in check_sums(counts, REPORTS) if "judgments" in told or "failures" in told
+    ]
 
 
 def drop_last(table: Table[Any]) -> None:
@@ -143,7 +147,7 @@ BREAKAGES: dict[str, Callable[[RunDir], None]] = {
 @pytest.mark.parametrize("equation", BREAKAGES)
 def test_a_broken_sum_is_found(own_run: RunDir, equation: str) -> None:
     BREAKAGES[equation](own_run)
-    wrong = check_sums(funnel(own_run))
+    wrong = check_sums(funnel(own_run, REPORTS), REPORTS)
     assert [told for told in wrong if told.startswith(f"{equation}: ")], wrong
 
 
@@ -159,24 +163,24 @@ def test_a_run_that_is_on_its_way_adds_up(fake_run: Callable[..., Any]) -> None:
     ]
     for step in steps:
         step()
-        assert check_sums(funnel(fake.run)) == []
-    assert funnel(fake.run)["iterations"][0]["complete"]
+        assert check_sums(funnel(fake.run, REPORTS), REPORTS) == []
+    assert funnel(fake.run, REPORTS)["iterations"][0]["complete"]
 
 
 def test_shards_that_are_missing_are_no_fault(own_run: RunDir) -> None:
     run = own_run
-    before = funnel(run)
+    before = funnel(run, REPORTS)
     for table in (run.labels, run.pairs, run.iteration(1).judgments, run.iteration(2).training):
         files.remove(table.path(1))
-    counts = funnel(run)
+    counts = funnel(run, REPORTS)
     assert counts["iterations"][0]["judgments"] < before["iterations"][0]["judgments"]
     assert not counts["pairs"]["complete"] and not counts["iterations"][0]["annotated"]
-    assert check_sums(counts) == []
+    assert check_sums(counts, REPORTS) == []
 
 
 def test_what_is_no_run_is_told(tmp_path: Any) -> None:
     with pytest.raises(RequestError, match="is not a run"):
-        funnel(RunDir(epath.Path(tmp_path)))
+        funnel(RunDir(epath.Path(tmp_path)), REPORTS)
 
 
 def test_columns_are_the_rows_columns(whole_run: RunDir) -> None:

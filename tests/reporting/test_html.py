@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -11,13 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ste_jax.errors import RequestError
 from ste_jax.reporting.examples import heldout_examples
 from ste_jax.reporting.html import write_report
 from ste_jax.reporting.page import escape, line, tag, words
 from ste_jax.reporting.plots import Share, agreement_plot, loss_plot
 from ste_jax.run.layout import RunDir
 from ste_jax.system import files
+from ste_jax.system.errors import RequestError
+from tests.reports import REPORTS
 
 HOSTILE = (
     """</div></pre></title></style><script>alert("x")</script><img src=x onerror='y()'>&lt;]]>"""
@@ -52,7 +54,7 @@ class Page(HTMLParser):
 
 
 def report(run: RunDir) -> str:
-    path = write_report(run)
+    path = write_report(run, REPORTS)
     assert path == run.report
     return path.read_text()
 
@@ -84,7 +86,10 @@ def test_it_needs_nothing_else(whole_run: RunDir) -> None:
 
 
 def test_the_same_run_gives_the_same_bytes(whole_run: RunDir) -> None:
-    assert write_report(whole_run).read_bytes() == write_report(whole_run).read_bytes()
+    assert (
+        write_report(whole_run, REPORTS).read_bytes()
+        == write_report(whole_run, REPORTS).read_bytes()
+    )
 
 
 def test_no_text_becomes_markup(fake_run: Callable[..., Any]) -> None:
@@ -136,7 +141,7 @@ def test_a_run_that_has_only_been_opened(fake_run: Callable[..., Any]) -> None:
     files.write_json(run.manifest, {"shards": 3, "iterations": 2})
     assert Page(report(run)).text.count("Not yet") == 8
     with pytest.raises(RequestError, match="is not a run"):
-        write_report(fake_run("nowhere").run)
+        write_report(fake_run("nowhere").run, REPORTS)
 
 
 def test_validations_of_nothing_are_not_drawn(own_run: RunDir) -> None:
@@ -173,13 +178,15 @@ def test_the_examples_are_fixed_and_varied(whole_run: RunDir) -> None:
     assert kinds == sorted(kinds, key=[1, -1, 0].index)
     assert kinds.count(1) == 2 and kinds.count(-1) == 2
     for each in chosen:
-        assert [view.prompt.order for view in each.views] == ["ab", "ba"]
+        prompts = [view.question.prompts[0] for view in each.views]
+        assert [prompt.order for prompt in prompts] == ["ab", "ba"]
         for view in each.views:
             assert sorted(view.said) == [0, 1, 2]
-            assert view.said[2].text.startswith("Judge 2")
+            assert view.said[2][0].text.startswith("Judge 2")
         for index, right in ((0, each.first_right), (2, each.last_right)):
-            said = [view.said[index].verdict == view.prompt.label for view in each.views]
-            assert sum(said) == right
+            verdicts = [view.said[index][0].verdict for view in each.views]
+            labels = [prompt.label for prompt in prompts]
+            assert sum(map(operator.eq, verdicts, labels)) == right
 
 
 # ---------------------------------------------------------------------------------------------
@@ -214,7 +221,7 @@ def test_long_words_are_cut_with_a_remark() -> None:
 
 def test_an_agreement_without_interval_or_value_is_drawn() -> None:
     shares = [Share(0.5, (0.4, 0.6)), None, Share(1.0, None)]
-    page = Page(agreement_plot(["seed", "1", "2"], {"<b>": shares}))
+    page = Page(agreement_plot(["seed", "1", "2"], {"<b>": shares}, (0.5,)))
     assert page.tags.count("circle") == 3 and "<b>: 0.500 [0.400, 0.600]" in page.text
 
 

@@ -12,6 +12,7 @@ from ste_jax.reporting.html import write_report
 from ste_jax.reporting.lengths import left_out, length_table
 from ste_jax.reporting.tables import iteration_table, summary
 from ste_jax.system import files
+from tests.reports import REPORTS
 
 
 def fill(fake: Any, table: Any, lengths: list[tuple[int, int]]) -> None:
@@ -57,19 +58,19 @@ def test_labelled_sets_have_a_row_of_their_own(fake_run: Callable[..., Any]) -> 
 def test_the_report_and_the_tables_tell_them(fake_run: Callable[..., Any]) -> None:
     fake = fake_run().begin().select()
     assert length_table(fake.run) == []
-    assert "Lengths of the answers" not in write_report(fake.run).read_text()
+    assert "Lengths of the answers" not in write_report(fake.run, REPORTS).read_text()
     fake.make_pairs()
-    assert "Lengths of the answers" in write_report(fake.run).read_text()
-    assert "longer one" in summary(fake.run) and "shorter" in summary(fake.run)
+    assert "Lengths of the answers" in write_report(fake.run, REPORTS).read_text()
+    assert "longer one" in summary(fake.run, REPORTS) and "shorter" in summary(fake.run, REPORTS)
 
 
 def test_what_did_not_fit_is_told_beside_the_measures(fake_run: Callable[..., Any]) -> None:
     fake = fake_run().begin().select().make_pairs()
     seed = fake.run.iteration(0)
     fake.evaluate(seed)
-    assert "held_out_pairs_too_long" not in iteration_table(fake.run)[0]
+    assert "held_out_pairs_too_long" not in iteration_table(fake.run, REPORTS)[0]
     measured = files.read_json(seed.evaluation)
     assert left_out(measured) == ""
     files.write_json(seed.evaluation, {**measured, "n_too_long": 7})
-    assert iteration_table(fake.run)[0]["held_out_pairs_too_long"] == 7
-    assert "For 7 of them it had no room" in write_report(fake.run).read_text()
+    assert iteration_table(fake.run, REPORTS)[0]["held_out_pairs_too_long"] == 7
+    assert "For 7 of them it had no room" in write_report(fake.run, REPORTS).read_text()

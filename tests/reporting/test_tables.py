@@ -19,10 +19,11 @@ from ste_jax.reporting.tables import (
 )
 from ste_jax.run.layout import RunDir
 from ste_jax.system import files
+from tests.reports import REPORTS
 
 
 def test_a_row_per_judge(whole_run: RunDir) -> None:
-    seed, first, second = iteration_table(whole_run)
+    seed, first, second = iteration_table(whole_run, REPORTS)
     assert [row["iteration"] for row in (seed, first, second)] == [0, 1, 2]
     assert seed["pairs"] is None and seed["kept_A"] is None and seed["tokens_trained"] is None
     evaluation = files.read_json(whole_run.iteration(2).evaluation)
@@ -39,7 +40,7 @@ def test_a_row_per_judge(whole_run: RunDir) -> None:
 
 def test_the_work_of_an_iteration(whole_run: RunDir) -> None:
     """Annotate and evaluate, and 24 steps of which the last was done twice."""
-    first = iteration_table(whole_run)[1]
+    first = iteration_table(whole_run, REPORTS)[1]
     assert first["tokens_drawn"] == 18000 + 15000
     assert first["drawn_per_second"] == pytest.approx(33000 / 111)
     assert first["tokens_trained"] == 24 * 900
@@ -48,7 +49,7 @@ def test_the_work_of_an_iteration(whole_run: RunDir) -> None:
 
 
 def test_the_work_by_stage(whole_run: RunDir) -> None:
-    rows = stage_table(whole_run)
+    rows = stage_table(whole_run, REPORTS)
     assert [(row["stage"], row["iteration"]) for row in rows] == [
         ("select", 0),
         ("pair", 0),
@@ -69,14 +70,14 @@ def test_the_work_by_stage(whole_run: RunDir) -> None:
 
 def test_a_run_without_work_has_no_rows(fake_run: Callable[..., Any]) -> None:
     run = fake_run().begin().run
-    assert iteration_table(run) == [] and stage_table(run) == []
+    assert iteration_table(run, REPORTS) == [] and stage_table(run, REPORTS) == []
     assert render([]) == "(nothing yet)"
 
 
 def test_an_iteration_that_has_just_begun(fake_run: Callable[..., Any]) -> None:
     fake = fake_run().begin().select().make_pairs()
     fake.annotate(fake.run.iteration(1))
-    (row,) = iteration_table(fake.run)
+    (row,) = iteration_table(fake.run, REPORTS)
     assert row["samples_drawn"] > 0 and row["kept_A"] == 0
     assert row["agreement_with_constructed_labels"] is None and row["validation_accuracy"] is None
     assert "agreement with constructed labels" in render([row])
@@ -106,7 +107,10 @@ def test_wide_tables_have_a_column_per_row() -> None:
 
 
 def test_the_tables_of_a_run_fit_a_terminal(whole_run: RunDir) -> None:
-    for rows in (iteration_table(whole_run), stage_table(whole_run)):
+    for rows in (
+        iteration_table(whole_run, REPORTS),
+        stage_table(whole_run, REPORTS),
+    ):
         assert max(map(len, render(rows).splitlines())) <= 110
 
 
@@ -128,7 +132,7 @@ def test_an_interval_joins_its_measure() -> None:
 
 
 def test_the_summary_of_a_run(whole_run: RunDir) -> None:
-    text = summary(whole_run)
+    text = summary(whole_run, REPORTS)
     assert "Does not add up" not in text
     for part in (
         r"read +130\n",
@@ -144,13 +148,13 @@ def test_the_summary_of_a_run(whole_run: RunDir) -> None:
 
 def test_the_summary_tells_what_does_not_add_up(own_run: RunDir) -> None:
     own_run.selected.write(0, [])
-    assert "Does not add up: fate kept = rows selected: 90 is not " in summary(own_run)
+    assert "Does not add up: fate kept = rows selected: 90 is not " in summary(own_run, REPORTS)
 
 
 def test_the_summary_of_a_run_that_has_just_begun(fake_run: Callable[..., Any]) -> None:
     run = fake_run().run
     files.write_json(run.manifest, {"shards": 3, "iterations": 2})
-    assert summary(run).count("(nothing yet)") == 3
+    assert summary(run, REPORTS).count("(nothing yet)") == 3
 
 
 def test_a_table_in_markdown() -> None:

@@ -14,15 +14,16 @@ import pytest
 from etils import epath
 
 from ste_jax import records
-from ste_jax.checkpoints.checkpoint import read_card
+from ste_jax.checkpoints.card import read_card
 from ste_jax.cli import main
 from ste_jax.commands.export_model import model_card
-from ste_jax.errors import Preempted, WorkError
 from ste_jax.model_io.sources import resolve
 from ste_jax.run.best import locate
-from ste_jax.run.layout import RunDir, read_metrics
+from ste_jax.run.layout import RunDir
+from ste_jax.run.metrics_log import read_metrics
 from ste_jax.system import files
-from tests import running
+from ste_jax.system.errors import Preempted, WorkError
+from tests import reports, running
 from tests.comparing import assert_same_arrays
 from tests.test_cli import one_sentence, told
 
@@ -47,7 +48,7 @@ def tables(run: RunDir) -> dict[Path, bytes]:
 
 def work(run: RunDir) -> int:
     """How often a model was asked or trained."""
-    return sum(each["event"] in ("work", "train_step") for each in read_metrics(run))
+    return sum(each["event"] in ("work", "train_step") for each in read_metrics(run.root))
 
 
 def flip(path: Path, bit: int) -> None:
@@ -99,7 +100,7 @@ def test_an_endpoint_without_its_key_is_told_before_a_run_is_begun(
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.filterwarnings("ignore:.*is made anew")
+@pytest.mark.filterwarnings("ignore:.*(is made anew| again, since )")
 def test_a_training_that_cannot_be_leaves_the_judges_there(copy, capsys):
     run, words = copy
     before, asked = tables(run), work(run)
@@ -115,7 +116,7 @@ def test_a_training_that_cannot_be_leaves_the_judges_there(copy, capsys):
         assert (run.iteration(index).checkpoint / "ste_checkpoint.json").read_text() == card
 
 
-@pytest.mark.filterwarnings("ignore:.*is made anew")
+@pytest.mark.filterwarnings("ignore:.*(is made anew| again, since )")
 def test_an_endpoint_that_cannot_be_asked_leaves_the_rows_there(copy, capsys, monkeypatch):
     run, words = copy
     monkeypatch.delenv("NO_SUCH_KEY", raising=False)
@@ -179,7 +180,7 @@ def test_who_moves_a_damaged_table_away_as_told_gets_the_same_rows_again(copy, t
         moved.add(path)
     assert moved == damaged
     assert tables(run) == before
-    trained = [e for e in read_metrics(run) if e["event"] == "train_step"]
+    trained = [e for e in read_metrics(run.root) if e["event"] == "train_step"]
     assert len(trained) == len({(e["iteration"], e["step"]) for e in trained})  # none again
 
 
@@ -249,7 +250,7 @@ def current(run: RunDir) -> dict[Path, bytes]:
     return {path: data for path, data in tables(run).items() if "set_aside" not in path.parts}
 
 
-@pytest.mark.filterwarnings("ignore:.*is made anew")
+@pytest.mark.filterwarnings("ignore:.*(is made anew| again, since )")
 @pytest.mark.parametrize(
     ("fewer", "status"),
     [
@@ -274,7 +275,7 @@ def stop(*_: object, **__: object) -> None:
     raise Preempted("stopped")
 
 
-@pytest.mark.filterwarnings("ignore:.*is made anew")
+@pytest.mark.filterwarnings("ignore:.*(is made anew| again, since )")
 @pytest.mark.parametrize("lost", ["nothing", "finetune.json", "mark"])
 def test_a_judge_that_is_not_whole_is_set_aside_for_other_knobs(copy, monkeypatch, lost):
     run, words = copy
@@ -316,12 +317,12 @@ def test_the_mark_of_a_judge_that_is_lost_twice_is_made_again(copy):
 
 def test_a_run_whose_manifest_is_gone_is_still_one(copy):
     run, _ = copy
-    found = resolve(str(run.iteration(2).checkpoint))
-    whole = model_card("judge", found, read_card(found.path)["provenance"])
+    at = resolve(str(run.iteration(2).checkpoint))
+    whole = model_card("judge", at, read_card(at.path)["provenance"], reports.REPORTS)
     assert "## Measured" in whole
     for name in ("manifest.json", "manifest.json.copy"):
         (run.root / name).unlink()
-        assert model_card("judge", found, read_card(found.path)["provenance"]) == whole
+        assert model_card("judge", at, read_card(at.path)["provenance"], reports.REPORTS) == whole
         run.manifest.unlink()
         assert locate(str(run.root)).kind == "checkpoint"
         assert run.manifest.exists()

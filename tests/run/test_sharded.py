@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 from etils import epath
 
 from ste_jax import records
-from ste_jax.errors import WorkError
 from ste_jax.parallel.processes import Processes
 from ste_jax.records import DroppedPair, Label, shard_of
 from ste_jax.run import marks, sharded
-from ste_jax.run.layout import Table
-from ste_jax.run.sharded import ShardedStage, run_sharded
+from ste_jax.run.changes import Changes, RecipeStep
+from ste_jax.run.sharded import ShardedWork, Words, run_sharded
+from ste_jax.run.tables import Table
 from ste_jax.system import files
+from ste_jax.system.errors import WorkError
 
 SHARDS = 4
 
@@ -36,23 +38,40 @@ class Bench:
         self.first = Table(self.root / "first", DroppedPair, SHARDS)
         self.last = Table(self.root / "last", Label, SHARDS)
         self.worked: list[str] = []
-        self.print_ = "one"
+        self.made_under = "one"
         self.stop_after = 10**9
         self.together = self.both = False
         self.ready = lambda: None
+        self.derived = ()
 
-    def run(self, processes=None):
-        stage = ShardedStage(
+    def run(self, processes=None, changes=None):
+        stage = ShardedWork(
             name="label",
-            print_=self.print_,
+            made_under=self.made_under,
             home=self.root,
             inputs=lambda shard: [r for r in self.inputs if shard_of(r.id, SHARDS) == shard],
             outputs=(self.first, self.last),
             input_of=lambda table, r: r.id,
             together=self.together,
             ready=self.ready,
+            derived=self.derived,
+            words=Words(
+                step=RecipeStep(title="label", takes=("intake",), asks="seed"),
+                rows="instructions",
+                verb="are labelled",
+                gone="are no longer in the pool",
+            ),
         )
-        return run_sharded(stage, self.work, processes or Processes())
+        return run_sharded(stage, self.work, processes or Processes(), changes=changes)
+
+    def lines(self, **given):
+        """What a dry run says."""
+        changes = Changes(dry=True, **given)
+        said = []
+        changes.say = lambda title, what, where="": said.append(f"{title}: {what}. {where}")
+        with files.reading_only():
+            assert not self.run(changes=changes)
+        return said
 
     def work(self, rows):
         waiting = []
@@ -146,15 +165,14 @@ def test_rows_whose_inputs_went_come_back_with_them(bench, together):
     assert {path: path.read_bytes() for path in first} == first
 
 
-@pytest.mark.filterwarnings("ignore:.*is made anew")
 def test_rows_whose_inputs_went_come_back_under_their_fingerprint_alone(bench):
     bench.run()
     everything, bench.inputs = bench.inputs, bench.inputs[:5]
     bench.run()
-    bench.print_, bench.inputs, bench.worked = "two", everything, []
+    bench.made_under, bench.inputs, bench.worked = "two", everything, []
     bench.run()
     assert len(bench.worked) == 20
-    bench.print_, bench.worked = "one", []
+    bench.made_under, bench.worked = "one", []
     bench.run()
     assert bench.worked == [] and bench.ids() == sorted(r.id for r in everything)
 
@@ -181,20 +199,18 @@ def test_a_kill_while_a_shard_loses_rows_loses_none(bench, monkeypatch, writes):
     assert bench.worked == [] and bench.ids() == sorted(r.id for r in everything)
 
 
-@pytest.mark.filterwarnings("ignore:.*is made anew")
 def test_another_fingerprint_begins_anew_and_the_first_comes_back(bench):
     bench.run()
     first = {path: path.read_bytes() for path in Path(bench.root).rglob("*.parquet")}
-    bench.print_, bench.worked = "two", []
+    bench.made_under, bench.worked = "two", []
     bench.run()
     assert len(bench.worked) == 20
-    bench.print_, bench.worked = "one", []
+    bench.made_under, bench.worked = "one", []
     assert not bench.run()
     assert bench.worked == []
     assert {path: path.read_bytes() for path in first} == first
 
 
-@pytest.mark.filterwarnings("ignore:.*is made anew")
 @pytest.mark.parametrize("move", range(2))
 def test_a_kill_while_tables_are_moved_aside_loses_none(bench, monkeypatch, move):
     bench.run()
@@ -208,17 +224,17 @@ def test_a_kill_while_tables_are_moved_aside_loses_none(bench, monkeypatch, move
 
     with monkeypatch.context() as patch:
         patch.setattr(files, "move", killed)
-        bench.print_ = "two"
+        bench.made_under = "two"
         with pytest.raises(Stop):
             bench.run()
-    bench.print_, bench.worked = "one", []
+    bench.made_under, bench.worked = "one", []
     bench.run()
     assert bench.worked == [] and bench.ids() == ids
 
 
 def test_nothing_makes_room_for_work_that_cannot_begin(bench):
     bench.run()
-    ids, bench.print_ = bench.ids(), "two"
+    ids, bench.made_under = bench.ids(), "two"
 
     def refuse():
         raise Stop
@@ -227,14 +243,14 @@ def test_nothing_makes_room_for_work_that_cannot_begin(bench):
     with pytest.raises(Stop):
         bench.run()
     assert bench.ids() == ids and not (bench.root / "set_aside").exists()
-    bench.print_, bench.worked = "one", []
+    bench.made_under, bench.worked = "one", []
     assert not bench.run() and bench.worked == []
 
 
 @pytest.mark.parametrize("damage", [b"", b"{", b"[]", b"\xff\xfe", None])
 def test_a_damaged_mark_is_mended(bench, damage):
     bench.run()
-    mark = Path(bench.root) / "label.json"
+    mark = Path(bench.root) / "label.mark.json"
     whole, bench.worked = mark.read_bytes(), []
     if damage is None:
         mark.unlink()
@@ -246,7 +262,7 @@ def test_a_damaged_mark_is_mended(bench, damage):
 
 def test_a_mark_with_any_bit_flipped_is_mended(bench):
     bench.run()
-    mark = Path(bench.root) / "label.json"
+    mark = Path(bench.root) / "label.mark.json"
     whole = mark.read_bytes()
     for bit in range(8 * len(whole)):
         changed = bytearray(whole)
@@ -255,14 +271,17 @@ def test_a_mark_with_any_bit_flipped_is_mended(bench):
         assert marks.marked(epath.Path(mark)) == "one", bit
 
 
-def test_of_a_stage_whose_mark_is_lost_twice_the_tables_are_moved_and_not_removed(bench):
+def test_of_a_stage_whose_mark_is_lost_twice_the_tables_are_moved_and_not_removed(bench, capsys):
     bench.run()
-    ids, told = bench.ids(), r"label\.json and its copy are lost.*{}: if .* move it back"
+    ids = bench.ids()
+    told = (
+        r"label: 20 instructions are labelled again, since its mark is lost.*{}; if .* move it back"
+    )
     for place in ("label-unknown", "label-unknown-2", "label-unknown-3"):
-        for name in ("label.json", "label.json.copy"):
+        for name in ("label.mark.json", "label.mark.json.copy"):
             (bench.root / name).unlink()
-        with pytest.warns(UserWarning, match=told.format(place)):
-            bench.run()
+        bench.run()
+        assert re.match(told.format(place), capsys.readouterr().err.splitlines()[0])
         kept = [bench.root / "set_aside" / place / name for name in ("first", "last")]
         found = [Table(kept[0], DroppedPair, SHARDS), Table(kept[1], Label, SHARDS)]
         assert sorted(row.id for table in found for row in table.rows()) == ids

@@ -11,9 +11,11 @@ import pytest
 from etils import epath
 
 from ste_jax.config.schema import TrackKnobs
-from ste_jax.errors import RequestError
-from ste_jax.finetuning.meters import PEAK_FLOPS, measured
+from ste_jax.finetuning.meters import measured
 from ste_jax.run.tracking import Tracker, check_tracking
+from ste_jax.system.errors import RequestError
+from ste_jax.system.hardware import PEAK_FLOPS
+from tests.full_disk import files_no_larger_than
 
 
 def tracker(root: Path, **knobs: Any) -> Tracker:
@@ -64,6 +66,16 @@ def test_what_cannot_be_written_ends_no_training(tmp_path: Path) -> None:
     ):
         one.step(event(1, 1.0))
         one.step(event(2, 1.0))
+
+
+def test_a_full_disk_ends_no_training(tmp_path: Path) -> None:
+    with (
+        files_no_larger_than(2000),
+        pytest.warns(UserWarning, match="goes on without TensorBoard's files .*File too large"),
+        tracker(tmp_path) as one,
+    ):
+        for step in range(1, 301):
+            one.step(event(step, 1.0))
 
 
 def test_nothing_is_written_where_nothing_is_asked_for(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from ste_jax.generation import (
-    Capabilities,
     Completion,
     Request,
     Score,
@@ -27,7 +26,8 @@ class Scripted:
     reply: Callable[[Request, int], Reply]
     logprobs: Callable[[ScoreRequest, str], float] = lambda request, completion: 0.0
     last_first: bool = False
-    capabilities: Capabilities = Capabilities(score=True)
+    in_flight: int = 4
+    can_score: bool = True
     usage: Usage = field(default_factory=Usage)
     asked: list[Request] = field(default_factory=list)
     released: list[str] = field(default_factory=list)

@@ -9,8 +9,9 @@ from ste_jax.generation import Sampling
 from ste_jax.prompts.render import Template
 from ste_jax.records import Instruction, instruction_id, make_pair
 from ste_jax.stages.annotate import annotate, annotate_more, wants_more, waves
-from ste_jax.stages.judge import Judge, build_prompts, one_prompt
+from ste_jax.stages.judge import Judge, build_prompts
 from ste_jax.stages.roles import Role
+from ste_jax.tasks import PAIRWISE
 from tests.stages.scripted import Scripted
 
 
@@ -21,14 +22,18 @@ def make_judge(start: str = "", **knobs) -> Judge:
     return Judge(role=role, knobs=JudgeKnobs(**knobs), model="m", iteration=1)
 
 
-def prompts(judge: Judge, pairs: int = 3, build=build_prompts):
+def prompts(judge: Judge, pairs: int = 3, orders="both"):
     made = []
     for n in range(pairs):
         messages = ({"role": "user", "content": f"question {n}"},)
         row = Instruction(id=instruction_id(messages), messages=messages, source="test")
         pair = make_pair(row, chosen="good", rejected="bad", modified_instruction="m", source="t")
-        made += build(pair, judge.role.template)
+        made += build_prompts(judge.task, pair, judge.role.template, orders)
     return made
+
+
+def questions(judge: Judge):
+    return PAIRWISE.questions(prompts(judge, 1))
 
 
 def test_both_orders_and_their_labels():
@@ -42,7 +47,7 @@ def test_both_orders_and_their_labels():
 
 def test_one_order_shows_each_pair_once_and_either_answer_first():
     judge = make_judge()
-    made = prompts(judge, 200, build=one_prompt)
+    made = prompts(judge, 200, orders="one")
     assert len({prompt.pair_id for prompt in made}) == len(made) == 200
     assert 70 < [prompt.label for prompt in made].count("A") < 130
     assert set(made_ids(made)) <= set(made_ids(prompts(judge, 200)))
@@ -69,8 +74,7 @@ def test_first_correct_stops_after_the_wave_that_holds_one():
     knobs = AnnotateKnobs(samples=6, waves=(2,), policy="first_correct")
     generator = Scripted(lambda request, sample: "[[A]]" if sample < 3 else "[[B]]")
     drawn = {
-        p.order: len(j)
-        for p, j in annotate(prompts(judge, 1), generator, judge, knobs, in_flight=4)
+        p.prompts[0].order: len(j) for p, j in annotate(questions(judge), generator, judge, knobs)
     }
     assert drawn == {"ab": 2, "ba": 4}
 
@@ -80,7 +84,7 @@ def test_all_draws_every_sample_and_releases_every_prompt():
     knobs = AnnotateKnobs(samples=6, waves=(2, 4), policy="all")
     generator = Scripted(lambda request, sample: "[[A]]")
     asked = prompts(judge)
-    done = list(annotate(asked, generator, judge, knobs, in_flight=4))
+    done = list(annotate(PAIRWISE.questions(asked), generator, judge, knobs))
     assert [len(judgments) for _, judgments in done] == [6] * 6
     assert sorted(generator.released) == sorted(prompt.id for prompt in asked)
 
@@ -90,7 +94,7 @@ def test_a_prompt_that_cannot_be_asked_is_asked_once():
     knobs = AnnotateKnobs(samples=8, waves=(2,), policy="all")
     for failure in ("error", "too_long"):
         generator = Scripted(lambda request, sample, kind=failure: ("4000 tokens", kind))
-        ((_, judgments), *_) = annotate(prompts(judge, 1), generator, judge, knobs, in_flight=1)
+        ((_, judgments), *_) = annotate(questions(judge), generator, judge, knobs)
         assert [(j.failure, j.verdict, j.forced, j.text) for j in judgments] == [
             (failure, None, False, "4000 tokens")
         ] * 2
@@ -109,7 +113,7 @@ def test_more_are_drawn_until_one_has_failed_as_is_wanted():
 
     def drawn(**dpo):
         generator = Scripted(reply)
-        found = annotate_more(asked, generator, judge, knobs, DpoKnobs(**dpo), in_flight=4)
+        found = annotate_more(PAIRWISE.questions(asked), generator, judge, knobs, DpoKnobs(**dpo))
         samples = {tuple(each.sample for each in judgments) for _, judgments in found}
         assert sorted(generator.released) == sorted(prompt.id for prompt in asked)
         return samples
@@ -136,8 +140,8 @@ def test_more_are_wanted_where_there_is_a_correct_one_and_none_that_failed(texts
     first = prompts(judge, 1)[:1]
     generator = Scripted(lambda request, sample: texts[sample])
     knobs = AnnotateKnobs(samples=2, waves=(2,), policy="all")
-    ((prompt, judgments),) = annotate(first, generator, judge, knobs, in_flight=1)
-    assert wants_more(prompt, judgments, kinds) is lacks
+    ((question, judgments),) = annotate(PAIRWISE.questions(first), generator, judge, knobs)
+    assert wants_more(question.prompts[0], judgments, kinds) is lacks
 
 
 def test_a_judgment_without_a_verdict_is_made_to_choose():
@@ -150,7 +154,7 @@ def test_a_judgment_without_a_verdict_is_made_to_choose():
 
     generator = Scripted(reply)
     knobs = AnnotateKnobs(samples=2, waves=(2,), policy="all")
-    ((_, (own, forced)), *_) = annotate(prompts(judge, 1), generator, judge, knobs, in_flight=1)
+    ((_, (own, forced)), *_) = annotate(questions(judge), generator, judge, knobs)
     assert (own.verdict, own.forced, own.failure, own.text) == ("A", False, None, "First, [[A]]")
     assert (forced.verdict, forced.forced, forced.failure) == ("B", True, "cut_off")
     # cut back to the last full sentence, then the fixed text, then what was sampled
@@ -163,5 +167,5 @@ def test_two_different_verdicts_are_not_forced():
     judge = make_judge(force_verdict=True)
     knobs = AnnotateKnobs(samples=1, waves=(1,))
     generator = Scripted(lambda request, sample: "[[A]] or [[B]]")
-    ((_, (judgment,)), *_) = annotate(prompts(judge, 1), generator, judge, knobs, in_flight=1)
+    ((_, (judgment,)), *_) = annotate(questions(judge), generator, judge, knobs)
     assert (judgment.verdict, judgment.failure, judgment.forced) == (None, "conflict", False)

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import pytest
 
-from ste_jax.errors import Preempted
 from ste_jax.generation import Request, Sampling
 from ste_jax.stages.coroutines import drive
 from tests.stages.scripted import Scripted
@@ -26,9 +25,11 @@ def two_step(row: str):
 @pytest.mark.parametrize("last_first", [False, True])
 @pytest.mark.parametrize("in_flight", [1, 3, 100])
 def test_every_row_gets_its_own_completions(last_first, in_flight):
-    generator = Scripted(lambda request, sample: f"{request.id}#{sample}", last_first=last_first)
+    generator = Scripted(
+        lambda request, sample: f"{request.id}#{sample}", last_first=last_first, in_flight=in_flight
+    )
     rows = [f"r{n}" for n in range(10)]
-    results = dict(drive(rows, two_step, generator, in_flight=in_flight))
+    results = dict(drive(rows, two_step, generator))
     assert results == {
         row: [f"{row}/one#0", f"{row}/one#1", f"{row}/two#0", f"{row}/three#0"] for row in rows
     }
@@ -42,8 +43,8 @@ def test_the_stream_is_read_only_as_far_as_there_is_room():
             taken.append(n)
             yield str(n)
 
-    generator = Scripted(lambda request, sample: "x")
-    stream = drive(rows(), two_step, generator, in_flight=4)
+    generator = Scripted(lambda request, sample: "x", in_flight=4)
+    stream = drive(rows(), two_step, generator)
     next(stream)
     assert len(taken) <= 6
     assert generator.most_open <= 8
@@ -54,12 +55,4 @@ def test_a_row_that_asks_nothing_is_done_at_once():
         return row * 2
         yield ()
 
-    assert list(drive([1, 2], silent, Scripted(lambda r, s: ""), in_flight=1)) == [(1, 2), (2, 4)]
-
-
-def test_a_stop_is_taken_between_completions():
-    def stop():
-        raise Preempted("stop")
-
-    with pytest.raises(Preempted):
-        list(drive(["r"], two_step, Scripted(lambda r, s: ""), in_flight=1, poll=stop))
+    assert list(drive([1, 2], silent, Scripted(lambda r, s: ""))) == [(1, 2), (2, 4)]

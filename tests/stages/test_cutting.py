@@ -6,7 +6,8 @@ import pytest
 
 from ste_jax.pipeline.curate import beginning_of
 from ste_jax.system.shipped import model_of
-from ste_jax.tokenization.tokenizer import Tokenizer, load_tokenizer
+from ste_jax.tokenization.load import load_tokenizer
+from ste_jax.tokenization.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="module")

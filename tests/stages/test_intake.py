@@ -10,10 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from ste_jax.config.schema import PoolKnobs
-from ste_jax.errors import RequestError
 from ste_jax.records import Instruction
 from ste_jax.stages import sources
 from ste_jax.stages.intake import Rejected, at_path, collapse, read_pool
+from ste_jax.system.errors import RequestError
 
 ROWS = [{"instruction": "one", "n": 1}, {"instruction": "two", "n": 2}]
 

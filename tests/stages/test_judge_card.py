@@ -8,13 +8,13 @@ import json
 import pytest
 from etils import epath
 
-from ste_jax.commands.evaluate import JudgeOptions, card_of
+from ste_jax.commands.judge_options import JudgeOptions, card_of
 from ste_jax.config.schema import Config, RoleKnobs, RoleSet, SamplingKnobs
-from ste_jax.errors import RequestError
-from ste_jax.model_io.judge_memory import remembered
 from ste_jax.model_io.sources import Source
+from ste_jax.model_io.stored_judge_card import stored_judge_card
 from ste_jax.run.best import locate
 from ste_jax.stages import judge_card
+from ste_jax.system.errors import RequestError
 from tests import tiny
 
 
@@ -38,7 +38,7 @@ def test_a_card_comes_back_from_a_file_as_it_was(tmp_path):
     card = judge_card.of_config(Config(model="m", roles=roles))
     tiny.write_model(tmp_path)
     (tmp_path / judge_card.FILE).write_text(json.dumps(judge_card.to_dict(card)))
-    assert remembered(hf(tmp_path)) == card
+    assert stored_judge_card(hf(tmp_path)) == card
     greedy = dataclasses.replace(sampling, temperature=0.0)  # a single vote, unless told otherwise
     assert card_of(hf(tmp_path), JudgeOptions(model="x")).sampling == greedy
 
@@ -61,7 +61,7 @@ def test_what_is_wrong_with_a_card_is_named(tmp_path, change, told):
     change(values)
     (tmp_path / judge_card.FILE).write_text(json.dumps(values))
     with pytest.raises(RequestError, match=r"ste_judge\.json: ") as error:
-        remembered(hf(tmp_path))
+        stored_judge_card(hf(tmp_path))
     assert told in str(error.value)
 
 
@@ -69,7 +69,7 @@ def test_what_is_wrong_with_a_card_is_named(tmp_path, change, told):
 def test_a_file_that_is_no_card(tmp_path, text):
     (tmp_path / judge_card.FILE).write_text(text)
     with pytest.raises(RequestError, match=r"ste_judge\.json"):
-        remembered(hf(tmp_path))
+        stored_judge_card(hf(tmp_path))
 
 
 def test_a_run_is_asked_by_its_own_knobs_where_its_checkpoint_does_not_say(finished, monkeypatch):
@@ -77,6 +77,6 @@ def test_a_run_is_asked_by_its_own_knobs_where_its_checkpoint_does_not_say(finis
     options = JudgeOptions(model=str(run.root), votes=3)
     found = locate(options.model)
     remembered = card_of(found, options)
-    monkeypatch.setattr("ste_jax.commands.evaluate.remembered", lambda _: None)
+    monkeypatch.setattr("ste_jax.commands.judge_options.stored_judge_card", lambda _: None)
     assert card_of(found, options) == remembered != judge_card.default()
     assert remembered.template.user == " {instruction}\n {answer_a}\n {answer_b}"

@@ -40,7 +40,7 @@ def make(said, knobs, start="", examples=(), before=(), cap=32, **more):
     generator = Scripted(reply)
     messages = (*before, {"role": "user", "content": "name two rivers in France"})
     row = Instruction(id=instruction_id(messages), messages=messages, source="test")
-    ((_, found),) = pair([row], generator, respond, modify, knobs, in_flight=1, **more)
+    ((_, found),) = pair([row], generator, respond, modify, knobs, **more)
     return found, generator
 
 

@@ -7,12 +7,12 @@ from collections import Counter
 import pytest
 
 from ste_jax.config.schema import SelectKnobs
-from ste_jax.errors import RequestError
-from ste_jax.generation import Capabilities, Sampling
+from ste_jax.generation import Sampling
 from ste_jax.prompts.render import Template
 from ste_jax.records import Instruction, Label, instruction_id
 from ste_jax.stages.roles import Role
 from ste_jax.stages.select import choose, label
+from ste_jax.system.errors import RequestError
 from tests.stages.scripted import Scripted
 
 CATEGORIES = ("coding", "writing", "other")
@@ -38,7 +38,7 @@ def test_generated_labels_and_their_failures():
     said["e"] = ("4000 tokens", "too_long")
     generator = Scripted(lambda request, sample: said[request.messages[0]["content"]])
     rows = [instruction(text) for text in said]
-    labels = [made for _, made, _ in label(rows, generator, role(), knobs(), in_flight=2)]
+    labels = [made for _, made, _ in label(rows, generator, role(), knobs())]
     texts = {row.id: row.messages[0]["content"] for row in rows}
     found = {texts[made.id]: (made.category, made.failure) for made in labels}
     assert found == {
@@ -61,7 +61,7 @@ def test_scores_are_calibrated_so_that_no_category_swallows_all():
 
     generator = Scripted(lambda r, s: "", logprobs=logprob)
     rows = [instruction(f"some {name}") for name in CATEGORIES]
-    made = list(label(rows, generator, role(), knobs(labels="score"), in_flight=2))
+    made = list(label(rows, generator, role(), knobs(labels="score")))
     assert [found.category for _, found, _ in made] == list(CATEGORIES)
     _, _, scores = made[0]
     assert [(s.label, s.logprob) for s in scores] == [
@@ -81,7 +81,7 @@ def test_difficulty_is_scored_after_the_category_where_a_knob_needs_it():
 
     generator = Scripted(lambda r, s: "", logprobs=logprob)
     ((_, found, _),) = label(
-        [instruction("x")], generator, role(), knobs(labels="score", min_difficulty=2), in_flight=1
+        [instruction("x")], generator, role(), knobs(labels="score", min_difficulty=2)
     )
     assert found.difficulty == 4
     assert "Category: coding\nDifficulty:" in starts
@@ -147,9 +147,9 @@ def test_the_choice_does_not_depend_on_the_order_of_reading(order):
 
 
 def test_scores_are_not_asked_of_a_generator_that_has_none():
-    generator = Scripted(lambda r, s: "", capabilities=Capabilities())
+    generator = Scripted(lambda r, s: "", can_score=False)
     with pytest.raises(RequestError, match=r"select\.labels=generate"):
-        list(label([instruction("x")], generator, role(), knobs(labels="score"), in_flight=1))
+        list(label([instruction("x")], generator, role(), knobs(labels="score")))
 
 
 def test_the_same_question_under_another_system_turn_is_no_near_duplicate():

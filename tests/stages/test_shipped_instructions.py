@@ -9,16 +9,9 @@ from typing import Any
 
 import pytest
 
-GOOD_CATEGORIES = {
-    "coding",
-    "mathematics",
-    "reasoning",
-    "knowledge",
-    "writing",
-    "brainstorming",
-    "extraction",
-    "advice",
-}
+from ste_jax.config.schema import SelectKnobs
+
+GOOD_CATEGORIES = {*SelectKnobs().categories} - {"other"}
 KINDS = {  # kind -> fewest and most rows
     "good": (145, 160),
     "noise": (10, 15),

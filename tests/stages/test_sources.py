@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ste_jax.errors import RequestError
 from ste_jax.stages import sources
+from ste_jax.system.errors import RequestError
 
 ROWS = st.lists(
     st.dictionaries(st.text(max_size=3), st.text(max_size=9) | st.integers() | st.floats(-9, 9)),

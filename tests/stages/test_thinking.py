@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from ste_jax.config.from_plain import build
-from ste_jax.config.load import check
 from ste_jax.config.schema import (
     AnnotateKnobs,
     Config,
@@ -21,20 +20,22 @@ from ste_jax.config.schema import (
     SamplingKnobs,
     SelectKnobs,
 )
-from ste_jax.errors import RequestError
 from ste_jax.generation import Completion, Request
-from ste_jax.pipeline.finetune import make_examples
-from ste_jax.prompts import parse_verdict
+from ste_jax.pipeline.units import make_examples
 from ste_jax.prompts.thoughts import split
 from ste_jax.records import DroppedPair, Instruction, Pair, TrainingExample, instruction_id
 from ste_jax.stages import judge_card
 from ste_jax.stages.annotate import annotate
-from ste_jax.stages.judge import Judge, build_prompts
+from ste_jax.stages.judge import Judge
 from ste_jax.stages.pair import pair
 from ste_jax.stages.roles import make_role, role_fingerprint
 from ste_jax.stages.select import label
+from ste_jax.system.errors import RequestError
+from ste_jax.tasks import PAIRWISE
+from ste_jax.tasks.pairwise import parse_verdict
 from ste_jax.tokenization.control_tokens import Piece
-from ste_jax.tokenization.tokenizer import Tokenizer, load_tokenizer
+from ste_jax.tokenization.load import load_tokenizer
+from ste_jax.tokenization.tokenizer import Tokenizer
 from tests import chats
 from tests.stages.scripted import Scripted
 
@@ -95,20 +96,20 @@ def paired(way: str, **said: str) -> Pair | DroppedPair:
         for name in ("respond", "modify")
     )
     generator = Thinking(answers(**said), way=way)
-    made = pair([ROW], generator, respond, modify, PairKnobs(), count_tokens=len, in_flight=1)
+    made = pair([ROW], generator, respond, modify, PairKnobs(), count_tokens=len)
     ((_, found),) = made
     return found
 
 
 def judged(way: str, force: bool = False, **said: str) -> Any:
-    role = make_role("judge", ROLES.judge, seed=0)
+    role = make_role("judge", ROLES.judge, seed=0, task=PAIRWISE)
     judge = Judge(role=role, knobs=JudgeKnobs(force_verdict=force), model="m", iteration=1)
     made = paired("marks")
     assert isinstance(made, Pair)
-    prompt = build_prompts(made, role.template)[0]
+    prompt = PAIRWISE.prompts(made, role.template)[0]
     generator = Thinking(answers(**said), way=way)
     knobs = AnnotateKnobs(samples=1, waves=(1,))
-    ((_, (judgment,)),) = annotate([prompt], generator, judge, knobs, in_flight=1)
+    ((_, (judgment,)),) = annotate(PAIRWISE.questions([prompt]), generator, judge, knobs)
     return prompt, judgment, generator
 
 
@@ -116,7 +117,7 @@ def judged(way: str, force: bool = False, **said: str) -> Any:
 def test_no_thought_is_in_a_label_a_pair_or_a_verdict(way: str) -> None:
     knobs = SelectKnobs(min_difficulty=2)
     role = make_role("classify", ROLES.classify, seed=0)
-    ((_, found, _),) = label([ROW], Thinking(answers(), way=way), role, knobs, in_flight=1)
+    ((_, found, _),) = label([ROW], Thinking(answers(), way=way), role, knobs)
     assert (found.category, found.difficulty, found.failure) == ("mathematics", 4, None)
 
     made = paired(way)
@@ -153,7 +154,7 @@ def test_an_answer_asked_for_alone_thinks_too(way: str) -> None:
 
         knobs = PairKnobs(rejected_from="respond", drop_cut_off=False)
         generator = Thinking(reply, way=way)
-        ((_, found),) = pair([ROW], generator, respond, modify, knobs, in_flight=1)
+        ((_, found),) = pair([ROW], generator, respond, modify, knobs)
         return found
 
     good, bad = made("Saimaa."), made("cut")
@@ -167,7 +168,7 @@ def test_an_answer_asked_for_alone_thinks_too(way: str) -> None:
 def test_a_label_that_was_cut_off_in_its_thoughts_is_none(way: str) -> None:
     role = make_role("classify", ROLES.classify, seed=0)
     generator = Thinking(answers(classify="cut"), way=way)
-    ((_, found, _),) = label([ROW], generator, role, SelectKnobs(), in_flight=1)
+    ((_, found, _),) = label([ROW], generator, role, SelectKnobs())
     assert (found.category, found.failure) == (None, "cut_off_in_thoughts")
 
 
@@ -188,14 +189,14 @@ def test_thoughts_are_closed_before_a_verdict_is_forced(way: str) -> None:
                     dataclasses.replace(done, text="B]]", finish_reason="stop") if forced else done
                 )
 
-    role = make_role("judge", ROLES.judge, seed=0)
+    role = make_role("judge", ROLES.judge, seed=0, task=PAIRWISE)
     judge = Judge(role=role, knobs=JudgeKnobs(force_verdict=True), model="m", iteration=1)
     made = paired("marks")
     assert isinstance(made, Pair)
     generator = Forced(answers(judge="cut"), way=way)
     knobs = AnnotateKnobs(samples=1, waves=(1,))
-    prompt = build_prompts(made, role.template)[0]
-    ((_, (judgment,)),) = annotate([prompt], generator, judge, knobs, in_flight=1)
+    prompt = PAIRWISE.prompts(made, role.template)[0]
+    ((_, (judgment,)),) = annotate(PAIRWISE.questions([prompt]), generator, judge, knobs)
     assert (judgment.verdict, judgment.forced, judgment.failure) == ("B", True, "cut_off")
     assert generator.asked[-1].continue_text == "\n</think>\n\n\n\nFinal verdict: [["
     assert judgment.text.startswith("<think>\nHmm") and judgment.text.endswith("[[B]]")
@@ -222,7 +223,6 @@ def test_arguments_are_laid_over_the_default_and_null_takes_one_away() -> None:
     def arguments(given: dict[str, Any]) -> Any:
         values = {"model": "m", "roles": {"respond": {"template_arguments": given}}}
         config: Config = build(Config, values, where="test")
-        check(config)
         return dict(make_role("respond", config.roles.respond, seed=0).template_arguments)
 
     assert arguments({"effort": "low"}) == {"enable_thinking": False, "effort": "low"}

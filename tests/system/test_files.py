@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from etils import epath
 
-from ste_jax.errors import WorkError
+from ste_jax.run.metrics_log import MetricsLog
 from ste_jax.system import files
+from ste_jax.system.errors import WorkError
 
 
 def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
@@ -78,3 +81,32 @@ def test_remove_and_sweep(tmp_path):
     files.sweep_partials(root)
     assert [each.name for each in tmp_path.iterdir()] == ["sub"]
     assert not list((tmp_path / "sub").iterdir())
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda place: files.write_whole(place, b""),
+        lambda place: files.write_json(place, {}),
+        lambda place: files.write_twice(place, {}),
+        lambda place: files.forget(place),
+        lambda place: files.move(place, place.with_name("elsewhere")),
+        lambda place: files.remove(place),
+        lambda place: files.sweep_partials(place.parent),
+        lambda place: files.held(Path(place) / "new").__enter__(),
+        lambda place: files.held_at(place / "new").__enter__(),
+        lambda place: MetricsLog(place),
+        lambda place: MetricsLog(place)("event"),
+    ],
+)
+def test_nothing_is_written_where_only_reading_is_allowed(
+    tmp_path: Path, write: Callable[[epath.Path], object]
+) -> None:
+    place = epath.Path(tmp_path / "here")
+    place.write_bytes(b'{"event": "torn')
+    with files.reading_only(), pytest.raises(AssertionError, match="a dry run changes nothing"):
+        write(place)
+    assert [path.name for path in tmp_path.iterdir()] == ["here"]
+    assert place.read_bytes() == b'{"event": "torn'
+    files.write_whole(place, b"new")
+    assert place.read_bytes() == b"new"

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from ste_jax.commands.batch import read_prompts
 from ste_jax.config.load import load_config
-from ste_jax.errors import RequestError
-from ste_jax.prompts.render import load_template
+from ste_jax.prompts.render import PLACES, load_template
 from ste_jax.system import notation
+from ste_jax.system.errors import RequestError
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=8)
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | TEXTS
@@ -105,7 +105,7 @@ def test_a_template_with_a_key_twice(tmp_path):
     path = tmp_path / "t.yaml"
     path.write_text('user: "{instruction}"\nuser: "Hi. {instruction}"\n')
     with pytest.raises(RequestError, match=r"t\.yaml.*the key 'user' stands twice"):
-        load_template(str(path), "respond")
+        load_template(str(path), PLACES["respond"])
 
 
 @pytest.mark.parametrize(

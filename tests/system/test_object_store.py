@@ -12,7 +12,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -21,15 +21,20 @@ from gcp_storage_emulator import server as emulator
 from gcp_storage_emulator.exceptions import NotFound
 from gcp_storage_emulator.handlers import objects
 
-from ste_jax.checkpoints.checkpoint import load_checkpoint, read_card, save_checkpoint
+from ste_jax.checkpoints.card import read_card
+from ste_jax.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from ste_jax.config.schema import PoolKnobs
-from ste_jax.errors import WorkError
 from ste_jax.models.parameters import parameters_of
+from ste_jax.parallel.processes import Processes
 from ste_jax.pipeline import intake
+from ste_jax.pipeline.context import Context
 from ste_jax.records import Label
 from ste_jax.run import marks
-from ste_jax.run.layout import RunDir, Table, read_metrics
+from ste_jax.run.layout import RunDir
+from ste_jax.run.metrics_log import read_metrics
+from ste_jax.run.tables import Table
 from ste_jax.system import files
+from ste_jax.system.errors import WorkError
 from tests import running
 from tests.comparing import assert_identical
 from tests.finetuning.small import ONE, small_model
@@ -98,7 +103,7 @@ def test_a_run_in_a_bucket_is_the_run_on_a_disk(bucket: str, tmp_path: Path) -> 
     assert running.run(words) == 0
     there = copied(epath.Path(f"{bucket}/run"), tmp_path / "there")
     assert_identical(tmp_path / "disk", there)
-    events = read_metrics(RunDir(epath.Path(there)))
+    events = read_metrics(epath.Path(there))
     steps = [event["step"] for event in events if event["event"] == "train_step"]
     assert steps.count(1) == 1 and max(steps) > 7  # it went on from a state in the bucket
     assert (there / "report" / "index.html").exists()
@@ -142,17 +147,23 @@ class Log:
         pass
 
 
+def with_pool_of_100(place: str, tmp_path: Path) -> Context:
+    """A run that is to take in 100 instructions."""
+    source = tmp_path / "pool.jsonl"
+    source.write_text("".join(f'{{"instruction": "number {n}"}}\n' for n in range(100)))
+    run = RunDir(epath.Path(place))
+    files.write_twice(run.manifest, {"shards": 3, "iterations": 1})
+    knobs = SimpleNamespace(pool=PoolKnobs(path=(str(source),), shards=3))
+    return Context(config=cast(Any, knobs), run=run, processes=Processes(), log=Log())
+
+
 def test_a_pool_of_many_rows_comes_whole_into_a_bucket(
     bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An append to an object replaces it: of 20,000 rows the last 3,616 were left."""
     monkeypatch.setattr(intake, "_ROWS_IN_MEMORY", 16)
-    source = tmp_path / "pool.jsonl"
-    source.write_text("".join(f'{{"instruction": "number {n}"}}\n' for n in range(100)))
-    run = RunDir(epath.Path(f"{bucket}/many"))
-    files.write_twice(run.manifest, {"shards": 3, "iterations": 1})
-    knobs = SimpleNamespace(pool=PoolKnobs(path=(str(source),), shards=3))
-    context: Any = SimpleNamespace(run=run, config=knobs, log=Log())
+    context = with_pool_of_100(f"{bucket}/many", tmp_path)
+    run = context.run
     intake._take_in(context)
     texts = {row.messages[0]["content"] for row in run.pool.rows()}
     assert texts == {f"number {n}" for n in range(100)}
@@ -163,23 +174,18 @@ def test_a_pool_of_many_rows_comes_whole_into_a_bucket(
 def test_a_table_that_lacks_rows_is_told(
     bucket: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    source = tmp_path / "pool.jsonl"
-    source.write_text("".join(f'{{"instruction": "number {n}"}}\n' for n in range(100)))
-    run = RunDir(epath.Path(f"{bucket}/lacking"))
-    files.write_twice(run.manifest, {"shards": 3, "iterations": 1})
-    knobs = SimpleNamespace(pool=PoolKnobs(path=(str(source),), shards=3))
-    context: Any = SimpleNamespace(run=run, config=knobs, log=Log())
+    context = with_pool_of_100(f"{bucket}/lacking", tmp_path)
+    run = context.run
     plain = intake._write_pool
     monkeypatch.setattr(intake, "_write_pool", lambda *given: plain(*given) - 1)
     with pytest.raises(WorkError, match="holds 99 rows, and 100 were to be written"):
         intake._take_in(context)
-    assert not intake.is_taken_in(run, knobs.pool)  # so that it is taken in again
+    assert not intake.is_taken_in(run, context.config.pool)  # so that it is taken in again
 
 
-@pytest.mark.filterwarnings("ignore:.*is made anew")
 def test_what_is_moved_aside_in_a_bucket_comes_back(bucket: str) -> None:
     root = epath.Path(f"{bucket}/aside")
-    table, mark = Table(root / "table", Label, 2), root / "label.json"
+    table, mark = Table(root / "table", Label, 2), root / "label.mark.json"
     rows = [Label(id=f"{n}", category="c", difficulty=None, failure=None, text="") for n in (1, 2)]
     marks.mark(mark, "one")
     for shard in range(2):

@@ -10,9 +10,9 @@ import jinja2
 import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from ste_jax.errors import RequestError
+from ste_jax.system.errors import RequestError
 from ste_jax.tokenization.chat_templates import ChatTemplate
-from ste_jax.tokenization.tokenizer import load_tokenizer
+from ste_jax.tokenization.load import load_tokenizer
 from tests import chats
 
 CHAT = [

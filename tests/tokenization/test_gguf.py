@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer
 
-from ste_jax.errors import RequestError, WorkError
 from ste_jax.model_io.sources import resolve
+from ste_jax.system.errors import RequestError, WorkError
 from ste_jax.tokenization.gguf import read_gguf_tokenizer
 from ste_jax.tokenization.gguf_metadata import read_gguf_metadata
+from ste_jax.tokenization.load import load_tokenizer
 from ste_jax.tokenization.tokenizer import Tokenizer as OurTokenizer
-from ste_jax.tokenization.tokenizer import load_tokenizer
 from tests import chats
 
 TEXTS = [

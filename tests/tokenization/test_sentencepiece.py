@@ -18,10 +18,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from ste_jax.errors import RequestError
+from ste_jax.system.errors import RequestError
 from ste_jax.tokenization import sentencepiece_model
+from ste_jax.tokenization.load import load_tokenizer
 from ste_jax.tokenization.sentencepiece_model import SPACE
-from ste_jax.tokenization.tokenizer import Library, Tokenizer, load_tokenizer
+from ste_jax.tokenization.tokenizer import Library, Tokenizer
 from tests import chats, sentencepieces
 
 LIBRARIES = get_args(Library)
@@ -299,7 +300,7 @@ def test_a_conversion_is_checked_by_a_process_of_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = sentencepieces.write(tmp_path / "m", sentencepieces.LLAMA2, chats.TEMPLATES["inst"])
-    code = "from ste_jax.tokenization.tokenizer import load_tokenizer as load; "
+    code = "from ste_jax.tokenization.load import load_tokenizer as load; "
     code += f"load({str(path)!r}); "
     code += "import sys; sys.exit('tensorflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -16,9 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from ste_jax.errors import RequestError
+from ste_jax.system.errors import RequestError
 from ste_jax.tokenization.control_tokens import Piece
-from ste_jax.tokenization.tokenizer import Tokenizer, load_tokenizer
+from ste_jax.tokenization.load import load_tokenizer
+from ste_jax.tokenization.tokenizer import Tokenizer
 from tests import chats
 
 Chat = Sequence[dict[str, str]]
@@ -398,7 +399,7 @@ def test_a_system_turn_alone() -> None:
 
 
 def test_no_jax_is_imported() -> None:
-    code = "import sys, ste_jax.tokenization.tokenizer; "
+    code = "import sys, ste_jax.tokenization.load; "
     code += "sys.exit('jax' in sys.modules or 'torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 

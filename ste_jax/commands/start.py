@@ -1,0 +1,42 @@
+"""How does a command begin: alone, or as one of several processes?
+
+What a shell sets for JAX is looked at before JAX is loaded, so this imports nothing heavy itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from ste_jax.system import preemption
+from ste_jax.system.jax_settings import settle
+
+if TYPE_CHECKING:
+    from ste_jax.parallel.processes import Processes
+
+
+def alone() -> None:
+    """Begin a command of one process: SIGTERM stops it in good order, and compiled programs are
+    kept."""
+    settle()
+    preemption.install()
+
+
+def together(
+    coordinator: str | None,
+    processes: int | None,
+    process_id: int | None,
+    *,
+    automatic: bool,
+    check: Callable[[], object] = lambda: None,
+) -> Processes:
+    """Begin a command that may be one of several processes. Raises as
+    `parallel.processes.initialize`. `check` refuses what no other process is needed for: it is
+    called when JAX is set up, and before the processes meet."""
+    settle()  # before JAX is loaded
+    check()
+    from ste_jax.parallel.processes import initialize
+
+    joined = initialize(coordinator, processes, process_id, automatic=automatic)
+    preemption.install()  # after JAX, whose own handler of the signal would take its place
+    return joined

@@ -1,0 +1,1 @@
+"""What does each section of a run's HTML report show?"""
