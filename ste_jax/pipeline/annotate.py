@@ -56,20 +56,12 @@ def annotate(context: Context, iteration: int, derived: Sequence[epath.Path]) ->
     make_prompts(
         context, here.prompts, here.root, pairs_of, asked.judging, title, made_by, knobs.orders
     )
-    questions = judge.Questions(asked.judging.task, here.prompts.read)
-    stage = ShardedWork(
-        name="annotate",
-        made_under=judgments_fingerprint(
-            context, "annotate", annotation.VERSION, annotated_identity(knobs), asked
-        ),
-        home=here.root,
-        inputs=questions.read,
-        outputs=(here.judgments,),
-        input_of=questions.of,
-        derived=derived,
+    made_under = judgments_fingerprint(
+        context, "annotate", annotation.VERSION, annotated_identity(knobs), asked
     )
+    work = judging_work("annotate", made_under, here, asked, here.judgments, derived)
     draw = partial(annotation.annotate, judge=asked.judging, knobs=knobs)
-    judge_questions(context, iteration, stage, draw, asked)
+    judge_questions(context, iteration, work, draw, asked)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,6 +110,29 @@ def judgments_fingerprint(
     }
     knobs = [told, judge_fingerprint(asked.judging)]
     return fingerprint(name, version, knobs, model=model, named=named)
+
+
+def judging_work(
+    name: str,
+    made_under: Identity,
+    here: IterationDir,
+    asked: Asked,
+    table: Table[Judgment],
+    derived: Sequence[epath.Path],
+    prompts: Callable[[int], list[Prompt]] | None = None,
+) -> ShardedWork:
+    """The work of drawing judgments into a `table` of an iteration, of all its prompts or of those
+    that `prompts` gives for a shard."""
+    questions = judge.Questions(asked.judging.task, prompts or here.prompts.read)
+    return ShardedWork(
+        name=name,
+        made_under=made_under,
+        home=here.root,
+        inputs=questions.read,
+        outputs=(table,),
+        input_of=questions.of,
+        derived=derived,
+    )
 
 
 def named_judge(config: Config, endpoint: str = "") -> dict[str, Any]:

@@ -25,6 +25,7 @@ from ste_jax.pipeline.annotate import (
     annotated_identity,
     asked_to_annotate,
     judge_questions,
+    judging_work,
     judgments_fingerprint,
     make_judge,
 )
@@ -41,10 +42,9 @@ from ste_jax.reporting.phases import Equation, PhaseReport, Step
 from ste_jax.run import marks
 from ste_jax.run.changes import Changes, RecipeStep
 from ste_jax.run.layout import IterationDir
-from ste_jax.run.sharded import ShardedWork
 from ste_jax.run.tables import Table, row_ids
 from ste_jax.stages import annotate as annotation
-from ste_jax.stages import judge, preferences
+from ste_jax.stages import preferences
 from ste_jax.stages.curate import can_train
 from ste_jax.system import files
 from ste_jax.system.errors import RequestError, WorkError
@@ -290,20 +290,13 @@ def _judge_again(context: Context, dirs: PhaseDirs, *, more: bool) -> None:
     here, there = dirs.here, DpoDir(dirs.here)
     asked = Asked(dirs.parent, make_judge(context, dirs.parent, "dpo_judgments", here.index))
     knobs = dataclasses.replace(context.config.annotate, policy="all")
-    questions = judge.Questions(asked.judging.task, here.prompts.read)
-    stage = ShardedWork(
-        name="dpo_judgments",
-        made_under=judgments_fingerprint(
-            context, "dpo_judgments", annotation.VERSION, annotated_identity(knobs), asked
-        ),
-        home=here.root,
-        inputs=questions.read,
-        outputs=(there.judgments,),
-        input_of=questions.of,
-        derived=there.made_of_judgments(),
+    name, derived = "dpo_judgments", there.made_of_judgments()
+    made_under = judgments_fingerprint(
+        context, name, annotation.VERSION, annotated_identity(knobs), asked
     )
+    work = judging_work(name, made_under, here, asked, there.judgments, derived)
     draw = partial(annotation.annotate, judge=asked.judging, knobs=knobs)
-    judge_questions(context, here.index, stage, draw, asked)
+    judge_questions(context, here.index, work, draw, asked)
     if more:
         _annotate_more(context, here, asked, there.judgments)
 
@@ -319,23 +312,15 @@ def _annotate_more(
     def wanting(shard: int) -> list[Prompt]:
         return annotation.wanting(here.prompts.read(shard), drawn.read(shard), own.negatives)
 
-    questions = judge.Questions(asked.judging.task, wanting)
     drawn_as = identity.in_a_row(identity.of(own, only=_MORE), *_MORE)
     told = [knobs.samples, list(knobs.waves), *drawn_as]
     also = identity.named("finetune.dpo", own, only=(*_MORE, "more_temperature"))
-    name, version = "annotate_more", annotation.MORE_VERSION
-    stage = ShardedWork(
-        name=name,
-        made_under=judgments_fingerprint(context, name, version, told, asked, also),
-        home=here.root,
-        inputs=questions.read,
-        outputs=(there.more_judgments,),
-        input_of=questions.of,
-        derived=there.made_of_judgments(),
-    )
+    name, derived = "annotate_more", there.made_of_judgments()
+    made_under = judgments_fingerprint(context, name, annotation.MORE_VERSION, told, asked, also)
+    work = judging_work(name, made_under, here, asked, there.more_judgments, derived, wanting)
     draw = partial(annotation.annotate_more, judge=asked.judging, knobs=knobs, more=own)
     takes = [f"{name} {here.index}" for name in ("annotate", "dpo judgments")]
-    judge_questions(context, here.index, stage, draw, asked, takes)
+    judge_questions(context, here.index, work, draw, asked, takes)
 
 
 def _forget_more(there: DpoDir, changes: Changes) -> None:
