@@ -3,15 +3,15 @@
     judge = ste_jax.load_judge("runs/pico")
     verdict = judge(instruction, a, b, votes=8)   # .winner, .votes, .judgments
 
-Importing this loads nothing: each name below is fetched from its module when it is first used.
-`docs/python.md` shows all of them.
+Importing this loads the version alone: each name below is fetched from its module when it is first
+used. `docs/python.md` shows all of them.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
+from ste_jax.system.version import __version__ as __version__
 
 __all__ = [
     "Config",

@@ -11,9 +11,9 @@ from typing import Any
 
 from etils import epath
 
-from ste_jax import __version__
 from ste_jax.models.config import ModelConfig
 from ste_jax.system.errors import RequestError
+from ste_jax.system.version import __version__
 
 CARD = "ste_checkpoint.json"
 PARAMETERS = "parameters"

@@ -90,8 +90,8 @@ def evaluate_benchmark(
             lambda rows: work(rows, open_judge(found, options, judging, longest)),
             Processes(),
         )
-        told = {"benchmark": benchmark, "model": options.model, "judge": judging.model}
-        return _write_evaluation(judged, judging.task, told, measures)
+        asked_of = {"benchmark": benchmark, "model": options.model, "judge": judging.model}
+        return _write_evaluation(judged, judging.task, asked_of, measures)
 
 
 def _identity(options: JudgeOptions, judging: judge.Judge, longest: int) -> Identity:
@@ -186,12 +186,12 @@ def score_again(out: str, asked: Mapping[str, Any] | None = None) -> dict[str, A
                 "evaluate` again, which asks nothing twice"
             )
         check_pairs(task, _pairs(root).rows(), measures, out)
-        told = {key: old[key] for key in ("benchmark", "model", "judge")}
-        return _write_evaluation(JudgedDir(root, SHARDS), task, told, measures)
+        asked_of = {key: old[key] for key in ("benchmark", "model", "judge")}
+        return _write_evaluation(JudgedDir(root, SHARDS), task, asked_of, measures)
 
 
 def _write_evaluation(
-    judged: JudgedDir, task: Task, told: Mapping[str, str], measures: Measures
+    judged: JudgedDir, task: Task, asked_of: Mapping[str, str], measures: Measures
 ) -> dict[str, Any]:
     why = why_unasked(judged)
     if why:
@@ -201,7 +201,7 @@ def _write_evaluation(
             f"nothing to measure; the first: {why}"
         )
     found = measure_judged(task, judged, _pairs(judged.root).rows(), measures)
-    result = {"what": "agreement with the benchmark's labels", **told, **found}
+    result = {"what": "agreement with the benchmark's labels", **asked_of, **found}
     files.write_json(judged.root / "evaluation.json", result)
     return result
 

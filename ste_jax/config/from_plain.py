@@ -16,6 +16,9 @@ from typing import Any, Literal
 from ste_jax.system import ranges
 from ste_jax.system.errors import RequestError
 
+FORMERLY = "formerly"
+"""In a field's metadata: the key by which earlier versions called the field. It is still read."""
+
 
 def build(kind: Any, values: Any, where: str, key: str = "") -> Any:
     """Turn plain YAML values into `kind` (a knob dataclass or a field's type), strictly.
@@ -72,7 +75,13 @@ def _build_dataclass(kind: Any, values: Any, where: str, key: str) -> Any:
     hints = typing.get_type_hints(kind, include_extras=True)
     given = {}
     defaults = {field.name: field for field in dataclasses.fields(kind)}
-    for name, value in values.items():
+    today = {
+        field.metadata[FORMERLY]: name
+        for name, field in defaults.items()
+        if FORMERLY in field.metadata and name not in values
+    }
+    for asked, value in values.items():
+        name = today.get(asked, asked)
         dotted = f"{key}.{name}" if key else str(name)
         if name not in hints:
             near = difflib.get_close_matches(str(name), hints, n=1)

@@ -14,7 +14,7 @@ from ste_jax.config.identity import Identity
 from ste_jax.generation import Generator
 from ste_jax.records import Judgment
 from ste_jax.run.layout import JudgedDir
-from ste_jax.run.sharded import ShardedWork, Words
+from ste_jax.run.sharded_work import ShardedWork, Words
 from ste_jax.stages import judge
 from ste_jax.tasks import Question, Task
 

@@ -56,7 +56,7 @@ def check_pairs(task: Task, pairs: Iterable[Pair], measures: Measures, where: st
         if missing:
             raise RequestError(
                 f"{where}: a row is without the column {missing[0]!r}, by which accuracy is to be "
-                "told apart"
+                "shown"
             )
         if measures.traces and not CHECKERS[measures.traces].knows(pair):
             raise RequestError(

@@ -79,13 +79,13 @@ def _distinct(
 def _in_sections(rows: Sequence[tuple[str, Pair]], by: Sequence[str]) -> Iterator[tuple[str, Pair]]:
     """The pairs; one that is in several sections gets an id for each of them."""
     sections: dict[str, set[str]] = defaultdict(set)
-    told = []
+    found = []
     for where, pair in rows:
         columns = json.loads(pair.extra or "{}")
         section = json.dumps([str(columns.get(name)) for name in by])
         sections[pair.id].add(section)
-        told.append((where, pair, section))
-    for where, pair, section in told:
+        found.append((where, pair, section))
+    for where, pair, section in found:
         if len(sections[pair.id]) > 1:
             id = records.content_id("pair in a section", pair.id, section)
             pair = dataclasses.replace(pair, id=id)

@@ -20,7 +20,8 @@ from ste_jax.pipeline.with_model import ask
 from ste_jax.records import Judgment, Pair, Prompt
 from ste_jax.run.changes import RecipeStep
 from ste_jax.run.layout import IterationDir
-from ste_jax.run.sharded import ShardedWork, Words, run_sharded
+from ste_jax.run.sharded import run_sharded
+from ste_jax.run.sharded_work import ShardedWork, Words
 from ste_jax.run.tables import Table
 from ste_jax.stages import annotate as annotation
 from ste_jax.stages import judge
@@ -94,11 +95,11 @@ def judgments_fingerprint(
     context: Context,
     name: str,
     version: int,
-    told: Any,
+    choice: Any,
     asked: Asked,
     also: Mapping[str, Any] | None = None,
 ) -> Identity:
-    """The fingerprint of a table of judgments, whose choice of samples `told` decides; `also` are
+    """The fingerprint of a table of judgments, whose choice of samples `choice` decides; `also` are
     knobs of that, by dotted name, besides those of `annotate`."""
     model = answers_of(context, asked.place, asked.endpoint)
     config = context.config
@@ -108,7 +109,7 @@ def judgments_fingerprint(
         **(also or {}),
         **named_judge(config, asked.endpoint),
     }
-    knobs = [told, judge_fingerprint(asked.judging)]
+    knobs = [choice, judge_fingerprint(asked.judging)]
     return fingerprint(name, version, knobs, model=model, named=named)
 
 

@@ -159,7 +159,7 @@ def _measure_set(context: Context, here: IterationDir, knobs: LabelledSetKnobs) 
     found = measure_judged(task, here.labelled(knobs.name), pairs, measures)
     return {
         "what": f"agreement with the labels of {knobs.data}",
-        "told": knobs.told,
+        "told": knobs.caption,  # the name in files of earlier versions
         "meanings": {},
         **found,
         "by": found.get("by", {}),

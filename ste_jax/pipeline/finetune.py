@@ -219,7 +219,7 @@ class _Training:
                 "examples": self.source.examples,
                 "step": step,
                 "validation": metrics,
-                "validated_as": self.validation.told(self.context),
+                "validated_as": self.validation.identity(self.context),
             },
         )
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import jax
 
-from ste_jax import __version__
 from ste_jax.config import identity
 from ste_jax.config.schema import Config, DecodingKnobs
 from ste_jax.run.layout import NO_SHAPES, RunDir
 from ste_jax.system.errors import RequestError
+from ste_jax.system.version import __version__
 
 
 def manifest_of(config: Config, run: RunDir, new_shapes: bool) -> dict[str, Any]:

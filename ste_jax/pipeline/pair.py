@@ -16,7 +16,7 @@ from ste_jax.pipeline.with_model import ask, chat_template_of
 from ste_jax.records import Instruction, Pair
 from ste_jax.run.changes import RecipeStep
 from ste_jax.run.layout import RunDir
-from ste_jax.run.sharded import ShardedWork, Words
+from ste_jax.run.sharded_work import ShardedWork, Words
 from ste_jax.stages import pair as pairing
 from ste_jax.stages.roles import make_role, role_fingerprint
 from ste_jax.system.errors import WorkError

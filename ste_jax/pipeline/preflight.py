@@ -58,8 +58,8 @@ def fit_config(
     Raises:
       RequestError: the config asks for what can never fit.
     """
-    told = processes.from_first("fit", lambda: to_dict(_fitted(config, RunDir(root), new_shapes)))
-    fitted: Config = build(Config, told, str(RunDir(root).config))
+    plain = processes.from_first("fit", lambda: to_dict(_fitted(config, RunDir(root), new_shapes)))
+    fitted: Config = build(Config, plain, str(RunDir(root).config))
     return fitted
 
 
@@ -121,9 +121,9 @@ def _agree(config: Config, processes: Processes) -> None:
       RequestError: they do not, or a template cannot be read.
     """
     asked = fingerprint("config", 1, to_dict(config), inputs=_templates(config))
-    told = processes.gather("config", asked)
-    if len(set(told)) > 1:
-        other = next(index for index, each in enumerate(told) if each != told[0])
+    configs = processes.gather("config", asked)
+    if len(set(configs)) > 1:
+        other = next(index for index, each in enumerate(configs) if each != configs[0])
         raise RequestError(
             f"process {other} was started with another config or other templates than process 0"
         )

@@ -75,7 +75,7 @@ def foretell(
         changes = Changes(before=config_of(run), dry=True, silent=not processes.first)
         context = Context(fitted, run, processes, log=_no_log, changes=changes)
         _foretell(context, config.iterations)
-        if not changes.told and processes.first:
+        if not changes.lines and processes.first:
             say("nothing is to be done")
 
 

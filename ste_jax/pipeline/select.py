@@ -16,7 +16,7 @@ from ste_jax.pipeline.with_model import ask, chat_template_of
 from ste_jax.records import Instruction, Selection, shard_of
 from ste_jax.run import marks, tables
 from ste_jax.run.changes import RecipeStep, counted
-from ste_jax.run.sharded import ShardedWork, Words
+from ste_jax.run.sharded_work import ShardedWork, Words
 from ste_jax.stages import near_duplicates, select
 from ste_jax.stages.roles import make_role, role_fingerprint
 from ste_jax.system.errors import WorkError

@@ -54,23 +54,23 @@ class Validation:
         known = context.processes.from_first("known", lambda: self._known(context, parent))
         if known is None:
             known = self.measure(context, context.generator(parent.checkpoint), "start")
-            told = {"validated_as": self.told(context, model_of(parent)), "measured": known}
-            write = partial(files.write_twice, parent.validation, told)
+            measured = {"validated_as": self.identity(context, model_of(parent)), "measured": known}
+            write = partial(files.write_twice, parent.validation, measured)
             context.processes.from_first("validation", write)
         return known
 
     def _known(self, context: Context, parent: IterationDir) -> dict[str, Any] | None:
         """The measures of a judge that was measured before in the same way; None if it was not."""
         card = read_card(parent.checkpoint)["provenance"]
-        if card.get("validated_as") == self.told(context):
+        if card.get("validated_as") == self.identity(context):
             return {name: value for name, value in card["validation"].items() if name != "step"}
         found = files.read_twice(parent.validation) or {}
-        if found.get("validated_as") != self.told(context, model_of(parent)):
+        if found.get("validated_as") != self.identity(context, model_of(parent)):
             return None
         measured: dict[str, Any] = found["measured"]
         return measured
 
-    def told(self, context: Context, model: str = "") -> str:
+    def identity(self, context: Context, model: str = "") -> str:
         """A fingerprint of what decides how a judge is measured and, if `model` is given, of which
         judge it is."""
         # At temperature 0 the random key decides nothing; only the key depends on the iteration.
@@ -153,7 +153,7 @@ class Validator:
 
 def _free_bytes(device: jax.Device) -> int | None:
     """How many bytes a device has free; None if it does not report them."""
-    told = device.memory_stats() or {}
-    if "bytes_limit" not in told or "bytes_in_use" not in told:
+    stats = device.memory_stats() or {}
+    if "bytes_limit" not in stats or "bytes_in_use" not in stats:
         return None
-    return int(told["bytes_limit"]) - int(told["bytes_in_use"])
+    return int(stats["bytes_limit"]) - int(stats["bytes_in_use"])

@@ -12,7 +12,8 @@ from ste_jax.endpoints.openai import OpenAIGenerator
 from ste_jax.generation import Generator, Usage
 from ste_jax.pipeline.context import Context
 from ste_jax.run.layout import IterationDir
-from ste_jax.run.sharded import ShardedWork, run_sharded
+from ste_jax.run.sharded import run_sharded
+from ste_jax.run.sharded_work import ShardedWork
 from ste_jax.system import preemption
 from ste_jax.tokenization.load import CHAT_TEMPLATE, load_tokenizer
 

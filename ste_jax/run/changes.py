@@ -61,7 +61,8 @@ class Changes:
     silent: bool = False
     log: Callable[..., None] = _nowhere
     """Called with an event for each thing that is made again."""
-    told: int = 0
+    lines: int = 0
+    """How many lines were said."""
     redone: set[str] = field(default_factory=set)
     """The titles of the steps that make something again at this start."""
 
@@ -116,7 +117,7 @@ class Changes:
         """Say in one line what is done with the step of this title: in a dry run on standard
         output, else on standard error and as an event of the run."""
         line = f"{title}: {what}" + (f". {where}" if where else "")
-        self.told += 1
+        self.lines += 1
         if self.silent:
             return
         show(line, sys.stdout if self.dry else sys.stderr)

@@ -13,10 +13,10 @@ from typing import Any
 
 from etils import epath
 
-from ste_jax import __version__
 from ste_jax.config.identity import Identity
 from ste_jax.run.tables import Table
 from ste_jax.system import files, hashing
+from ste_jax.system.version import __version__
 
 _SUFFIX = ".mark.json"
 BEING_WRITTEN = "being written"
@@ -26,8 +26,8 @@ BEING_WRITTEN = "being written"
 def mark(path: epath.Path, made_under: str) -> None:
     """Remember the fingerprint of what is about to be made at `path`."""
     made_of = made_under.made_of if isinstance(made_under, Identity) else {}
-    told = {"made_of": dict(made_of)} if made_of else {}
-    files.write_twice(path, {"fingerprint": made_under, "ste_jax": __version__, **told})
+    origin = {"made_of": dict(made_of)} if made_of else {}
+    files.write_twice(path, {"fingerprint": made_under, "ste_jax": __version__, **origin})
     if _is_mark(_earlier(path)):
         files.forget(_earlier(path))
 

@@ -153,3 +153,14 @@ def test_every_knob_has_a_meaning_or_a_name_that_says_it():
     for group in vars(schema).values():
         if dataclasses.is_dataclass(group) and isinstance(group, type):
             assert group.__doc__
+
+
+def test_a_key_of_an_earlier_version_is_still_read() -> None:
+    def captions(**keys: str) -> list[str]:
+        sets = [{"name": "mine", "data": "mine.jsonl", **keys}]
+        read = from_plain.build(schema.EvaluateKnobs, {"sets": sets}, "my.yaml", "evaluate")
+        return [each.caption for each in read.sets]
+
+    assert captions(told="as it was") == captions(caption="as it was") == ["as it was"]
+    with pytest.raises(RequestError, match=r"my\.yaml: there is no key evaluate\.sets\[0\]\.told"):
+        captions(told="as it was", caption="as it is")

@@ -13,7 +13,8 @@ from ste_jax.parallel.processes import Processes
 from ste_jax.records import DroppedPair, Label, shard_of
 from ste_jax.run import marks, sharded
 from ste_jax.run.changes import Changes, RecipeStep
-from ste_jax.run.sharded import ShardedWork, Words, run_sharded
+from ste_jax.run.sharded import run_sharded
+from ste_jax.run.sharded_work import ShardedWork, Words
 from ste_jax.run.tables import Table
 from ste_jax.system import files
 from ste_jax.system.errors import WorkError

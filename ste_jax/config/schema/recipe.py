@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from ste_jax.config.from_plain import FORMERLY
 from ste_jax.config.schema.endpoint import EndpointKnobs
 from ste_jax.config.schema.engine import DecodingKnobs, FinetuneKnobs
 from ste_jax.config.template_arguments import check_arguments
@@ -256,9 +257,9 @@ class LabelledSetKnobs:
     """The file's format, as in `ste evaluate --benchmark`."""
     by: tuple[str, ...] = ()
     """Columns of the file (a section, a kind of task): accuracy is also shown by their values."""
-    traces: Literal["", "pico"] = ""
+    traces: str = ""
     """The checker that recomputes every step of a judgment; empty: there is none."""
-    told: str = ""
+    caption: str = field(default="", metadata={FORMERLY: "told"})
     """What the report says of these pairs."""
 
 

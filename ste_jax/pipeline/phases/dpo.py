@@ -51,7 +51,7 @@ from ste_jax.system.errors import RequestError, WorkError
 from ste_jax.tasks import task_named
 
 _MORE = ("more_samples", "negatives")
-"""The knobs of what is drawn besides; `more_temperature` is told with how the judge is asked."""
+"""The knobs of what is drawn besides; `more_temperature` is held with how the judge is asked."""
 _PREFER = ("pairs_per_prompt", "negatives")
 """The knobs by which pairs are chosen."""
 _TRAINING = {field.name for field in dataclasses.fields(DpoKnobs)} & {
@@ -313,10 +313,10 @@ def _annotate_more(
         return annotation.wanting(here.prompts.read(shard), drawn.read(shard), own.negatives)
 
     drawn_as = identity.in_a_row(identity.of(own, only=_MORE), *_MORE)
-    told = [knobs.samples, list(knobs.waves), *drawn_as]
+    choice = [knobs.samples, list(knobs.waves), *drawn_as]
     also = identity.named("finetune.dpo", own, only=(*_MORE, "more_temperature"))
     name, derived = "annotate_more", there.made_of_judgments()
-    made_under = judgments_fingerprint(context, name, annotation.MORE_VERSION, told, asked, also)
+    made_under = judgments_fingerprint(context, name, annotation.MORE_VERSION, choice, asked, also)
     work = judging_work(name, made_under, here, asked, there.more_judgments, derived, wanting)
     draw = partial(annotation.annotate_more, judge=asked.judging, knobs=knobs, more=own)
     takes = [f"{name} {here.index}" for name in ("annotate", "dpo judgments")]

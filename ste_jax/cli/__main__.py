@@ -1,0 +1,7 @@
+"""`python -m ste_jax.cli` is `ste`."""
+
+import sys
+
+from ste_jax.cli import main
+
+sys.exit(main())
