@@ -17,12 +17,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ste_jax import cli
+from ste_jax.cli import recipe
 from ste_jax.commands.words import with_values
 from ste_jax.reporting import html, tables
 from ste_jax.reporting.sections import accuracy
 from ste_jax.run.layout import RunDir
 from ste_jax.system.errors import RequestError
-from ste_jax.system.terminal import harmless, show
+from ste_jax.system.terminal import harmless, say, show
 from ste_jax.tasks import PAIRWISE
 from tests.reports import REPORTS
 
@@ -91,7 +92,8 @@ def test_a_stream_that_nobody_reads(tmp_path: Path) -> None:
 def test_a_command_on_such_a_stream(encoding: str, tmp_path: Path) -> None:
     code = (
         "import sys; from ste_jax import cli\n"
-        "cli._score = lambda arguments: cli.say('in ' + arguments.out) or 0\n"
+        "from ste_jax.cli import models; from ste_jax.system.terminal import say\n"
+        "models._score = lambda arguments: say('in ' + arguments.out) or 0\n"
         "sys.exit(cli.main(['score', sys.argv[1]]))"
     )
     done = subprocess.run(
@@ -112,9 +114,9 @@ def test_what_would_act_on_a_terminal_is_shown_by_number(
     def fail(_: Any) -> int:
         raise RequestError(f"row {words} is wrong")
 
-    monkeypatch.setattr(cli, "_report", lambda _: cli.say(f"one\ttwo\n{words}") or 0)
+    monkeypatch.setattr(recipe, "_report", lambda _: say(f"one\ttwo\n{words}") or 0)
     assert cli.main(["report", "x"]) == 0
-    monkeypatch.setattr(cli, "_report", fail)
+    monkeypatch.setattr(recipe, "_report", fail)
     assert cli.main(["report", "x"]) == 2
     out, err = capsys.readouterr()
     for shown in (out, err):
