@@ -16,3 +16,10 @@ def published(name: str) -> ModelConfig:
     """The shape of a released model, by its name in `configs/models/published.yaml`."""
     values = yaml.safe_load(PUBLISHED.read_text())[name]["config"]
     return FAMILIES[values["model_type"]].read_config(values, name)
+
+
+def shape_of(source: str) -> ModelConfig:
+    """The shape of the released model that a config names, as `hf:OWNER/Qwen3-8B`."""
+    name = source.rpartition("/")[2].lower().removesuffix("-instruct").removesuffix("-it")
+    (found,) = (each for each in yaml.safe_load(PUBLISHED.read_text()) if each.lower() == name)
+    return published(found)

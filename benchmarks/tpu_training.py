@@ -17,10 +17,10 @@ import numpy as np
 from benchmarks.shapes import published
 from ste_jax.config.schema import FinetuneKnobs, MeshKnobs
 from ste_jax.finetuning.knobs import TrainingKnobs
-from ste_jax.finetuning.packing import Example, Rows, fill
 from ste_jax.finetuning.train_step import make_train_step, step_flops
 from ste_jax.models.config import ModelConfig
 from ste_jax.planning.compile import chip_of, compile_for, topology_mesh
+from ste_jax.planning.config_memory import half_masked
 
 LENGTH = 4096
 FORWARD, BACKWARD = 2, 7
@@ -65,19 +65,6 @@ TRAINING_CASES = (
 )
 
 
-def rows_of(knobs: TrainingKnobs) -> Rows:
-    """A step's rows: one example each."""
-    half = knobs.sequence_length // 2
-    one = Example(id="0", prompt_ids=(1,) * half, completion_ids=(1,) * half)
-    return fill(
-        [[0]] * knobs.batch_rows,
-        [one],
-        count=knobs.batch_rows,
-        sequence_length=knobs.sequence_length,
-        targets_per_row=half,
-    )
-
-
 def kernel_flops(config: ModelConfig, knobs: TrainingKnobs, rows: int) -> float:
     """FLOPs of attention, which the kernel declares nothing of: whole blocks that hold a place a
     query may see; forward twice where layers are computed again."""
@@ -93,7 +80,7 @@ def measure_training(case: TrainingCase) -> dict[str, Any]:
     """A case's figures, per chip."""
     config, knobs = published(case.model), case.knobs
     mesh = topology_mesh(case.topology, case.axes)
-    chip, rows = chip_of(mesh), rows_of(knobs)
+    chip, rows = chip_of(mesh), half_masked(knobs)
     step = make_train_step(config, knobs, 100, mesh, dtype=jnp.bfloat16, param_dtype=jnp.float32)
     program = compile_for(step.lower(rows, knobs.accumulate, {}), mesh)
     cost = program.cost()

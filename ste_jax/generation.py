@@ -7,10 +7,12 @@ as they come; a prompt that needs no more samples is released.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypedDict
 
+from ste_jax.system.progress_lines import Figure
 from ste_jax.system.ranges import OrNone, Probability, Share, Temperature, check_fields
 
 
@@ -99,6 +101,8 @@ class Completion:
     finish_reason: FinishReason
     logprobs: tuple[float, ...] = ()
     prompt_tokens: int = 0
+    drawn_tokens: int = 0
+    """How many tokens were drawn for it, those behind a stop text among them."""
     continued_ids: tuple[int, ...] = ()
     thoughts: str = ""
     thinking: bool = False
@@ -150,6 +154,13 @@ class Usage:
     prefill_seconds: float = 0.0
     slot_steps: int = 0
     busy_slot_steps: int = 0
+    settled_tokens: int = 0
+    """New tokens of rows that have finished; a stage counts them."""
+
+    @property
+    def tokens_in_hand(self) -> int:
+        """New tokens of rows that have not finished: they are lost if the work is stopped."""
+        return self.new_tokens - self.settled_tokens
 
     @property
     def tokens_per_second(self) -> float:
@@ -165,6 +176,25 @@ class Usage:
     def prefill_share(self) -> float:
         """Share of the generator's time that went into prompts."""
         return self.prefill_seconds / max(self.seconds, 1e-9)
+
+    def since(self, before: Usage) -> Usage:
+        """What has been done since these counts were read."""
+        names = [field.name for field in dataclasses.fields(self)]
+        return Usage(**{name: getattr(self, name) - getattr(before, name) for name in names})
+
+    def figures(self) -> list[Figure]:
+        """How fast the generator is, to be shown; nothing before it has drawn a token."""
+        found = []
+        if self.new_tokens and self.seconds:
+            rate = self.tokens_per_second
+            found.append(Figure("tokens_per_second", round(rate, 1), f"{rate:,.0f} tokens/s"))
+        if self.slot_steps:
+            slots, prefill = self.slot_occupancy, self.prefill_share
+            found += [
+                Figure("slots_in_use", round(slots, 3), f"batch {slots:.0%} full"),
+                Figure("prefill_share", round(prefill, 3), f"{prefill:.0%} of the time on prompts"),
+            ]
+        return found
 
 
 class Generator(Protocol):

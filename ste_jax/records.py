@@ -10,11 +10,12 @@ byte for byte.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
 import json
 import types
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -328,12 +329,19 @@ def from_parquet(data: bytes, row_type: type[Row], name: str) -> list[Row]:
         table = parquet.read()
     except (pa.ArrowException, OSError) as error:
         raise WorkError(damaged(name, str(error))) from error
+    return [as_row(values, row_type) for values in table.to_pylist()]
+
+
+def as_row(values: dict[str, Any], row_type: type[Row]) -> Row:
+    """A row of the plain values of its fields: lists become tuples again."""
+    for key in _listed(typing.cast(Hashable, row_type)):
+        if values.get(key) is not None:
+            values[key] = tuple(values[key])
+    return row_type(**values)
+
+
+@functools.cache
+def _listed(row_type: Any) -> list[str]:
+    """The fields of a row that hold several values."""
     hints = typing.get_type_hints(row_type)
-    listed = [key for key, hint in hints.items() if "tuple" in str(hint)]
-    rows = []
-    for values in table.to_pylist():
-        for key in listed:
-            if values[key] is not None:
-                values[key] = tuple(values[key])
-        rows.append(row_type(**values))
-    return rows
+    return [key for key, hint in hints.items() if "tuple" in str(hint)]

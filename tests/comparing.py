@@ -7,6 +7,7 @@ times, Orbax's own files, and what was set aside."""
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -65,3 +66,9 @@ def assert_same_arrays(first: Path, second: Path) -> None:
     two = parameters_of(load_checkpoint(epath.Path(second), mesh))
     for name, array in one.items():
         assert np.array_equal(np.asarray(array), np.asarray(two[name])), (first, name)
+
+
+def tree(root: Any) -> dict[Path, tuple[int, bytes]]:
+    """Every file below a directory: when it was written, and what."""
+    found = [path for path in Path(root).rglob("*") if path.is_file()]
+    return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in found}

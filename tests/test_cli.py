@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import shlex
 import subprocess
 import sys
 
 import pytest
 import yaml
 
-from ste_jax.cli import main
+from ste_jax.cli import _parser, main
+from ste_jax.commands.words import with_values
 from tests import tiny
+
+BOTH = argparse.BooleanOptionalAction
 
 
 def told(capsys, *words) -> tuple[int, str]:
@@ -48,6 +53,27 @@ def test_every_command_has_help():
         with pytest.raises(SystemExit) as stopped:
             main([name, "--help"])
         assert stopped.value.code == 0
+
+
+OF_MODELS = ("judge", "generate", "evaluate", "score", "import", "export")
+
+
+@pytest.mark.parametrize("name", OF_MODELS)
+def test_help_has_every_default_and_examples_that_can_be_typed(name):
+    (commands,) = [each for each in _parser()._actions if each.choices]
+    parser = commands.choices[name]
+    places = {each.metavar: each.help for each in parser._actions if not each.option_strings}
+    assert all(places.values()), places
+    for option in parser._actions:
+        simple = option.required or (option.nargs == 0 and not isinstance(option, BOTH))
+        assert simple or "default: " in option.help, option.option_strings
+    examples = [line for line in parser.format_help().splitlines() if line.startswith("  ste ")]
+    assert examples
+    for example in examples:
+        typed = shlex.split(example)[1:]
+        assert typed[0] == name
+        arguments, left = _parser().parse_known_args(with_values(typed))
+        assert not left and arguments.debug is False
 
 
 @pytest.mark.parametrize(
@@ -137,7 +163,7 @@ def test_a_model_directory_with_a_missing_file(config, tmp_path, capsys):
     assert status == 2 and "safetensors" in error and one_sentence(error)
 
 
-def test_generate_writes_a_row_per_sample_and_refuses_to_overwrite(tmp_path, capsys):
+def test_generate_writes_a_row_per_sample_and_never_overwrites(tmp_path, capsys):
     model = tiny.write_model(tmp_path / "model")
     prompts, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     prompts.write_text(
@@ -152,6 +178,9 @@ def test_generate_writes_a_row_per_sample_and_refuses_to_overwrite(tmp_path, cap
         assert set(row) == {"id", "sample", "text", "n_tokens", "logprob", "finish_reason"}
         assert row["logprob"] < 0 < row["n_tokens"] <= 8
     capsys.readouterr()
+    assert main(words) == 0
+    assert "done already, 4 samples of 2 prompts" in capsys.readouterr().out
+    (tmp_path / "out.jsonl.made.json").unlink()
     status, error = told(capsys, *words)
     assert status == 2 and "is there already" in error
 
@@ -206,3 +235,25 @@ def test_evaluate_judge_and_score_on_a_checkpoint_of_a_run(finished, tmp_path, c
     said = capsys.readouterr().out
     assert "answer a shown first, sample 0" in said and "answer a shown second, sample 1" in said
     assert "votes: a" in said
+
+
+def test_a_config_is_printed_and_what_there_is_is_listed(capsys):
+    assert main(["config", "pico"]) == 0
+    assert "\n  train: 600  # default: 1000\n" in capsys.readouterr().out
+    assert main(["config", "--list"]) == 0
+    assert "\npico " in capsys.readouterr().out
+    assert main(["config", "--templates"]) == 0
+    assert "small-judge" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["config", "pic0"], "did you mean pico?"),
+        (["config"], "--list"),
+        (["config", "pico", "--list"], "--list"),
+    ],
+)
+def test_a_config_that_is_not_there_is_refused_with_a_hint(words, says, capsys):
+    status, said = told(capsys, *words)
+    assert status == 2 and says in said and one_sentence(said)

@@ -158,7 +158,8 @@ def test_only_measuring_sees_the_checker_of_the_small_world() -> None:
     measurers = {name for name, them in IMPORTS.items() if any(m in askers for m, _ in them)}
     assert measurers == {"ste_jax.pipeline.evaluate", "ste_jax.commands.evaluate"}
     users = {name for name, them in IMPORTS.items() if any(m in measurers for m, _ in them)}
-    assert users == {"ste_jax.pipeline.recipe", "ste_jax.cli.models"}
+    shows = "ste_jax.commands.evaluation_text"
+    assert users == {"ste_jax.pipeline.recipe", "ste_jax.cli.models", shows}
 
 
 def loaded(code: str, heavy: set[str]) -> str:

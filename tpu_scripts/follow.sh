@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Show the log of a launched run as it grows (worker 0's; it prints the progress and the tables).
+# Show the log of a launched run as it grows: worker 0's, which has a line at least every 30 seconds and
+# the tables at its end.
 #
 #   follow.sh NAME --zone ZONE [--project PROJECT] [--dry-run]
 #

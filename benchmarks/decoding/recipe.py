@@ -18,7 +18,6 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from tqdm import tqdm
 
 from benchmarks.claims import claim_line
 from benchmarks.decoding.work import NoText
@@ -32,7 +31,7 @@ from ste_jax.records import Judgment, Prompt, hash_order
 from ste_jax.stages.annotate import annotate
 from ste_jax.stages.judge import Judge
 from ste_jax.stages.roles import Role
-from ste_jax.system import compilation_cache
+from ste_jax.system import compilation_cache, progress
 from ste_jax.tasks import PAIRWISE, Question
 
 PAIRS, SAMPLES, WAVES, SLOTS = 512, 16, (2, 2, 4, 8), 64
@@ -166,11 +165,13 @@ def run(
     kept: dict[str, Judgment | None] = {}
     drawn = 0
     began = time.perf_counter()
-    for question, judgments in tqdm(work(asked), total=len(asked), desc=title, unit="prompt"):
-        (prompt,) = question.prompts
-        right = [one for one in judgments if one.verdict == prompt.label]
-        kept[prompt.id] = min(right, key=lambda one: one.sample, default=None)
-        drawn += len(judgments)
+    with progress.work(title, len(asked), "prompts") as shown:
+        for question, judgments in work(asked):
+            (prompt,) = question.prompts
+            right = [one for one in judgments if one.verdict == prompt.label]
+            kept[prompt.id] = min(right, key=lambda one: one.sample, default=None)
+            drawn += len(judgments)
+            shown.add()
     seconds = time.perf_counter() - began
     assert generator.full is not None
     usage = generator.usage

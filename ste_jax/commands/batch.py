@@ -2,11 +2,13 @@
 
 JSONL in (`id` and `prompt` or `messages`), JSONL out, a row per sample. Finished samples are
 appended to a work file as they come; a rerun keeps them and asks for the rest; at the end the rows
-are put in the order of the prompts and the output appears whole."""
+are put in the order of the prompts and the output appears whole. A file beside it says what it was
+made under, so that the same command, given again, knows that it is done."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 from collections.abc import Iterator
@@ -14,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from etils import epath
-from tqdm import tqdm
 
 from ste_jax.generation import Completion, Generator, Message, Request, Sampling
-from ste_jax.system import files, notation, preemption
-from ste_jax.system.errors import RequestError, WorkError
+from ste_jax.run.changes import counted
+from ste_jax.system import files, hashing, notation, preemption, progress
+from ste_jax.system.errors import Preempted, RequestError, WorkError
 from ste_jax.system.jsonl import read_jsonl
 
 _FIELDS = ("id", "sample", "text", "n_tokens", "logprob", "finish_reason")
@@ -84,18 +86,55 @@ def check_place(out: str) -> None:
     """Refuse an output that cannot be made, before anything is loaded.
 
     Raises:
-      RequestError: it is there already, or its directory is not.
+      RequestError: it is there already and nothing says of what, or its directory is not.
     """
     place = Path(out)
-    if place.exists() and not _work_file(place).exists():
+    if place.exists() and not _work_file(place).exists() and not _made_file(place).exists():
         raise RequestError(f"{out} is there already; name another --out")
     if not place.parent.is_dir():
         raise RequestError(f"{out} cannot be written: {place.parent} is not a directory")
 
 
+def is_answered(out: str, settings: dict[str, Any], samples: int) -> bool:
+    """Whether the output is there, whole, and was made under these settings.
+
+    Raises:
+      RequestError: it was made under others, or changed since.
+    """
+    place = Path(out)
+    if not place.exists() or _work_file(place).exists():
+        return False
+    made = files.read_twice(_made_file(place))
+    if made is None:
+        raise RequestError(f"{out} is there already; name another --out")
+    if made["output"] != hashing.file_digest(place):
+        raise RequestError(f"{out} was changed since it was written; name another --out")
+    asked = {**settings, "samples": samples}
+    if made["settings"] != asked:
+        raise RequestError(
+            f"{out} holds samples of other settings ({_others(made['settings'], asked)}); name "
+            "another --out"
+        )
+    return True
+
+
+def _others(old: dict[str, Any], new: dict[str, Any]) -> str:
+    """What is another in the new settings than in the old ones."""
+    hashes = {"model": "another model is asked", "prompts": "the prompts are others"}
+    differ = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+    return ", ".join(
+        hashes.get(name, f"{name} is {new.get(name)}, not {old.get(name)}") for name in differ
+    )
+
+
 def _work_file(place: Path) -> Path:
     """The file that keeps finished samples until the output is whole."""
     return place.with_name(place.name + ".work")
+
+
+def _made_file(place: Path) -> epath.Path:
+    """The file that says what a whole output was made under."""
+    return epath.Path(place.with_name(place.name + ".made.json"))
 
 
 def generate_file(
@@ -131,25 +170,25 @@ def generate_file(
         total = sum(len(lacking) for _, _, lacking in wanted)
         for id, messages, lacking in wanted:
             if lacking:
-                generator.submit(
-                    Request(
-                        id=id,
-                        messages=messages,
-                        sampling=sampling,
-                        samples=lacking,
-                        key=seed,
-                        alone=samples == 1,
-                    )
-                )
-        for completion in tqdm(
-            _polled(generator), total=total, desc="generate", unit="sample", disable=not total
-        ):
-            row = _row(completion)
-            done[row["id"], row["sample"]] = row
-            _append(file, row)
+                asked = Request(id=id, messages=messages, sampling=sampling, samples=lacking)
+                asked = dataclasses.replace(asked, key=seed, alone=samples == 1)
+                generator.submit(asked)
+        figures = lambda: generator.usage.figures()  # noqa: E731
+        with progress.work("generate", total, "samples", figures=figures) as shown:
+            for completion in _polled(generator):
+                row = _row(completion)
+                done[row["id"], row["sample"]] = row
+                _append(file, row)
+                generator.usage.settled_tokens += completion.drawn_tokens
+                shown.add()
         order = [(id, sample) for id, _ in prompts for sample in range(samples)]
         text = "".join(json.dumps(done[key], ensure_ascii=False) + "\n" for key in order)
         files.write_whole(epath.Path(out), text.encode())
+        made = {
+            "settings": {**settings, "samples": samples},
+            "output": hashing.file_digest(Path(out)),
+        }
+        files.write_json(_made_file(Path(out)), made)
         work.unlink()
     return total, sum("error" in row for row in done.values())
 
@@ -167,9 +206,18 @@ def _held(work: Path) -> Iterator[Any]:
 
 
 def _polled(generator: Generator) -> Iterator[Completion]:
-    for completion in generator.completions():
-        yield completion
-        preemption.poll()
+    """The completions, until a stop is asked for; then what is lost is said."""
+    usage = generator.usage
+    try:
+        with preemption.in_hand(lambda: usage.new_tokens > 0):
+            for completion in generator.completions():
+                yield completion
+                preemption.poll()
+    except Preempted:
+        if usage.tokens_in_hand:
+            lost = counted(usage.tokens_in_hand, "tokens")
+            progress.warn(f"stopped: {lost} of unfinished samples are drawn again")
+        raise
 
 
 def _row(completion: Completion) -> dict[str, Any]:
@@ -223,11 +271,12 @@ def _read_work(work: Path, settings: dict[str, Any]) -> dict[tuple[str, int], di
             f"{work} no longer says of which settings its samples are, so nothing can be added to "
             "them; move it away to begin anew"
         )
-    if any(each != settings for each in there):
-        raise RequestError(
-            f"{work} holds samples of other settings; name another --out, or go on with those "
-            "settings (what lies there is kept)"
-        )
+    for each in there:
+        if each != settings:
+            raise RequestError(
+                f"{work} holds samples of other settings ({_others(each, settings)}); name another "
+                "--out, or go on with those settings (what lies there is kept)"
+            )
     if damaged:
         raise RequestError(
             f"{work}, line {damaged}, is damaged; take that line out of the file: what the other "

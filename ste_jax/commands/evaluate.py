@@ -3,8 +3,9 @@ stored judgments (`ste score`)?"""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from etils import epath
@@ -13,21 +14,24 @@ from ste_jax.commands.judge_options import (
     JudgeOptions,
     longest_asked,
     make_judge,
+    named_options,
     open_judge,
 )
 from ste_jax.config import from_plain, identity
 from ste_jax.config.identity import Identity, fingerprint
-from ste_jax.config.schema import JudgeKnobs
+from ste_jax.config.schema import JudgeKnobs, RunKnobs
 from ste_jax.evaluation.judged import judging_stage, judging_work
 from ste_jax.evaluation.measure import Measures, check_pairs, measure_judged, why_unasked
 from ste_jax.evaluation.readers import read_pairs
+from ste_jax.generation import Generator, Usage
 from ste_jax.model_io.open_model import look_at
 from ste_jax.parallel.processes import Processes
-from ste_jax.records import Pair, Prompt, shard_of
+from ste_jax.records import Judgment, Pair, Prompt, shard_of
 from ste_jax.run import marks
-from ste_jax.run.best import locate
+from ste_jax.run.best import locate_and_say
 from ste_jax.run.layout import JudgedDir
 from ste_jax.run.sharded import run_sharded
+from ste_jax.run.sharded_work import ShardedWork
 from ste_jax.run.tables import Table
 from ste_jax.stages import judge
 from ste_jax.stages.roles import role_fingerprint
@@ -57,14 +61,14 @@ def evaluate_benchmark(
     """
     root, measures = epath.Path(out), _read_measures(asked or {}, "ste evaluate")
     pairs = list(read_pairs(benchmark, shipped.path_of(data), measures.by))
-    found = locate(options.model)
+    found = locate_and_say(options.model)
     judging = make_judge(found, options)
     check_pairs(judging.task, pairs, measures, data)
     prompts = {pair.id: judging.task.prompts(pair, judging.role.template) for pair in pairs}
     shape, tokenizer = look_at(found)
     every = [prompt for them in prompts.values() for prompt in them]
     longest = longest_asked(tokenizer, shape.max_position, judging, every)
-    made_under = _identity(options, judging, longest)
+    made_under = _identity(options, judging, longest, named_options(found, options, judging))
     ours: dict[str, Any] = {
         "benchmark": benchmark,
         "data": data,
@@ -78,24 +82,51 @@ def evaluate_benchmark(
         raise RequestError(f"{root} is a file; --out names a directory")
     judged = JudgedDir(root, SHARDS)
     with files.held_at(root):
-        _check_out(root, ours)
+        _check_out(root, ours, made_under)
         files.sweep_partials(root)
         if files.read_twice(root / _OURS) != ours:
             files.write_twice(root / _OURS, ours)
         _write_asked(judged, pairs, prompts)
         stage = judging_stage(judged, judging.task, made_under, root / "evaluation.json")
-        work = judging_work(judging, options.votes)
-        run_sharded(
-            stage,
-            lambda rows: work(rows, open_judge(found, options, judging, longest)),
-            Processes(),
-        )
-        asked_of = {"benchmark": benchmark, "model": options.model, "judge": judging.model}
+        open_ = partial(open_judge, found, options, judging, longest)
+        _have_judged(stage, judging_work(judging, options.votes), open_)
+        asked_of = {
+            "benchmark": benchmark,
+            "model": options.model,
+            "judge": judging.model,
+            **({} if found.iteration is None else {"iteration": found.iteration}),
+        }
         return _write_evaluation(judged, judging.task, asked_of, measures)
 
 
-def _identity(options: JudgeOptions, judging: judge.Judge, longest: int) -> Identity:
-    """What a fingerprint holds of the judge: all that decides its judgments, except the prompts."""
+def _have_judged(
+    stage: ShardedWork,
+    work: Callable[[Iterator[Any], Generator], Iterator[Any]],
+    open_generator: Callable[[], Generator],
+) -> None:
+    usage = Usage()
+
+    def working(rows: Iterator[Any]) -> Iterator[Any]:
+        nonlocal usage
+        generator = open_generator()
+        usage = generator.usage
+        yield from work(rows, generator)
+
+    run_sharded(
+        stage,
+        working,
+        Processes(),
+        keep_every=RunKnobs().keep_every,
+        tokens_in_hand=lambda: usage.tokens_in_hand,
+        figures=lambda: usage.figures(),
+    )
+
+
+def _identity(
+    options: JudgeOptions, judging: judge.Judge, longest: int, named: Mapping[str, Any]
+) -> Identity:
+    """What a fingerprint holds of the judge: all that decides its judgments, except the prompts.
+    `named` is kept beside it."""
     asked = [
         options.votes,
         *options.identity(longest),
@@ -104,7 +135,7 @@ def _identity(options: JudgeOptions, judging: judge.Judge, longest: int) -> Iden
         identity.of(judging.knobs),
         *judging.task.identity(),
     ]
-    return fingerprint("evaluate", 1, asked, model=judging.model)
+    return fingerprint("evaluate", 1, asked, model=judging.model, named=named)
 
 
 def _read_measures(asked: Mapping[str, Any], where: str) -> Measures:
@@ -112,7 +143,7 @@ def _read_measures(asked: Mapping[str, Any], where: str) -> Measures:
     return measures
 
 
-def _check_out(root: epath.Path, ours: Mapping[str, Any]) -> None:
+def _check_out(root: epath.Path, ours: Mapping[str, Any], made_under: Identity) -> None:
     """Refuse a directory that holds anything else than the beginning of this evaluation."""
     there = files.read_twice(root / _OURS)
     if there is None and _looks_like(root, ours):
@@ -124,18 +155,38 @@ def _check_out(root: epath.Path, ours: Mapping[str, Any]) -> None:
             raise RequestError(f"{root} holds something else; name another --out")
         return
     # Earlier versions noted neither; their judge is the one in the judgments' mark.
-    there = {"judge": marks.marked(root / "evaluate.mark.json") or ours["judge"], **there}
-    others = {
-        "benchmark": "another benchmark",
-        "prompts": "other pairs or another template",
-        "judge": "another judge or other settings",
-    }
-    for key, what in others.items():
-        if there.get(key, ours[key]) != ours[key]:
-            raise RequestError(
-                f"{root} holds an evaluation of {there.get('model')} on {there.get('data')} with "
-                f"{what}; name another --out (what lies there is kept)"
-            )
+    judged = marks.marked(root / "evaluate.mark.json")
+    there = {**ours, "judge": judged or ours["judge"], **there}
+    if all(there[key] == ours[key] for key in ("benchmark", "prompts", "judge")):
+        return
+    others = ", and ".join(_others(there, ours, judged.made_of, made_under.made_of))
+    raise RequestError(
+        f"{root} holds an evaluation of {there['model']} on {there['data']}; now {others}: name "
+        "another --out (what lies there is kept)"
+    )
+
+
+def _others(
+    there: Mapping[str, Any],
+    ours: Mapping[str, Any],
+    old: Mapping[str, Any],
+    new: Mapping[str, Any],
+) -> list[str]:
+    """What is another in this evaluation than in the one that lies there. `old` and `new` are what
+    the judges' fingerprints were made of."""
+    had = old.get("knobs", {})
+    changed = [
+        f"{option} is {value}, not {had[option]}"
+        for option, value in new["knobs"].items()
+        if option.startswith("--") and option in had and had[option] != value
+    ]
+    found = [f"the benchmark is {ours['benchmark']}"] * (there["benchmark"] != ours["benchmark"])
+    if old.get("model", new["model"]) != new["model"]:
+        found.append("another model is asked")
+    found += changed
+    if there["prompts"] != ours["prompts"] and "--template" not in " ".join(changed):
+        found.append("the pairs are others" if had else "the pairs or the template are others")
+    return found or ["the judge is another, or is asked with other settings"]
 
 
 def _looks_like(root: epath.Path, ours: Mapping[str, Any]) -> bool:
@@ -186,12 +237,13 @@ def score_again(out: str, asked: Mapping[str, Any] | None = None) -> dict[str, A
                 "evaluate` again, which asks nothing twice"
             )
         check_pairs(task, _pairs(root).rows(), measures, out)
-        asked_of = {key: old[key] for key in ("benchmark", "model", "judge")}
+        keys = ("benchmark", "model", "judge", "iteration")
+        asked_of = {key: old[key] for key in keys if key in old}
         return _write_evaluation(JudgedDir(root, SHARDS), task, asked_of, measures)
 
 
 def _write_evaluation(
-    judged: JudgedDir, task: Task, asked_of: Mapping[str, str], measures: Measures
+    judged: JudgedDir, task: Task, asked_of: Mapping[str, Any], measures: Measures
 ) -> dict[str, Any]:
     why = why_unasked(judged)
     if why:
@@ -206,6 +258,28 @@ def _write_evaluation(
     return result
 
 
-def as_text(result: Mapping[str, Any]) -> str:
-    """An evaluation as text to print."""
-    return json.dumps(result, indent=2, ensure_ascii=False)
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What an evaluation asks of whom."""
+
+    task: Task
+    data: str
+    """The pairs, as the user called them."""
+    options: Mapping[str, Any]
+    """How the judge is asked, as `named_options`; empty where an earlier version asked it."""
+
+
+def asked_in(out: str) -> Asked:
+    """What is asked in the evaluation that lies in `out`."""
+    root = epath.Path(out)
+    begun_as = files.read_twice(root / _OURS) or {}
+    return Asked(
+        task=task_named(begun_as.get("task", JudgeKnobs().task)),
+        data=begun_as.get("data", "pairs"),
+        options=marks.marked(root / "evaluate.mark.json").made_of.get("knobs", {}),
+    )
+
+
+def judgments_in(out: str) -> Iterator[Judgment]:
+    """The judgments of the evaluation that lies in `out`."""
+    return JudgedDir(epath.Path(out), SHARDS).judgments.rows()

@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from ste_jax.commands.batch import check_place, generate_file, read_prompts
+from ste_jax.commands.batch import check_place, generate_file, is_answered, read_prompts
 from ste_jax.commands.options import DecodingOptions
 from ste_jax.config import identity
 from ste_jax.config.fitting import check_cap
 from ste_jax.generation import Sampling
 from ste_jax.model_io.open_model import longest_prompt, look_at, open_generator, source_fingerprint
 from ste_jax.records import content_id
-from ste_jax.run.best import locate
+from ste_jax.run.best import locate_and_say
 from ste_jax.system.errors import WorkError
 
 
@@ -43,7 +43,7 @@ def generate(options: GenerateOptions) -> str:
     """
     check_place(options.out)
     prompts = read_prompts(options.prompts)
-    found = locate(options.model)
+    found = locate_and_say(options.model)
     shape, tokenizer = look_at(found)
     check_cap(options.max_new_tokens, shape.max_position)
     longest = longest_prompt(tokenizer, [messages for _, messages in prompts])
@@ -66,6 +66,9 @@ def generate(options: GenerateOptions) -> str:
         "shapes": [*shapes, *more],
         **identity.of(sampling),
     }
+    if is_answered(options.out, settings, options.samples):
+        whole = len(prompts) * options.samples
+        return f"{options.out}: done already, {whole} samples of {len(prompts)} prompts"
     generator = open_generator(found, options.knobs((options.max_new_tokens,), longest))
     drawn, failed = generate_file(
         generator,

@@ -12,7 +12,7 @@ from ste_jax.config.schema import MeshKnobs
 from ste_jax.model_io.import_weights import write_checkpoint
 from ste_jax.model_io.open_model import source_fingerprint
 from ste_jax.model_io.stored_judge_card import stored_judge_card
-from ste_jax.run.best import locate
+from ste_jax.run.best import locate_and_say
 from ste_jax.stages import judge_card
 from ste_jax.system import files
 from ste_jax.system.errors import RequestError
@@ -28,7 +28,7 @@ def import_model(source: str, checkpoint: str, dtype: str) -> str:
     place = epath.Path(checkpoint)
     if place.exists():
         raise RequestError(f"{checkpoint} is there already; name another place")
-    found = locate(source)
+    found = locate_and_say(source)
     provenance: dict[str, Any] = {
         "source": source,
         "iteration": 0,

@@ -1,4 +1,4 @@
-"""Which of two answers does a judge find better? Python and `ste judge` ask it here."""
+"""Which of two answers does a judge find better?"""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ste_jax.decoding.generator import LocalGenerator
 from ste_jax.generation import Message
 from ste_jax.model_io.open_model import look_at
 from ste_jax.records import NOT_ASKED, Instruction, Pair, Prompt, instruction_id, make_pair
-from ste_jax.run.best import locate
+from ste_jax.run.best import locate_and_say
 from ste_jax.stages import judge as judging
 from ste_jax.system import jax_settings, notation
 from ste_jax.system.errors import RequestError, WorkError
@@ -82,7 +82,7 @@ class Judge:
     """
 
     def __init__(self, options: JudgeOptions) -> None:
-        self._options, self._found = options, locate(options.model)
+        self._options, self._found = options, locate_and_say(options.model)
         shape, self._tokenizer = look_at(self._found)
         self._context = shape.max_position
         self._ways: dict[bool, judging.Judge] = {}
@@ -124,6 +124,11 @@ class Judge:
             with from_plain.named(f"row {number}"):
                 pairs.append(_pair(*row))
         return self._many(pairs, votes)
+
+    @property
+    def iteration(self) -> int | None:
+        """Which of a run's judges this is, where a run was named; 0 is the seed."""
+        return self._found.iteration
 
     @property
     def task(self) -> Task:
@@ -220,7 +225,7 @@ def load_judge(
       max_new_tokens, temperature, top_p, top_k, min_p: how judgments are drawn; temperature 0 is
         greedy.
       seed: what they are drawn with.
-      dtype: what is computed in.
+      dtype: what is computed in, and weights are kept in; bfloat16 takes half the memory.
       weights: what matrices are kept in; `int8` is smaller and less exact.
       groups, group_size: how many prompts, and samples of each, are decoded at once.
       max_prompt_tokens: longer prompts are not asked; any are, unless given. Give it where some
@@ -313,40 +318,3 @@ def _meant(
     if outcome in task.decided:
         winner = "a" if outcome == task.answer(question) else "b"
     return winner, winner
-
-
-# ---------------------------------------------------------------------------------------------
-# `ste judge`
-
-_SAID = {"a": "answer a is better", "b": "answer b is better", "tie": "a tie"}
-
-
-def judge_two(options: JudgeOptions, instruction: str, a: str, b: str) -> str:
-    """Judge two answers to an instruction, by all questions of the judge's task; returns the text
-    to print. Raises as `Judge`."""
-    judge = Judge(options)
-    verdict = judge(instruction, a, b, votes=options.votes)
-    together, lines = judge.task.prompts_per_question, list[str]()
-    for start in range(0, len(verdict.judgments), together):
-        vote = verdict.judgments[start : start + together]
-        for each in vote:
-            lines += [f"--- {each.shown}, sample {each.sample} ---", each.text]
-        lines.append(f"=> {_conclusion(judge.task, vote)}\n")
-    votes, unasked = verdict.votes, verdict.not_asked
-    lines.append(
-        f"votes: a {votes['a']}, b {votes['b']}, tie {votes['tie']}, no verdict {votes['none']} "
-        f"of {sum(votes.values())}" + (f" ({unasked} could not be asked)" if unasked else "")
-    )
-    return "\n".join(lines)
-
-
-def _conclusion(task: Task, judgments: Sequence[Judgment]) -> str:
-    """The line that says what the judgments of one vote find, each if there are several."""
-    forced = " (forced)" if any(each.forced for each in judgments) else ""
-    meant = _SAID.get(judgments[0].winner or "", "no verdict")
-    if any(each.failure in NOT_ASKED for each in judgments):
-        meant = "could not be asked"
-    if len(judgments) == 1:
-        return f"{meant}{forced}"
-    each_said = " and ".join(each.verdict or "none" for each in judgments)
-    return f"{task.wording.verdict}s {each_said}: {meant}{forced}"

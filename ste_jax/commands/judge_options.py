@@ -11,6 +11,7 @@ import dataclasses
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from ste_jax.checkpoints.card import read_card
 from ste_jax.commands.options import DecodingOptions
@@ -49,7 +50,7 @@ class JudgeOptions(DecodingOptions):
 def card_of(found: Source, options: JudgeOptions) -> JudgeCard:
     """How the model is asked: as its own card says, else as its run asks, else as a run asks its
     seed. Options override each of these."""
-    card = stored_judge_card(found) or _card_of_run(options.model) or judge_card.default()
+    card = _remembered(found, options.model) or judge_card.default()
     if options.template is not None:
         card = dataclasses.replace(card, template=card.task.load_template(options.template))
     given = {
@@ -73,6 +74,27 @@ def card_of(found: Source, options: JudgeOptions) -> JudgeCard:
         knobs = dataclasses.replace(card.knobs, force_verdict=options.force_verdict)
         card = dataclasses.replace(card, knobs=knobs)
     return card
+
+
+def named_options(found: Source, options: JudgeOptions, judging: judge.Judge) -> dict[str, Any]:
+    """How a judge is asked, by the names of the options that say so. `usual prompt` tells whether
+    its template was neither given nor remembered."""
+    sampling, usual = judging.role.sampling, options.template is None
+    drawn = ("max_new_tokens", "temperature", "top_p", "top_k", "min_p")
+    others = ("seed", "votes", "dtype", "weights", "groups", "group_size")
+    values = {name: getattr(sampling, name) for name in drawn}
+    values |= {name: getattr(options, name) for name in others}
+    return {
+        "--template": judging.role.template.name,
+        "--force-verdict": judging.knobs.force_verdict,
+        **{"--" + name.replace("_", "-"): value for name, value in values.items()},
+        "usual prompt": usual and _remembered(found, options.model) is None,
+    }
+
+
+def _remembered(found: Source, model: str) -> JudgeCard | None:
+    """How a judge that was trained is asked; None for a model that was not trained as one."""
+    return stored_judge_card(found) or _card_of_run(model)
 
 
 def _card_of_run(model: str) -> JudgeCard | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from ste_jax.system import preemption
+from ste_jax.system import preemption, progress
 from ste_jax.system.jax_settings import settle
 
 if TYPE_CHECKING:
@@ -16,10 +16,8 @@ if TYPE_CHECKING:
 
 
 def alone() -> None:
-    """Begin a command of one process: SIGTERM stops it in good order, and compiled programs are
-    kept."""
-    settle()
-    preemption.install()
+    """Begin a command of one process: compiled programs are kept."""
+    _settle()
 
 
 def together(
@@ -33,10 +31,15 @@ def together(
     """Begin a command that may be one of several processes. Raises as
     `parallel.processes.initialize`. `check` refuses what no other process is needed for: it is
     called when JAX is set up, and before the processes meet."""
-    settle()  # before JAX is loaded
+    _settle()  # before JAX is loaded
     check()
     from ste_jax.parallel.processes import initialize
 
     joined = initialize(coordinator, processes, process_id, automatic=automatic)
-    preemption.install()  # after JAX, whose own handler of the signal would take its place
+    preemption.install()  # after JAX, whose own handler of SIGTERM would take its place
     return joined
+
+
+def _settle() -> None:
+    with progress.doing("loading JAX"):
+        settle()

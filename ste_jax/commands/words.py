@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, get_args
 
-from ste_jax.system import ranges
+from ste_jax.system import notation, ranges
 from ste_jax.system.errors import RequestError
+from ste_jax.system.terminal import show
 
 _TEXTS = ("--instruction", "--a", "--b", "--stop")
 """Options whose value is any text: the next word, whatever it begins with."""
@@ -24,6 +27,47 @@ _MARK = "text:"
 def text(word: str) -> str:
     """A type for argparse: a text as `with_values` hands it on."""
     return word.removeprefix(_MARK)
+
+
+def read_texts(given: Mapping[str, str]) -> dict[str, str]:
+    """The texts that the options of a command stand for, by the name of the option.
+
+    `@FILE` is the text of a file, `-` that of standard input, which one option may take. A text
+    that begins with an `@` is given with two. Of what is read, line breaks at the end are dropped,
+    as a shell's `$(cat FILE)` drops them.
+
+    Raises:
+      RequestError: a file cannot be read or is not UTF-8, or two options take standard input.
+    """
+    piped = [name for name, word in given.items() if word == "-"]
+    if len(piped) > 1:
+        raise RequestError(f"{' and '.join(piped)} are both -: standard input holds one text")
+    return {name: _read_text(name, word) for name, word in given.items()}
+
+
+def _read_text(name: str, word: str) -> str:
+    if word.startswith("@@"):
+        return word[1:]
+    if word != "-" and not word.startswith("@"):
+        return word
+    where = "standard input" if word == "-" else word[1:]
+    try:
+        data = _read_input(name) if word == "-" else Path(where).expanduser().read_bytes()
+        return notation.as_text(data).rstrip("\r\n")
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        hint = "" if word == "-" else f"; a text that begins with @ is given as @{word}"
+        raise RequestError(
+            f"{name}: {where or 'an empty name'} cannot be read: {why}{hint}"
+        ) from error
+
+
+def _read_input(name: str) -> bytes:
+    if sys.stdin is None:  # as with `<&-`
+        raise ValueError("it is closed")
+    if sys.stdin.isatty():
+        show(f"{name}: type the text, and end it with Ctrl-D", sys.stderr)
+    return sys.stdin.buffer.read()
 
 
 def check_words(arguments: argparse.Namespace) -> None:

@@ -20,6 +20,18 @@ FORMERLY = "formerly"
 """In a field's metadata: the key by which earlier versions called the field. It is still read."""
 
 
+_ELSEWHERE = {
+    "lr": "learning_rate",
+    "batch_size": "batch_rows",
+    "gradient_accumulation_steps": "accumulate",
+    "max_seq_length": "sequence_length",
+    "max_length": "sequence_length",
+    "num_epochs": "epochs",
+    "num_train_epochs": "epochs",
+}
+"""What other trainers call a knob -> its name here."""
+
+
 def build(kind: Any, values: Any, where: str, key: str = "") -> Any:
     """Turn plain YAML values into `kind` (a knob dataclass or a field's type), strictly.
 
@@ -85,6 +97,7 @@ def _build_dataclass(kind: Any, values: Any, where: str, key: str) -> Any:
         dotted = f"{key}.{name}" if key else str(name)
         if name not in hints:
             near = difflib.get_close_matches(str(name), hints, n=1)
+            near = [ours] if (ours := _ELSEWHERE.get(str(name))) in hints else near
             hint = f"; did you mean {near[0]}?" if near else f"; known: {', '.join(hints)}"
             raise RequestError(f"{where}: there is no key {dotted}{hint}")
         if dataclasses.is_dataclass(hints[name]) and isinstance(value, Mapping):

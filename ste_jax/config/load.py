@@ -7,16 +7,20 @@ other raise a `RequestError` that names the file, the key and what was expected.
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from etils import epath
 
 from ste_jax.config import from_plain
 from ste_jax.config.judging import check_task, with_task
 from ste_jax.config.schema import Config
 from ste_jax.system import notation
 from ste_jax.system.errors import RequestError
+from ste_jax.system.yaml_notation import from_yaml
 
 
 def load_config(source: str, overrides: Sequence[str] | Mapping[str, Any] = ()) -> Config:
@@ -28,9 +32,25 @@ def load_config(source: str, overrides: Sequence[str] | Mapping[str, Any] = ()) 
       RequestError: no such file, not YAML, an unknown key, a wrong type, or knobs that contradict
         each other; the message names the file, the key and what was expected.
     """
-    path = _find(source)
+    path = find_config(source)
+    config = read_config(path, overrides)
+    with from_plain.named(str(path)):
+        config = with_task(config)
+        check(config)
+    return config
+
+
+def read_config(
+    path: Path | epath.Path, overrides: Sequence[str] | Mapping[str, Any] = ()
+) -> Config:
+    """What stands in the file of a config: what follows from other knobs is not filled in, and
+    groups are not held against each other.
+
+    Raises:
+      RequestError: as `load_config`.
+    """
     try:
-        values = notation.from_yaml(notation.as_text(path.read_bytes()))
+        values = from_yaml(notation.as_text(path.read_bytes()))
     except (OSError, ValueError) as error:
         raise RequestError(f"config {path} cannot be read as YAML: {error}") from error
     if not isinstance(values, dict):
@@ -39,22 +59,40 @@ def load_config(source: str, overrides: Sequence[str] | Mapping[str, Any] = ()) 
     for key, value in changes:
         _apply(values, key, value)
     config: Config = from_plain.build(Config, values, where=str(path))
-    with from_plain.named(str(path)):
-        config = with_task(config)
-        check(config)
     return config
 
 
-def _find(source: str) -> Path:
-    path = Path(source)
+def is_shipped(source: str) -> bool:
+    """Whether a word is the name of a shipped config, and of no file here."""
+    return not Path(source).is_file() and source in shipped_configs()
+
+
+def find_config(source: str) -> epath.Path:
+    """The file of a config: `source` itself, or the shipped one of that name.
+
+    Raises:
+      RequestError: there is neither.
+    """
+    path = epath.Path(source)  # a run's own config may lie in an object store
     if path.is_file():
         return path
+    there = shipped_configs()
+    if source in there:
+        return epath.Path(there[source])
+    near = difflib.get_close_matches(source, there, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]}?" if near else "; `ste config --list` lists those"
+    raise RequestError(
+        f"config {source} is neither a file, nor a run's directory, nor the name of a shipped "
+        f"config{hint}"
+    )
+
+
+def shipped_configs() -> dict[str, Path]:
+    """The configs that come with the package, by name; in a checkout they lie beside it."""
     package = Path(__file__).parents[1]
-    for folder in (package / "configs", package.parent / "configs"):
-        shipped = folder / f"{source}.yaml"
-        if shipped.is_file():
-            return shipped
-    raise RequestError(f"config {source} is neither a file nor the name of a shipped config")
+    installed = package / "configs"
+    folder = installed if installed.is_dir() else package.parent / "configs"
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
 def _read(override: str) -> tuple[str, Any]:
@@ -63,7 +101,7 @@ def _read(override: str) -> tuple[str, Any]:
     if not equals or not key:
         raise RequestError(f"override {override!r} is not of the form key=value")
     try:
-        return key, notation.from_yaml(text)
+        return key, from_yaml(text)
     except ValueError as error:
         raise RequestError(f"the value of override {override!r} is not YAML: {error}") from error
 

@@ -31,22 +31,23 @@ GB = 1e9
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes of each part, counted once, over however many devices it is divided."""
+    """Bytes of each part: counted once, over however many devices it is divided, or those of one
+    device."""
 
-    weights: int
-    prefix: int
+    weights: float
+    prefix: float
     """A shape's prompts."""
-    past: int
+    past: float
     """What a shape's rows have written."""
-    buffer: int
+    buffer: float
     """The prompt that is being computed."""
-    store: int
+    store: float
     """Computed pieces of prompts, at most."""
 
     @property
-    def total(self) -> int:
+    def total(self) -> float:
         """All of it."""
-        return sum(dataclasses.astuple(self))
+        return float(sum(dataclasses.astuple(self)))
 
 
 def footprint(config: ModelConfig, knobs: DecodingKnobs, shape: Shape) -> Footprint:
@@ -68,9 +69,14 @@ def footprint(config: ModelConfig, knobs: DecodingKnobs, shape: Shape) -> Footpr
 
 
 def bytes_per_device(config: ModelConfig, knobs: DecodingKnobs, mesh: Mesh) -> float:
-    """What the fullest device of a mesh keeps, in bytes, with the largest shape. Caches are divided
-    over no more devices than they have kv heads."""
-    found = footprint(config, knobs, _largest(knobs))
+    """What the fullest device of a mesh keeps, in bytes, with the largest shape."""
+    return on_a_device(config, knobs, _largest(knobs), mesh).total
+
+
+def on_a_device(config: ModelConfig, knobs: DecodingKnobs, shape: Shape, mesh: Mesh) -> Footprint:
+    """What the fullest device of a mesh keeps while a shape is decoded. Caches are divided over no
+    more devices than they have kv heads."""
+    found = footprint(config, knobs, shape)
     parameters = config.parameters().values()
     divided = sum(
         math.prod(parameter_sharding(one.shape, one.axes, mesh).shard_shape(one.shape))
@@ -79,8 +85,14 @@ def bytes_per_device(config: ModelConfig, knobs: DecodingKnobs, mesh: Mesh) -> f
     share = divided / sum(math.prod(one.shape) for one in parameters)
     heads = (config.num_kv_heads,)
     (mine,) = parameter_sharding(heads, ("kv_heads",), mesh).shard_shape(heads)
-    caches = found.total - found.weights
-    return float(found.weights * share + caches * mine / config.num_kv_heads)
+    of_caches = mine / config.num_kv_heads
+    return Footprint(
+        weights=found.weights * share,
+        prefix=found.prefix * of_caches,
+        past=found.past * of_caches,
+        buffer=found.buffer * of_caches,
+        store=found.store * of_caches,
+    )
 
 
 def _largest(knobs: DecodingKnobs) -> Shape:
@@ -97,11 +109,11 @@ def _weights(config: ModelConfig, knobs: DecodingKnobs) -> int:
     return sum(one.size * one.dtype.itemsize for one in jax.tree.leaves(nnx.eval_shape(kept)))
 
 
-def room_made(config: ModelConfig, knobs: DecodingKnobs, shape: Shape) -> list[tuple[str, int]]:
+def room_made(config: ModelConfig, knobs: DecodingKnobs, shape: Shape) -> list[tuple[str, float]]:
     """What the user can change, and about how many bytes each change frees: the most first."""
     found = footprint(config, knobs, shape)
 
-    def freed_by(**changes: str) -> int:
+    def freed_by(**changes: str) -> float:
         other = dataclasses.replace(knobs, **changes)  # type: ignore[arg-type]
         return found.total - footprint(config, other, shape).total
 

@@ -57,7 +57,8 @@ class Programs:
     """The jitted programs of one model on one mesh.
 
     `as_list`: run the layers as a Python loop over arrays of their own, not as a compiled loop over
-    stacked ones. `int8`: keep the matrices in int8, see `models.int8`. Of an abstract model, whose
+    stacked ones. `int8`: keep the matrices in int8, see `models.int8`. `kernels`: those of
+    the devices where none are given. Of an abstract model, whose
     layers are stacked, on a mesh of devices that need not be here, the programs can be lowered, not
     run.
     """
@@ -72,6 +73,7 @@ class Programs:
         steps: int,
         as_list: bool,
         int8: bool = False,
+        kernels: Kernels | None = None,
     ) -> None:
         self.config = model.config
         self.steps = steps
@@ -81,13 +83,14 @@ class Programs:
         self._mesh = mesh
         self._abstract = isinstance(model.embed.get_value(), jax.ShapeDtypeStruct)
         if int8:
-            model = with_int8(model, dtype)
+            to_int8 = functools.partial(with_int8, dtype=dtype)
+            model = nnx.eval_shape(to_int8, model) if self._abstract else to_int8(model)
         graph, state = nnx.split(unstack(model) if as_list else model)
         place = _shapes_on if self._abstract else _arrays_on
         state = place(mesh, state, None if int8 else self._dtype)
         # Plain arrays: flattening the state's own classes costs milliseconds in every call.
         self._weights, structure = jax.tree.flatten(state)
-        kernels = kernels_of(mesh.devices.flat[0])
+        kernels = kernels or kernels_of(mesh.devices.flat[0])
         if mesh.size > 1:
             kernels = kernels._replace(decode=None)  # it does not know how to be divided
         self._keys_transposed = keys_transposed(kernels, stacked=not as_list)

@@ -104,6 +104,7 @@ class Row:
             logprobs=tuple(self.logprobs[:length]),
             finish_reason=reason,
             prompt_tokens=len(self.prompt.tokens),
+            drawn_tokens=len(self.tokens),
             continued_ids=self.prompt.continued,
             thinking=self.prompt.thinking,
             thinks=self.prompt.thinks,

@@ -298,6 +298,7 @@ class OpenAIGenerator:
             sample=sample,
             text=text,
             token_ids=(),
+            drawn_tokens=answer.new_tokens,
             finish_reason=answer.reason,
             prompt_tokens=answer.prompt_tokens,
             thoughts=thoughts,

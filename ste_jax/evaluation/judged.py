@@ -37,8 +37,13 @@ def judging_stage(
         outputs=(judged.judgments,),
         input_of=questions.of,
         derived=(evaluation,),
-        words=words or Words(),
+        words=words or Words(rows=rows_of(task)),
     )
+
+
+def rows_of(task: Task) -> str:
+    """What messages call the questions of a task."""
+    return "pairs" if task.together else "prompts"
 
 
 def judging_work(

@@ -59,7 +59,7 @@ from ste_jax.models.config import ModelConfig
 from ste_jax.models.decoder import Decoder, abstract_decoder
 from ste_jax.models.parameters import Parameters, parameters_of, with_parameters
 from ste_jax.parallel.processes import joined
-from ste_jax.system import files, hashing
+from ste_jax.system import files, hashing, preemption
 from ste_jax.system.errors import Preempted, WorkError
 
 SaveModel = Callable[[Decoder, int, dict[str, Any]], None]
@@ -151,19 +151,9 @@ def finetune(
     joined().barrier("finetune: ledger read")
     with StateStore(home, keep=knobs.keep_states) as store:
         live = _state_of(program, knobs, source.steps, store)
-        feed = _Feed(source, knobs.accumulate, mesh)
-        while True:
-            step = live.step
-            due = step == source.steps or _every(step, knobs.validate_every)
-            if due or _every(step, knobs.save_every):
-                live.save()
-            if step == source.steps:
-                store.drop_reserve()  # nothing is saved after it, and a validation needs memory
-            if due and not validate_step(ledger, live, callbacks):
-                continue  # an older state was read back: its steps are taken again
-            if step == source.steps:
-                break
-            _take_step(program, live, feed, store, callbacks)
+        first = live.step
+        with preemption.in_hand(lambda: live.step > first):
+            _train(program, live, _Feed(source, knobs.accumulate, mesh), store, ledger, callbacks)
         store.wait()
     result = _result(live.curve, ledger, source)
     if jax.process_index() == 0:
@@ -173,11 +163,36 @@ def finetune(
     return result
 
 
+def _train(
+    program: _Program,
+    live: LiveState,
+    feed: _Feed,
+    store: StateStore,
+    ledger: Ledger,
+    callbacks: Callbacks,
+) -> None:
+    """Takes all steps that are left, with the validations and saves between them."""
+    last, knobs = feed.source.steps, program.knobs
+    while True:
+        step = live.step
+        due = step == last or _every(step, knobs.validate_every)
+        if due or _every(step, knobs.save_every):
+            live.save()
+        if step == last:
+            store.drop_reserve()  # nothing is saved after it, and a validation needs memory
+        if due and not validate_step(ledger, live, callbacks):
+            continue  # an older state was read back: its steps are taken again
+        if step == last:
+            break
+        _take_step(program, live, feed, store, callbacks)
+
+
 @dataclass(frozen=True)
 class _Program:
     """The compiled training step, and the parts of the model that it trains."""
 
     config: ModelConfig
+    knobs: TrainingKnobs
     train: TrainStep
     abstract: TrainState
     """Shapes and shardings of its state."""
@@ -207,7 +222,7 @@ def _prepare(
     abstract = abstract_state(
         model.config, knobs, source.steps, mesh, param_dtype=kinds["param_dtype"]
     )
-    return _Program(model.config, train, abstract, params, fixed, blank)
+    return _Program(model.config, knobs, train, abstract, params, fixed, blank)
 
 
 def _state_of(program: _Program, knobs: TrainingKnobs, steps: int, store: StateStore) -> LiveState:

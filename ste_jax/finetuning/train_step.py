@@ -171,10 +171,12 @@ def make_train_step(
     param_dtype: Any,
     objective: Objective | None = None,
     seed: int = 0,
+    kernels: Kernels | None = None,
 ) -> TrainStep:
     """The jitted step of a training with these knobs.
 
-    `objective` is SFT where none is given; `seed` decides how parameters are rounded.
+    `objective` is SFT where none is given; `seed` decides how parameters are rounded; `kernels` are
+    those of the devices where none are given.
 
     Raises:
       RequestError: a micro-batch's rows cannot be divided over the mesh.
@@ -185,7 +187,7 @@ def make_train_step(
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     blank = abstract_decoder(config, dtype=dtype, param_dtype=param_dtype)
     aim = objective or Sft()
-    kernels = kernels_of(mesh.devices.flat[0])
+    kernels = kernels or kernels_of(mesh.devices.flat[0])
     scores = partial(_scores_of, blank, kernels, remat=knobs.remat == "layer")
 
     def step(state: TrainState, batch: Batch, fixed: Parameters) -> tuple[TrainState, StepMetrics]:

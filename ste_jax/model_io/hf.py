@@ -192,8 +192,7 @@ def save_hf(
             one.name(place): to_file(_tensor(arrays[one.path], place), one.axes, one.layout)
             for one, place in shard
         }
-        save_file(contents, str(path / f".{name}"), metadata={"format": "pt"})
-        os.replace(path / f".{name}", path / name)
+        _write(Path(path / name), contents)
         file_of |= dict.fromkeys(contents, name)
         progress(sizes[number - 1])
     if len(shards) > 1:
@@ -201,6 +200,16 @@ def save_hf(
         files.write_json(path / _INDEX, index)
     # The config last: a directory without it is not a model.
     files.write_json(path / "config.json", values)
+
+
+def _write(path: Path, contents: dict[str, np.ndarray[Any, Any]]) -> None:
+    """Write a file of tensors, whole or not at all, for the same readers as any new file."""
+    partial = path.with_name(f".{path.name}")
+    partial.touch()
+    mode = partial.stat().st_mode
+    save_file(contents, str(partial), metadata={"format": "pt"})
+    partial.chmod(mode)  # safetensors lets none but the owner read what it writes
+    partial.replace(path)
 
 
 def describe_config(config: ModelConfig) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from etils import epath
-from tqdm import tqdm
 
 from ste_jax.checkpoints.checkpoint import save_checkpoint
 from ste_jax.checkpoints.incremental import checkpoint_in_parts
@@ -20,7 +19,7 @@ from ste_jax.model_io.sources import Source
 from ste_jax.models.config import ModelConfig
 from ste_jax.models.parameters import Parameters
 from ste_jax.parallel.sharding import make_mesh
-from ste_jax.system import files, preemption
+from ste_jax.system import files, preemption, progress
 from ste_jax.tokenization.load import load_tokenizer
 
 PART_BYTES = 1 << 28
@@ -36,7 +35,7 @@ def write_checkpoint(
 ) -> ModelConfig:
     """Save a model as a checkpoint; returns its config. Every process calls it.
 
-    A single process reads the files part by part, with a progress bar of the bytes. Several
+    A single process reads the files part by part, and shows how many bytes are written. Several
     processes hold a model together, each the shards of its own devices.
 
     Raises:
@@ -58,14 +57,14 @@ def write_checkpoint(
     with checkpoint_in_parts(place, file.config, provenance) as writer:
         missing = writer.missing
         done = total - sum(size[path] for path in missing)
-        with tqdm(total=total, initial=done, unit="B", unit_scale=True, desc="import") as bar:
+        with progress.work(f"import {source.name}", total, "bytes", done=done) as shown:
             part: Parameters = {}
             for path in missing:
                 preemption.poll()
                 part[path] = load_parameter(file, path, here, dtype)
                 if path == missing[-1] or sum(size[each] for each in part) >= PART_BYTES:
                     writer.add(part)
-                    bar.update(sum(size[each] for each in part))
+                    shown.add(sum(size[each] for each in part))
                     part = {}
         writer.finish(tokenizer)
     return file.config

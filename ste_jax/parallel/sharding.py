@@ -21,6 +21,11 @@ from ste_jax.system.errors import RequestError
 
 MESH_AXES = ("data", "fsdp", "expert", "tensor")
 
+
+class OtherDevices(RequestError):
+    """A mesh is for another number of devices than there are here."""
+
+
 RULES: dict[str, tuple[str, ...]] = {
     "batch": ("data", "fsdp", "expert"),
     "rows": ("data", "fsdp", "expert", "tensor"),
@@ -40,8 +45,11 @@ RULES: dict[str, tuple[str, ...]] = {
 def make_mesh(knobs: MeshKnobs, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """The mesh of `devices` (default: all, of every process) with axes `MESH_AXES`.
 
-    One size may be -1: what is left of the devices. Raises `RequestError` where the sizes do not
-    multiply to the number of devices.
+    One size may be -1: what is left of the devices.
+
+    Raises:
+      OtherDevices: the sizes do not multiply to the number of devices.
+      RequestError: they are no sizes.
     """
     devices = jax.devices() if devices is None else list(devices)
     sizes = {axis: getattr(knobs, axis) for axis in MESH_AXES}
@@ -55,9 +63,9 @@ def make_mesh(knobs: MeshKnobs, devices: Sequence[jax.Device] | None = None) -> 
     if free:
         sizes[free[0]] = len(devices) // fixed
     if math.prod(sizes.values()) != len(devices):
-        raise RequestError(
-            f"mesh {asked}: the sizes do not make up the {len(devices)} devices that there are"
-        )
+        wanted = f"{'a multiple of ' if free else ''}{fixed} device{'s' if fixed > 1 else ''}"
+        kind = devices[0].device_kind
+        raise OtherDevices(f"mesh {asked} is for {wanted}; here are {len(devices)} ({kind})")
     shape = tuple(sizes.values())
     # Auto: the compiler places what is not constrained, so the model's code names no mesh.
     types = (AxisType.Auto,) * len(MESH_AXES)

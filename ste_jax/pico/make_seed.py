@@ -33,7 +33,6 @@ import jax
 import tokenizers
 from etils import epath
 from flax import nnx
-from tqdm import tqdm
 
 from ste_jax.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from ste_jax.config.schema import DecodingKnobs, FinetuneKnobs, MeshKnobs
@@ -42,7 +41,7 @@ from ste_jax.finetuning.batch_source import PlannedRows
 from ste_jax.finetuning.knobs import TrainingKnobs
 from ste_jax.finetuning.loop import Callbacks, Validate, finetune
 from ste_jax.finetuning.packing import Example
-from ste_jax.finetuning.step_bar import StepBar
+from ste_jax.finetuning.step_progress import StepProgress
 from ste_jax.model_io.hf import save_hf
 from ste_jax.models.config import ModelConfig
 from ste_jax.models.decoder import Decoder
@@ -55,8 +54,9 @@ from ste_jax.pico.kinds import KINDS
 from ste_jax.pico.skills import measure_judging, measure_skills
 from ste_jax.pico.tokenizer import make_tokenizer, save_tokenizer
 from ste_jax.pico.world import Tasks
-from ste_jax.system import jax_settings, preemption
+from ste_jax.system import jax_settings, preemption, progress
 from ste_jax.system.errors import SteError
+from ste_jax.system.terminal import say
 from ste_jax.tokenization.load import load_tokenizer
 from ste_jax.tokenization.tokenizer import Tokenizer
 
@@ -283,7 +283,7 @@ def make_seed(out: Path, work: Path, phases: Sequence[Phase], tasks: int) -> Non
 
 
 def _show(step: int, found: Mapping[str, float]) -> None:
-    tqdm.write(json.dumps({"step": step, **{k: round(v, 3) for k, v in found.items()}}))
+    say(json.dumps({"step": step, **{k: round(v, 3) for k, v in found.items()}}))
 
 
 def nearness(
@@ -328,13 +328,12 @@ def _train(
     """The model after a phase."""
     mesh, kept = make_mesh(_MESH), work / f"{phase.name}-model"
     source = PlannedRows(examples, phase.knobs, seed=0)
-    bar = StepBar(phase.name, source.steps)
 
     def save_model(trained: Decoder, step: int, found: dict[str, Any]) -> None:
         provenance = {"phase": phase.name, "step": step}
         save_checkpoint(kept, trained, tokenizer=tokenizer, provenance=provenance)
 
-    with bar:
+    with progress.work(phase.name, source.steps, "steps") as training:
         result = finetune(
             model=model,
             source=source,
@@ -345,7 +344,7 @@ def _train(
             callbacks=Callbacks(
                 validate=validate,
                 save_model=save_model,
-                log=bar.show,
+                log=StepProgress(training).show,
                 stop_requested=preemption.requested,
             ),
         )
@@ -377,8 +376,10 @@ def main() -> int:
     jax_settings.settle()
     preemption.install()
     phases = [dataclasses.replace(phase, chats=round(phase.chats * given.part)) for phase in PHASES]
+    tasks = max(1, round(TASKS * given.part))
     try:
-        make_seed(given.out or work / "seed", work, phases, tasks=max(1, round(TASKS * given.part)))
+        with progress.shown("make the seed"):
+            make_seed(given.out or work / "seed", work, phases, tasks)
     except SteError as error:
         print(error, file=sys.stderr)
         return error.exit_status

@@ -13,8 +13,9 @@ from ste_jax.config import identity
 from ste_jax.config.identity import Identity, fingerprint
 from ste_jax.config.judging import filled
 from ste_jax.config.schema import AnnotateKnobs, Config
+from ste_jax.evaluation.judged import rows_of
 from ste_jax.generation import Generator
-from ste_jax.pipeline.context import Context, maker_of, named_decoding, named_role
+from ste_jax.pipeline.context import Context, maker_of, named_decoding, named_role, shown_as
 from ste_jax.pipeline.intake import answers_of, model_of
 from ste_jax.pipeline.with_model import ask
 from ste_jax.records import Judgment, Pair, Prompt
@@ -167,7 +168,11 @@ def judge_questions(
             model=f"the judge of iteration {asked.place.index}",
         ),
     )
-    words = dataclasses.replace(words, home=f"iteration {iteration}")
+    words = dataclasses.replace(
+        words,
+        home=f"iteration {iteration}",
+        shown=shown_as(context, iteration, stage.name.replace("_", " ")),
+    )
     stage = dataclasses.replace(stage, words=words)
     ask(context, stage, iteration, asked.place, work, asked.endpoint)
 
@@ -219,6 +224,7 @@ def make_prompts(
         inputs=pairs_of,
         outputs=(table,),
         input_of=lambda table, row: row.pair_id,
+        by_model=False,
     )
     run_sharded(
         stage,
@@ -234,7 +240,7 @@ def make_prompts(
 
 def words_of_judging(judging: judge.Judge, step: RecipeStep) -> Words:
     """The words of messages about a step that judges."""
-    rows = "pairs" if judging.task.together else "prompts"
+    rows = rows_of(judging.task)
     return Words(step=step, rows=rows, verb="are judged", gone="are no longer asked about")
 
 

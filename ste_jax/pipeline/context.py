@@ -10,7 +10,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from etils import epath
@@ -25,15 +25,18 @@ from ste_jax.model_io.open_model import open_generator
 from ste_jax.model_io.sources import resolve
 from ste_jax.parallel.processes import Processes
 from ste_jax.pipeline.manifest import manifest_of
+from ste_jax.records import Pair
 from ste_jax.run import marks
 from ste_jax.run.changes import TEXT_OF, Changes, RecipeStep
 from ste_jax.run.layout import IterationDir, RunDir
 from ste_jax.run.metrics_log import MetricsLog
-from ste_jax.run.tables import Table
+from ste_jax.run.tables import Table, row_ids
 from ste_jax.stages.roles import template_of
-from ste_jax.system import files, notation
+from ste_jax.system import files
+from ste_jax.system.errors import WorkError
 from ste_jax.tasks import task_named
 
+Read = TypeVar("Read")
 SEED_STEP = "seed model"
 """The title of the step that imports the seed."""
 
@@ -48,7 +51,9 @@ class Context:
     log: Callable[..., None]
     changes: Changes = field(default_factory=Changes)
     taken_over: dict[IterationDir, IterationDir] = field(default_factory=dict)
-    """In a dry run: where the judges still are that a start would move, by where it would."""
+    """In a dry pass: where the judges still are that a start would move, by where it would."""
+    read_anew: dict[str, dict[int, list[Pair]]] = field(default_factory=dict)
+    """In a dry pass: the labelled pairs that a start would read again, by set and shard."""
     _asked: tuple[str, LocalGenerator] | None = field(default=None, init=False)
 
     def generator(self, checkpoint: epath.Path) -> LocalGenerator:
@@ -73,14 +78,14 @@ class Context:
         tables: Sequence[Table[Any]] = (),
         outputs: Sequence[epath.Path] = (),
     ) -> bool:
-        """Whether a step of process 0 is still to be done. If finished work is set aside for it, a
-        line in the words of `what` says so first. In a dry run a line says what would be done, and
-        the result is false.
+        """Whether a step of process 0, which asks no model, is still to be done. If its output is
+        made again, a line in the words of `what` says so first. In a dry pass it is only said what
+        would be done, and the result is false.
         """
         had = all(table.complete() for table in tables) and all(o.exists() for o in outputs)
         there = marks.marked(mark)
         if self.changes.dry:
-            self.changes.foretell(step, what(), there, made_under, had)
+            self.changes.foretell(step, what(), there, made_under, had, by_model=False)
             return False
         if marks.is_done(mark, made_under, tables, outputs):
             return False
@@ -89,10 +94,35 @@ class Context:
         self.changes.redone.add(step.title)
         return True
 
+    def is_done(self, step: RecipeStep) -> None:
+        """Say, in a dry pass, that nothing is to be done for a step."""
+        if self.changes.dry:
+            self.changes.plan(step.title, "done")
+
     def judge_in(self, place: IterationDir) -> IterationDir:
-        """The directory that holds the judge of a place; in a dry run one that would be moved there
-        is still elsewhere."""
+        """The directory that holds the judge of a place; in a dry pass one that would be moved
+        there is still elsewhere."""
         return self.taken_over.get(place, place)
+
+    def read_for(self, step: RecipeStep, read: Callable[[], Read], unknown: Read) -> Read:
+        """What `read` gives of the rows that a step is made of. In a dry pass it is `unknown` where
+        they cannot be read and another step makes them anew."""
+        try:
+            return read()
+        except WorkError:
+            if self.changes.dry and self.changes.follows(step):
+                return unknown
+            raise
+
+    def input_ids(self, tables: Sequence[Table[Any]], step: RecipeStep) -> str:
+        """A hash over the ids of the rows that a step is made of (see `read_for`)."""
+        return self.read_for(step, lambda: row_ids(tables), "")
+
+    def labelled(self, name: str) -> Callable[[int], list[Pair]]:
+        """A function that gives the pairs of a shard of a labelled set."""
+        if name in self.read_anew:
+            return self.read_anew[name].__getitem__
+        return self.run.labelled(name).read
 
     def forget_model(self) -> None:
         """Free the memory of the model."""
@@ -128,21 +158,17 @@ def _difference(now: Usage, before: Usage) -> dict[str, Any]:
     return {**found, "prefill_seconds": round(now.prefill_seconds - before.prefill_seconds, 3)}
 
 
+def shown_as(context: Context, iteration: int, what: str) -> str:
+    """What an iteration's work is called while it goes on: `iteration 2 of 3: annotate`."""
+    return f"iteration {iteration} of {context.config.iterations}: {what}"
+
+
 def maker_of(config: Config, place: IterationDir) -> str:
     """The title of the step that makes the judge in a directory."""
     if place.index == 0:
         return SEED_STEP
     last = place.root.parent.name == "iterations"
     return f"{config.finetune.stages[-1] if last else place.root.name} {place.index}"
-
-
-def config_of(run: RunDir) -> dict[str, Any]:
-    """The config in a run's directory, as plain values; empty if it cannot be read."""
-    try:
-        found = notation.from_yaml(run.config.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def named_role(config: Config, name: str) -> dict[str, Any]:
@@ -181,7 +207,7 @@ def open_run(
     run = RunDir(root)
 
     def begin() -> dict[str, Any]:
-        before = config_of(run)
+        before = run.plain_config()
         manifest = manifest_of(config, run, new_shapes)
         manifest["caps"] = {**manifest["caps"], **fitting.open_caps(asked, config)}
         files.sweep_partials(root)

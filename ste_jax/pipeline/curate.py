@@ -10,18 +10,23 @@ from typing import Any
 from ste_jax.checkpoints.card import TOKENIZER
 from ste_jax.config import identity
 from ste_jax.config.identity import fingerprint
-from ste_jax.pipeline.context import Context
+from ste_jax.pipeline.context import Context, shown_as
+from ste_jax.reporting.funnel import reasons
 from ste_jax.run import changes, marks
 from ste_jax.run.changes import RecipeStep
 from ste_jax.run.layout import IterationDir
-from ste_jax.run.tables import Table, row_ids
+from ste_jax.run.tables import Table
 from ste_jax.stages import curate as curation
 from ste_jax.stages.ends import Cut
-from ste_jax.system import files
+from ste_jax.system import files, progress
 from ste_jax.system.errors import WorkError
+from ste_jax.system.progress_lines import Figure
 from ste_jax.tasks import task_named
 from ste_jax.tokenization.load import load_tokenizer
 from ste_jax.tokenization.tokenizer import Tokenizer
+
+FEW_JUDGMENTS = 20
+"""Fewer judgments to train on than this are said to be few."""
 
 
 def curate(context: Context, iteration: int) -> None:
@@ -32,13 +37,13 @@ def curate(context: Context, iteration: int) -> None:
 
 def _curate(context: Context, iteration: int) -> None:
     here, knobs = context.run.iteration(iteration), context.config.curate
-    inputs = row_ids([here.prompts, here.judgments])
+    step = RecipeStep(title=f"curate {iteration}", takes=(f"annotate {iteration}",), inputs=SAID)
+    inputs = context.input_ids([here.prompts, here.judgments], step)
     named = identity.named("curate", knobs)
     made_under = fingerprint(
         "curate", curation.VERSION, identity.of(knobs), inputs=inputs, named=named
     )
     mark = here.curate_mark
-    step = RecipeStep(title=f"curate {iteration}", takes=(f"annotate {iteration}",), inputs=SAID)
     what = partial(counted, "the training set", here.training)
     if not context.wants(step, what, mark, made_under, (here.training,), (here.curation,)):
         return
@@ -61,7 +66,21 @@ def _curate(context: Context, iteration: int) -> None:
     here.training.expect(written, len(chosen.kept))
     files.write_json(here.curation, {"kept": chosen.kept_by_class, "dropped": chosen.dropped})
     marks.mark(mark, made_under)
+    progress.found(shown_as(context, iteration, "curate"), _of_all(chosen))
+    if len(chosen.kept) < FEW_JUDGMENTS:
+        progress.warn(
+            f"iteration {iteration} trains on {len(chosen.kept)} judgments alone, of which little "
+            "can be learnt: raise select.train or annotate.samples, or give it more data"
+        )
     context.log("curated", iteration=iteration, kept=chosen.kept_by_class, dropped=chosen.dropped)
+
+
+def _of_all(chosen: curation.Curation) -> list[Figure]:
+    """How many questions have a judgment to train on, and why others have none, to be shown."""
+    kept, lost = sum(chosen.kept_by_class.values()), sum(chosen.dropped.values())
+    why = f" ({reasons(chosen.dropped)})" if lost else ""
+    text = f"{kept:,} of {kept + lost:,} questions have a judgment to train on{why}"
+    return [Figure("kept", kept, text), Figure("of", kept + lost, "")]
 
 
 def counted(name: str, table: Table[Any]) -> str:

@@ -21,7 +21,7 @@ from ste_jax.config.identity import Identity, fingerprint
 from ste_jax.finetuning.batch_source import BatchSource
 from ste_jax.finetuning.loop import Callbacks, FinetuneResult, finetune
 from ste_jax.finetuning.meters import measured
-from ste_jax.finetuning.step_bar import StepBar
+from ste_jax.finetuning.step_progress import StepProgress
 from ste_jax.model_io.open_model import Opened, open_model
 from ste_jax.model_io.sources import resolve
 from ste_jax.models.decoder import Decoder
@@ -31,17 +31,17 @@ from ste_jax.pipeline.annotate import (
     named_judge,
     validation_questions,
 )
-from ste_jax.pipeline.context import Context
+from ste_jax.pipeline.context import Context, shown_as
 from ste_jax.pipeline.intake import answers_of, is_there, model_of
 from ste_jax.pipeline.phases import phases_of
 from ste_jax.pipeline.phases.phase import Phase, PhaseDirs
-from ste_jax.pipeline.trained import TrainedJudge, forget_others
-from ste_jax.pipeline.validate import Validation, Validator
+from ste_jax.pipeline.trained import TrainedJudge, forget_others, training_step
+from ste_jax.pipeline.validate import FEW_PROMPTS, Validation, Validator
 from ste_jax.run.layout import IterationDir
-from ste_jax.run.tables import row_ids
 from ste_jax.run.tracking import Tracker
 from ste_jax.stages import judge_card
-from ste_jax.system import files, preemption
+from ste_jax.system import files, preemption, progress
+from ste_jax.tasks import Question
 
 VERSION = 2
 
@@ -59,27 +59,29 @@ def phases_in(context: Context, iteration: int) -> list[tuple[Phase, PhaseDirs]]
     return found
 
 
-def finetune_iteration(context: Context, iteration: int) -> None:
-    """Train iteration K's judge, phase by phase."""
-    phases = phases_in(context, iteration)
-    changes = context.changes
-    for phase, places in phases:
-        dirs = dataclasses.replace(places, parent=context.judge_in(places.parent))
-        if changes.dry and not is_there(dirs.parent):
-            changes.say(f"{phase.name} {iteration}", "all of it, for the first time")
-            changes.redone.add(f"{phase.name} {iteration}")
-            continue
+def finetune_phase(context: Context, iteration: int, name: str) -> None:
+    """Train the judge of one phase of iteration K, from that of the phase before it."""
+    phase, places = next(each for each in phases_in(context, iteration) if each[0].name == name)
+    changes, stages = context.changes, context.config.finetune.stages
+    dirs = dataclasses.replace(places, parent=context.judge_in(places.parent))
+    if changes.dry and not is_there(dirs.parent):
+        changes.first(f"{phase.name} {iteration}", "all of it, for the first time")
+    else:
         phase.prepare(context, dirs)
         _finetune(context, phase, dirs)
-    stages, here = context.config.finetune.stages, context.run.iteration(iteration)
-    context.processes.from_first("old stages", lambda: forget_others(changes, here, stages))
+    if name == stages[-1]:
+        here = context.run.iteration(iteration)
+        context.processes.from_first("old stages", lambda: forget_others(changes, here, stages))
 
 
 def _finetune(context: Context, phase: Phase, dirs: PhaseDirs) -> None:
     config, parent = context.config, dirs.parent
     judging = make_judge(context, parent, "validate", dirs.out.index)
-    validation = Validation(judging, validation_questions(context, judging))
-    data = row_ids([phase.table(dirs.here)])
+    step = training_step(context, phase, dirs)
+    unknown: list[Question] = []
+    questions = context.read_for(step, lambda: validation_questions(context, judging), unknown)
+    validation = Validation(judging, questions)
+    data = context.input_ids([phase.table(dirs.here)], step)
     made_under = fingerprint(
         phase.step,
         VERSION,
@@ -115,6 +117,12 @@ def _finetune(context: Context, phase: Phase, dirs: PhaseDirs) -> None:
         return
     # Where only the last model can be the result, the first need not be measured.
     may_stay = config.finetune.select == "best"
+    few, first = len(validation.questions), dirs.out.index == 1 and context.processes.first
+    if may_stay and first and 0 < few < FEW_PROMPTS:
+        progress.warn(
+            f"the best step is chosen by {few} validation prompts, almost by chance; more come "
+            "with a larger select.train or select.validation_fraction"
+        )
     start = validation.of_start(context, parent) if may_stay else None
     context.forget_model()
     opened = _open(context, parent)
@@ -154,8 +162,9 @@ class _Training:
     def run(self, start: dict[str, Any] | None) -> FinetuneResult:
         """Train from the judge whose measures are `start`; the best model is kept in `dirs.out`."""
         context, out = self.context, self.dirs.out
-        title = f"{self.phase.name} {out.index}"
-        with StepBar(title, self.source.steps) as bar, self._tracker() as tracker:
+        title = shown_as(context, out.index, self.phase.name)
+        training = progress.work(title, self.source.steps, "steps")
+        with training as shown, self._tracker() as tracker:
             result = finetune(
                 model=self.opened.model,
                 source=self.source,
@@ -166,7 +175,7 @@ class _Training:
                 callbacks=Callbacks(
                     validate=self._validate(tracker),
                     save_model=self._save_model,
-                    log=self._log(tracker, bar),
+                    log=self._log(tracker, StepProgress(shown)),
                     stop_requested=preemption.requested,
                 ),
                 start=start,
@@ -223,7 +232,7 @@ class _Training:
             },
         )
 
-    def _log(self, tracker: Tracker, bar: StepBar) -> Callable[[dict[str, Any]], None]:
+    def _log(self, tracker: Tracker, shown: StepProgress) -> Callable[[dict[str, Any]], None]:
         context, devices = self.context, list(self.opened.mesh.devices.flat)
 
         def log(event: dict[str, Any]) -> None:
@@ -232,14 +241,14 @@ class _Training:
             context.log("train_step", **where, **found)
             if context.processes.first:
                 tracker.step(found)
-            bar.show(event)
+            shown.show(event)
 
         return log
 
     def _validate(
         self, tracker: Tracker
     ) -> Callable[[Decoder, int, Callable[[], None]], dict[str, Any]]:
-        validate = Validator(self.context, self.opened, self.validation)
+        validate = Validator(self.context, self.opened, self.validation, self.made_under)
 
         def validated(model: Decoder, step: int, release: Callable[[], None]) -> dict[str, Any]:
             found = validate(model, step, release)

@@ -67,10 +67,11 @@ def is_taken_in(run: RunDir, knobs: PoolKnobs) -> bool:
 
 def _take_in(context: Context) -> None:
     run, knobs = context.run, context.config.pool
+    step = RecipeStep(title="intake", inputs="what lies in pool.path")
     if is_taken_in(run, knobs):
+        context.is_done(step)
         return
     mark, made_under = pool_mark(run), pool_print(knobs)
-    step = RecipeStep(title="intake", inputs="what lies in pool.path")
     if not context.wants(step, lambda: "the pool is read", mark, made_under, (run.pool,)):
         return
     counts: dict[str, int] = {}
@@ -165,17 +166,21 @@ def take_in_labelled(context: Context) -> None:
 
 def _take_in_labelled(context: Context) -> None:
     for knobs in context.config.evaluate.sets:
+        step = RecipeStep(title=f"labelled {knobs.name}", inputs=f"what lies in {knobs.data}")
         if is_read(context.run, knobs):
+            context.is_done(step)
             continue
         table, mark = context.run.labelled(knobs.name), labelled_mark(context.run, knobs)
-        step = RecipeStep(title=f"labelled {knobs.name}", inputs=f"what lies in {knobs.data}")
         made_under = labelled_print(knobs)
-        if not context.wants(step, lambda: "the pairs are read", mark, made_under, (table,)):
-            continue
+        wanted = context.wants(step, lambda: "the pairs are read", mark, made_under, (table,))
         by_shard: dict[int, list[Pair]] = {shard: [] for shard in range(table.shards)}
         pairs = read_labelled(knobs)
         for pair in pairs:
             by_shard[shard_of(pair.instruction_id, table.shards)].append(pair)
+        if not wanted:
+            context.read_anew[knobs.name] = by_shard
+            context.changes.others.discard(step.title)  # which pairs are others is known
+            continue
         marks.mark(mark, marks.BEING_WRITTEN)
         written = sum(table.write(shard, rows) for shard, rows in by_shard.items())
         table.expect(written, len(pairs))
@@ -234,6 +239,7 @@ def import_seed(context: Context) -> None:
     seed, knobs = context.run.iteration(0), context.config.finetune
     provenance = context.processes.from_first("seed", lambda: _to_import(context))
     if provenance is None:
+        context.is_done(RecipeStep(title=SEED_STEP))
         return
     if context.changes.dry:
         return
@@ -271,9 +277,15 @@ def _to_import(context: Context) -> dict[str, Any] | None:
     old, new = there["provenance"], json.loads(json.dumps(provenance))
     if old == new:
         return None
-    if old.get("fingerprint") != new["fingerprint"]:
-        context.changes.redone.add(SEED_STEP)
-    context.changes.say(SEED_STEP, f"the model is imported again, since {_why_imported(old, new)}")
+    changes, why = context.changes, _why_imported(old, new)
+    if another := old.get("fingerprint") != new["fingerprint"]:
+        changes.redone.add(SEED_STEP)
+        changes.others.add(SEED_STEP)
+    what = f"the model is imported again, since {why}"
+    if changes.dry:
+        changes.plan(SEED_STEP, "again", what, why=why, asks=another)
+    else:
+        changes.say(SEED_STEP, what)
     return provenance
 
 

@@ -20,34 +20,46 @@ from ste_jax.endpoints.openai import OpenAIGenerator
 from ste_jax.evaluation.readers import read_pairs
 from ste_jax.finetuning.lora import check_lora
 from ste_jax.model_io.open_model import look_at
+from ste_jax.models.config import ModelConfig
 from ste_jax.parallel.processes import Processes
 from ste_jax.parallel.sharding import make_mesh
 from ste_jax.pipeline.intake import is_taken_in, is_there, nothing_to_take_in
+from ste_jax.pipeline.validate import FEW_PROMPTS
 from ste_jax.prompts.parse import RESPONSE_MARK
 from ste_jax.records import Instruction
-from ste_jax.run.best import locate
+from ste_jax.run.best import locate, locate_and_say
 from ste_jax.run.layout import RunDir
 from ste_jax.run.tracking import check_tracking
 from ste_jax.stages import intake
 from ste_jax.stages.roles import JUDGE, arguments_of, places_of, template_of
-from ste_jax.system import shipped
+from ste_jax.system import progress, shipped
 from ste_jax.system.errors import RequestError, SteError
 from ste_jax.tasks import task_named
 from ste_jax.tokenization.tokenizer import Tokenizer
+
+PICO = "pico"
+"""What a config calls the model in the package, and its instructions."""
 
 
 def check_early(config: Config, processes: Processes) -> None:
     """Refuse, before anything is begun, what a step would otherwise refuse after hours of work.
 
     Raises:
-      RequestError: a mesh that the devices do not make up, a batch that cannot be divided over it,
-        a template that cannot be read, or processes that disagree.
+      RequestError: a template that cannot be read, or processes that disagree.
     """
-    make_mesh(config.decoding.mesh, jax.local_devices())
-    make_mesh(config.finetune.mesh)
     check_lora(config.finetune.lora)
     check_tracking(config.track)
     _agree(config, processes)
+
+
+def check_meshes(config: Config) -> None:
+    """Refuse meshes that the devices do not make up.
+
+    Raises:
+      OtherDevices, RequestError: as `make_mesh`.
+    """
+    make_mesh(config.decoding.mesh, jax.local_devices())
+    make_mesh(config.finetune.mesh)
 
 
 def fit_config(
@@ -63,18 +75,27 @@ def fit_config(
     return fitted
 
 
+def seed_of(config: Config, run: RunDir) -> tuple[ModelConfig, Tokenizer]:
+    """The shape and the tokenizer of the seed, from its source or, if that is gone, from the run.
+
+    Raises:
+      RequestError: it is in neither.
+    """
+    try:
+        found = locate(config.model)
+    except SteError:
+        if not run.begun() or not is_checkpoint(run.iteration(0).checkpoint):
+            raise
+        found = locate(str(run.iteration(0).checkpoint))
+    return look_at(found)
+
+
 def _fitted(config: Config, run: RunDir, new_shapes: bool) -> Config:
     """The config with what it leaves open worked out for its model; process 0 alone."""
     begun = run.read_manifest() if run.begun() else None
     if begun and new_shapes:
         begun = {**begun, "shapes": {}}
-    try:
-        found = locate(config.model)
-    except SteError:
-        if begun is None or not is_checkpoint(run.iteration(0).checkpoint):
-            raise
-        found = locate(str(run.iteration(0).checkpoint))
-    shape, tokenizer = look_at(found)
+    shape, tokenizer = seed_of(config, run)
     task, lengths = task_named(config.judge.task), {}
     for name in fitting.ROLES:
         role = getattr(config.roles, name)
@@ -136,10 +157,12 @@ def check_sources(config: Config, run: RunDir) -> None:
       RequestError, WorkError: one of them cannot be read, or holds nothing that could be used.
     """
     if not _is_imported(config, run):
-        look_at(locate(config.model))
+        look_at(locate_and_say(config.model))
     if not is_taken_in(run, config.pool):
+        _check_world(config)
         _check_pool(config.pool)
     if not run.begun():
+        _say_if_few(config)
         named = {config.select.generator, config.pair.generator}
         for name in sorted({*named, *config.annotate.generator.values()} - {""}):
             OpenAIGenerator(config.endpoints[name]).close()
@@ -151,6 +174,28 @@ def _is_imported(config: Config, run: RunDir) -> bool:
         return False
     there = read_card(seed.checkpoint)["provenance"]
     return bool(there.get("source") == config.model)
+
+
+def _check_world(config: Config) -> None:
+    """Refuse other instructions than its own for pico, which has learnt nothing else."""
+    others = [source for source in config.pool.path if source != PICO]
+    if config.model == PICO and others:
+        raise RequestError(
+            f"pool.path names {', '.join(others)}, but pico knows the tasks of its own small world "
+            "alone, and can neither answer nor judge anything else; name another model: "
+            f"`ste init --data {others[0]}` writes a config for one"
+        )
+
+
+def _say_if_few(config: Config) -> None:
+    knobs = config.select
+    asked = round(2 * knobs.train * knobs.validation_fraction)
+    if 0 < asked < FEW_PROMPTS:
+        progress.warn(
+            f"select.train={knobs.train} and select.validation_fraction="
+            f"{knobs.validation_fraction:g} give about {asked} validation prompts; with fewer than "
+            f"{FEW_PROMPTS} the best step is chosen almost by chance"
+        )
 
 
 def _check_pool(knobs: PoolKnobs) -> None:

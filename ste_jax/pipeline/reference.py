@@ -11,7 +11,6 @@ from functools import partial
 from typing import Any
 
 from etils import epath
-from tqdm import tqdm
 
 from ste_jax.config.identity import Identity, fingerprint
 from ste_jax.finetuning.knobs import TrainingKnobs
@@ -25,7 +24,7 @@ from ste_jax.run import marks
 from ste_jax.run.changes import Changes, RecipeStep, counted
 from ste_jax.run.layout import IterationDir
 from ste_jax.run.tables import Table
-from ste_jax.system import preemption
+from ste_jax.system import preemption, progress
 from ste_jax.system.errors import WorkError
 
 
@@ -106,11 +105,9 @@ def with_reference(
         for row in table.read(shard)
     }
     total = sum(len(shards[shard]) for shard in todo)
-    with tqdm(
-        total=total, desc=reference.step.title, unit="pair", disable=None if total else True
-    ) as bar:
+    with progress.work(reference.step.title, total, "pairs") as shown:
         for shard, scores in reference_scores(
-            opened.model, shards, todo, knobs, opened.mesh, preemption.requested, bar.update
+            opened.model, shards, todo, knobs, opened.mesh, preemption.requested, shown.add
         ):
             # Every process has them all: none need read what another has just written.
             known |= scores

@@ -14,7 +14,7 @@ from ste_jax.pipeline.context import SEED_STEP, Context, named_decoding, named_r
 from ste_jax.pipeline.intake import answers_of
 from ste_jax.pipeline.with_model import ask, chat_template_of
 from ste_jax.records import Instruction, Selection, shard_of
-from ste_jax.run import marks, tables
+from ste_jax.run import marks
 from ste_jax.run.changes import RecipeStep, counted
 from ste_jax.run.sharded_work import ShardedWork, Words
 from ste_jax.stages import near_duplicates, select
@@ -79,15 +79,24 @@ def choose(context: Context) -> None:
 
 def _choose(context: Context) -> None:
     run, knobs = context.run, context.config.select
+    step = RecipeStep(title="select", takes=("intake", "label"), inputs="what was labelled")
     asked = identity.of(knobs, without=("generator",))  # who labelled: see the labels' own mark
     asked["near_duplicates"] = near_duplicates.VERSION
-    made_under = fingerprint("choose", select.VERSION, asked, inputs=tables.row_ids([run.labels]))
+    inputs = context.input_ids([run.labels], step)
+    made_under = fingerprint("choose", select.VERSION, asked, inputs=inputs)
     labels_print = marks.marked(run.root / "instructions" / "label.mark.json")
     named = identity.named("select", knobs, without=("generator",))
     made_under = fingerprint("choose", select.VERSION, made_under, model=labels_print, named=named)
     mark = run.root / "instructions" / "choose.mark.json"
-    step = RecipeStep(title="select", takes=("intake", "label"), inputs="what was labelled")
-    what = lambda: f"the choice among {counted(run.labels.count(), 'instructions')} is made"  # noqa: E731
+
+    def what() -> str:
+        try:
+            number = run.labels.count()
+        except WorkError:  # they are damaged, and are about to go
+            number = 0
+        among = f" among {counted(number, 'instructions')}" if number else ""
+        return f"the choice{among} is made"
+
     if not context.wants(step, what, mark, made_under, (run.selected, run.selection)):
         if not context.changes.dry:
             run.selection.check()

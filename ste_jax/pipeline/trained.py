@@ -23,6 +23,18 @@ from ste_jax.system import files
 from ste_jax.system.errors import WorkError
 
 
+def training_step(context: Context, phase: Phase, dirs: PhaseDirs) -> RecipeStep:
+    """The step that trains the judge of a phase, as messages call it."""
+    index, parent = dirs.out.index, dirs.parent
+    return RecipeStep(
+        title=f"{phase.name} {index}",
+        takes=("pair", f"{phase.chosen_by} {index}"),
+        asks=maker_of(context.config, parent),
+        model=f"the judge of iteration {parent.index}",
+        inputs="what it learns from",
+    )
+
+
 @dataclass(frozen=True)
 class TrainedJudge:
     """The judge of a phase: what it is to be made of, and its directory. Process 0 alone."""
@@ -35,14 +47,7 @@ class TrainedJudge:
     @property
     def step(self) -> RecipeStep:
         """The step that trains the judge, as messages call it."""
-        index, parent = self.dirs.out.index, self.dirs.parent
-        return RecipeStep(
-            title=f"{self.phase.name} {index}",
-            takes=("pair", f"{self.phase.chosen_by} {index}"),
-            asks=maker_of(self.context.config, parent),
-            model=f"the judge of iteration {parent.index}",
-            inputs="what it learns from",
-        )
+        return training_step(self.context, self.phase, self.dirs)
 
     def is_done(self) -> bool:
         """Whether the judge is trained; a judge that was trained elsewhere is moved here.
@@ -60,21 +65,30 @@ class TrainedJudge:
         return done and is_there(out)
 
     def foretell(self) -> str:
-        """Say what a start would do with the judge, for a dry run. Returns the directory of a
+        """Say what a start would do with the judge, in a dry pass. Returns the directory of a
         judge that would be taken over; empty if none would."""
         out, changes, step = self.dirs.out, self.context.changes, self.step
         there, had = _found_under(out), is_there(out) and bool(out.loss_curve.exists())
-        elsewhere = None if changes.follows(step) or there == self.made_under else self._elsewhere()
-        if elsewhere is not None and had:
+        another = changes.follows_another(step)
+        elsewhere = None if another or there == self.made_under else self._elsewhere()
+        if there == self.made_under and not another and self._lost_checkpoint():
+            changes.redone.add(step.title)
+            changes.plan(step.title, "again", f"{self._trained()} {_LOST}")
+        elif elsewhere is not None and had:
             changes.again(step, _TAKEN_OVER.format(elsewhere.root), there, self.made_under)
             changes.redone.discard(step.title)  # it is as it was made
+            changes.others.discard(step.title)
         elif elsewhere is not None:
-            changes.say(step.title, _TAKEN_OVER.format(elsewhere.root))
-        elif had and changes.follows(step) and _has_set_aside(self.dirs.here):
+            changes.plan(step.title, "goes on", _TAKEN_OVER.format(elsewhere.root))
+        elif had and another and _has_set_aside(self.dirs.here):
             what = f"{self._trained()} again, or comes back from what is set aside"
             changes.again(step, what, there, self.made_under)
-        elif not had and there != self.made_under and not changes.follows(step) and self._in_hand():
+        elif not had and _is_kept(out) and (there != self.made_under or another):
             changes.again(step, f"{self._trained()} again", there, self.made_under)
+        elif not had and there == self.made_under and (taken := _in_hand(out)):
+            changes.redone.add(step.title)
+            what = f"the training goes on after {counted(taken, 'steps')}"
+            changes.plan(step.title, "goes on", what)
         else:
             done = self._trained() if had else "the judge is trained"
             changes.foretell(step, done, there, self.made_under, had)
@@ -85,13 +99,30 @@ class TrainedJudge:
         out, changes = self.dirs.out, self.context.changes
         if self._made_under(out) != self.made_under:
             self._clear(f"{self._trained()} again")
-        elif out.loss_curve.exists() or (has_published(out.train_state) and not is_there(out)):
-            changes.say(self.step.title, "the judge is made again, since its checkpoint is gone")
-            # the training state first: its result must not outlive the checkpoint
-            for path in (out.train_state, out.loss_curve, out.checkpoint, out.evaluation):
-                files.remove(path)
+        elif self._lost_checkpoint():
+            self._make_room_for_the_lost()
         changes.redone.add(self.step.title)
         marks.mark(out.finetune_mark, self.made_under)
+
+    def _lost_checkpoint(self) -> bool:
+        """Whether a judge was there, or the best of a training in hand, whose checkpoint is gone
+        now."""
+        out = self.dirs.out
+        return not is_there(out) and (out.loss_curve.exists() or has_published(out.train_state))
+
+    def _make_room_for_the_lost(self) -> None:
+        out, where = self.dirs.out, ""
+        rest = [path for path in (out.evaluation, out.loss_curve) if path.exists()]
+        if rest:
+            home = marks.aside(out.finetune_mark, "").parent
+            where = f"What else was there of it ({', '.join(path.name for path in rest)}) lies in "
+            where += str(home)
+        self.context.changes.say(self.step.title, f"{self._trained()} {_LOST}", where)
+        # The training state first, whose result must not outlive the checkpoint; the loss curve
+        # last, by which the next start sees, after a kill, that there is more to be moved.
+        for path in (out.train_state, out.checkpoint):
+            files.remove(path)
+        marks.put_aside(rest, out.finetune_mark, "")  # of this fingerprint a whole judge is kept
 
     def _trained(self) -> str:
         """A sentence that the judge is trained, with the number of optimizer steps if known."""
@@ -100,17 +131,11 @@ class TrainedJudge:
             steps = files.read_json(curve).get("steps") if curve.exists() else None
         except WorkError:  # it is damaged, and is about to be moved
             steps = None
-        if not curve.exists() and (taken := self._in_hand()):
+        if not curve.exists() and (taken := _in_hand(self.dirs.out)):
             return f"the training that had taken {counted(taken, 'steps')} is begun"
         if not steps:
             return "the judge is trained"
         return f"the judge of {counted(len(steps), 'steps')} is trained"
-
-    def _in_hand(self) -> int:
-        """How many steps a training that is not ended has taken."""
-        states = self.dirs.out.train_state
-        places = states.iterdir() if states.exists() else ()
-        return max((steps_in_hand(place) for place in places), default=0)
 
     def _made_under(self, there: IterationDir) -> Identity:
         """The fingerprint of what was trained there. A mark that is lost is made again of the
@@ -122,12 +147,9 @@ class TrainedJudge:
         return found
 
     def _clear(self, what: str) -> None:
-        """Move the judge that is there aside, also the best so far of an unfinished training, and
-        say so. A training without a checkpoint is removed."""
+        """Move the judge that is there aside, also an unfinished training, and say so."""
         there, changes = self._made_under(self.dirs.out), self.context.changes
         again = partial(changes.again, self.step, what, there, self.made_under)
-        if not _is_kept(self.dirs.out) and self._in_hand():
-            again()
         _clear(self.dirs.here, self.dirs.out, there, again)
 
     def _elsewhere(self) -> IterationDir | None:
@@ -139,8 +161,8 @@ class TrainedJudge:
         aside = IterationDir(root, here.index, here.shards)
         for there in (other, aside):
             # what was set aside before it was done goes on where it was
-            done = there.loss_curve.exists() or there == aside
-            if done and is_there(there) and _found_under(there) == self.made_under:
+            done = is_there(there) if there.loss_curve.exists() else there == aside
+            if done and _is_kept(there) and _found_under(there) == self.made_under:
                 return there
         return None
 
@@ -157,26 +179,24 @@ class TrainedJudge:
         files.forget(there.finetune_mark)
 
 
-_TAKEN_OVER = "the judge that lies in {} is taken over"
+_LOST = "again, since its checkpoint is gone"
+_TAKEN_OVER = "the judge kept in {} is used again"
 
 
 def forget_others(changes: Changes, here: IterationDir, stages: Sequence[str]) -> None:
-    """Move aside the judges of phases that the iteration no longer has before its last; a dry run
+    """Move aside the judges of phases that the iteration no longer has before its last; a dry pass
     only says so. Process 0 alone."""
     for place in here.phases.iterdir() if here.phases.exists() else ():
         other = here.phase(place.name)
-        say = partial(
-            changes.say,
-            f"{place.name} {here.index}",
-            "its judge is set aside, since finetune.stages has it no longer before the last",
-        )
+        title = f"{place.name} {here.index}"
+        what = "its judge is set aside, since finetune.stages has it no longer before the last"
         if place.name in stages[:-1]:
             continue
         if not changes.dry:
-            _clear(here, other, _found_under(other), say)
+            _clear(here, other, _found_under(other), partial(changes.say, title, what))
             files.remove(place)
         elif is_there(other) and place.name not in stages:  # else it is taken over
-            say()
+            changes.plan(title, "aside", what, why=what, asks=True)
 
 
 def _found_under(there: IterationDir) -> Identity:
@@ -201,8 +221,15 @@ def _clear(
 
 
 def _is_kept(out: IterationDir) -> bool:
-    """Whether what lies there is worth to be set aside: a judge, be it of half a training."""
-    return bool(out.checkpoint.exists() or out.loss_curve.exists())
+    """Whether what lies there is worth to be set aside: a judge, or a training in hand."""
+    return bool(out.checkpoint.exists() or out.loss_curve.exists()) or _in_hand(out) > 0
+
+
+def _in_hand(out: IterationDir) -> int:
+    """How many steps a training that is not ended has taken."""
+    states = out.train_state
+    places = states.iterdir() if states.exists() else ()
+    return max((steps_in_hand(place) for place in places), default=0)
 
 
 def _check_judge(out: IterationDir) -> None:

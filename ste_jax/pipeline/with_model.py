@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from ste_jax.checkpoints.card import TOKENIZER
@@ -15,6 +15,8 @@ from ste_jax.run.layout import IterationDir
 from ste_jax.run.sharded import run_sharded
 from ste_jax.run.sharded_work import ShardedWork
 from ste_jax.system import preemption
+from ste_jax.system.display import no_figures
+from ste_jax.system.progress_lines import Figure
 from ste_jax.tokenization.load import CHAT_TEMPLATE, load_tokenizer
 
 
@@ -32,7 +34,8 @@ def ask(
     the generator.
     """
     note: Callable[[int], None] = lambda rows: None  # noqa: E731 - until there is work
-    status: Callable[[], str] = lambda: ""  # noqa: E731
+    figures: Callable[[], Sequence[Figure]] = no_figures
+    usage = Usage()
 
     def ready() -> None:
         if endpoint:
@@ -41,18 +44,19 @@ def ask(
             context.generator(asked.checkpoint)
 
     def working(rows: Iterator[Any]) -> Iterator[Any]:
-        nonlocal note, status
+        nonlocal note, figures, usage
         if endpoint:
             with contextlib.closing(
                 OpenAIGenerator(context.config.endpoints[endpoint], preemption.poll)
             ) as there:
-                note = context.meter(stage.name, iteration, there)
-                status = lambda: f"{there.usage.samples} answers from {endpoint}"  # noqa: E731
+                note, usage = context.meter(stage.name, iteration, there), there.usage
+                figures = lambda: [_answers(there.usage, endpoint)]  # noqa: E731
                 yield from work(rows, there)
             return
         generator = context.generator(asked.checkpoint)
-        note = context.meter(stage.name, iteration, generator)
-        status = lambda: _pace(generator.usage)  # noqa: E731
+        note, usage = context.meter(stage.name, iteration, generator), generator.usage
+        before = dataclasses.replace(usage)
+        figures = lambda: usage.since(before).figures()  # noqa: E731
         yield from work(rows, generator)
 
     run_sharded(
@@ -61,7 +65,9 @@ def ask(
         context.processes,
         changes=context.changes,
         on_shard=lambda shard, rows: note(rows),
-        status=lambda: status(),
+        figures=lambda: figures(),
+        keep_every=context.config.run.keep_every,
+        tokens_in_hand=lambda: usage.tokens_in_hand,
     )
 
 
@@ -76,9 +82,5 @@ def chat_template_of(asked: IterationDir, endpoint: str = "") -> str | None:
     return load_tokenizer(directory).chat_template
 
 
-def _pace(usage: Usage) -> str:
-    """How fast the engine is, for the progress bar."""
-    return (
-        f"{usage.tokens_per_second:.0f} tokens/s, slots {usage.slot_occupancy:.0%} in use, "
-        f"prefill {usage.prefill_share:.0%} of the time"
-    )
+def _answers(usage: Usage, endpoint: str) -> Figure:
+    return Figure("answers", usage.samples, f"{usage.samples:,} answers from {endpoint}")

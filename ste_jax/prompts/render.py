@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from ste_jax.generation import Message
 from ste_jax.system import notation
 from ste_jax.system.errors import RequestError
+from ste_jax.system.yaml_notation import from_yaml
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -93,7 +94,7 @@ def load_template(name: str, places: Places) -> Template:
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) else TEMPLATES / f"{name}.yaml"
     try:
-        values = notation.from_yaml(notation.as_text(path.read_bytes()))
+        values = from_yaml(notation.as_text(path.read_bytes()))
     except (OSError, ValueError) as error:
         known = ", ".join(sorted(each.stem for each in TEMPLATES.glob("*.yaml")))
         raise RequestError(f"template {name} cannot be read ({error}); shipped: {known}") from error

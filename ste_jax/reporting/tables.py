@@ -23,7 +23,7 @@ from ste_jax.reporting.funnel import (
     task_of,
 )
 from ste_jax.reporting.lengths import length_table
-from ste_jax.reporting.phases import PhaseReport, Reports, name_of, report_of
+from ste_jax.reporting.phases import PhaseReport, Reports, Step, name_of, report_of
 from ste_jax.run.layout import IterationDir, RunDir
 from ste_jax.run.metrics_log import read_metrics
 from ste_jax.system import files
@@ -98,6 +98,7 @@ def _with_sets(
     for row, measured in zip(rows, sets, strict=True):
         for name in names:
             for title, key in (
+                (f"{name}_pairs", "n"),
                 (f"{name}_accuracy", "accuracy"),
                 (f"{name}_{everywhere}", "consistent_accuracy"),
                 (f"{name}_every_step_right", "sound"),
@@ -106,7 +107,8 @@ def _with_sets(
                     # a set may be called `validation`, and no set `set validation`
                     title = f"set {title}" if title in own else title
                     row[title] = measured.get(name, {}).get(key)
-                    row[f"{title}_ci95"] = measured.get(name, {}).get(f"{key}_ci95")
+                    if key != "n":
+                        row[f"{title}_ci95"] = measured.get(name, {}).get(f"{key}_ci95")
             if any(each.get(name, {}).get("n_too_long") for each in sets):
                 row[f"{name}_too_long"] = measured.get(name, {}).get("n_too_long")
     return rows
@@ -141,6 +143,7 @@ def _row(
         "seconds": _add(drawn.get("seconds"), trained.get("seconds")),
         "validation_accuracy": _validation(iteration),
     }
+    row["held_out_pairs"] = evaluation.get("n")
     for name, key in measures:
         row[name] = evaluation.get(key)
         row[f"{name}_ci95"] = evaluation.get(f"{key}_ci95")
@@ -167,16 +170,22 @@ def stage_table(run: RunDir, reports: Reports) -> list[dict[str, Any]]:
     `prompt_tokens` were read; `cached_prompt_tokens` of them were already computed.
     """
     events = read_metrics(run.root)
+    rows = work_table(events, reports)
+    if rows:
+        everything = _sum([*_work(events), *_steps(events, reports)])
+        rows.append(_stage_row("whole run", None, everything))
+    return rows
+
+
+def work_table(events: list[Event], reports: Reports) -> list[dict[str, Any]]:
+    """One row per stage and iteration of the work in some events, in the order in which it was
+    begun."""
     groups: dict[tuple[str, Any], list[Event]] = {}
     for event in [*_work(events), *_steps(events, reports)]:
         stage = _stage_of(event, reports)
         groups.setdefault((stage, event.get("iteration")), []).append(event)
     first = sorted(groups, key=lambda key: min(e.get("time", 0) for e in groups[key]))
-    rows = [_stage_row(stage, index, _sum(groups[stage, index])) for stage, index in first]
-    if rows:
-        everything = _sum([event for group in groups.values() for event in group])
-        rows.append(_stage_row("whole run", None, everything))
-    return rows
+    return [_stage_row(stage, index, _sum(groups[stage, index])) for stage, index in first]
 
 
 def _stage_of(event: Event, reports: Reports) -> str:
@@ -338,15 +347,13 @@ def number(value: Any) -> str:
 def summary(run: RunDir, reports: Reports) -> str:
     """What `ste run` prints at its end: the funnel, the iterations and the stages."""
     counts = funnel(run, reports)
-    steps = [("", step) for step in pool_steps(counts)]
+    steps = pool_steps(counts)
     for each in counts["iterations"]:
         steps += [
-            (f"iteration {each['iteration']}: ", step) for step in iteration_steps(each, reports)
+            (f"iteration {each['iteration']}: {name}", rows, lost)
+            for name, rows, lost in iteration_steps(each, reports)
         ]
-    funnel_rows = "\n".join(
-        f"{prefix + name:36}{rows:>8,}   {reasons(lost)}".rstrip()
-        for prefix, (name, rows, lost) in steps
-    )
+    funnel_rows = render_steps(steps)
     lengths, trained = length_table(run), finetuning_table(run, reports)
     parts = [
         f"Rows that passed each step, and why others did not\n{funnel_rows or '(nothing yet)'}",
@@ -359,14 +366,22 @@ def summary(run: RunDir, reports: Reports) -> str:
     return "\n\n".join(parts)
 
 
+def render_steps(steps: Iterable[Step]) -> str:
+    """Steps of the funnel as text: a line each, with how many rows passed it and why others did
+    not."""
+    return "\n".join(
+        f"{name:36}{rows:>8,}   {reasons(lost)}".rstrip() for name, rows, lost in steps
+    )
+
+
 def render(rows: Sequence[dict[str, Any]]) -> str:
     """Aligned plain text: a line per row, or a column per row where lines would get too long."""
     if not rows:
         return "(nothing yet)"
     header, body = cells(rows)
-    lines = _align([*_wrapped(header, body), *body])
+    lines = aligned([*_wrapped(header, body), *body])
     if len(lines[0]) > _WIDTH:
-        across = _align([list(line) for line in zip(header, *body, strict=True)])
+        across = aligned([list(line) for line in zip(header, *body, strict=True)])
         lines = min(lines, across, key=lambda each: len(each[0]))
     return "\n".join(line.rstrip() for line in lines)
 
@@ -382,8 +397,8 @@ def _wrapped(header: list[str], body: list[list[str]]) -> list[list[str]]:
     return [list(line) for line in zip(*padded, strict=True)]
 
 
-def _align(lines: list[list[str]]) -> list[str]:
-    """Aligns the first column to the left and the others to the right."""
+def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of cells as lines. Aligns the first column to the left and the others to the right."""
     widths = [max(len(cell) for cell in column) for column in zip(*lines, strict=True)]
     return [
         "  ".join(

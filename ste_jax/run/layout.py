@@ -17,11 +17,13 @@ from typing import Any
 from etils import epath
 
 from ste_jax import records
+from ste_jax.config.load import is_shipped
 from ste_jax.records import Row
 from ste_jax.run.metrics_log import read_metrics
 from ste_jax.run.tables import Table
-from ste_jax.system import files, notation
+from ste_jax.system import files
 from ste_jax.system.errors import RequestError
+from ste_jax.system.yaml_notation import from_yaml
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ class IterationDir:
     def finetuned(self) -> list[epath.Path]:
         """The files of a phase of fine-tuning and of its evaluation; its mark is the last."""
         places = (self.train_state, self.checkpoint, self.loss_curve, self.evaluation)
-        return [*places, self.heldout.root, self.finetune_mark]
+        return [*places, self.validation, self.heldout.root, self.finetune_mark]
 
     @property
     def finetune_mark(self) -> epath.Path:
@@ -133,6 +135,20 @@ class IterationDir:
         return self.root / "evaluation.json"
 
 
+def run_named(word: str) -> RunDir | None:
+    """The run whose directory a word names; None if it names no directory, or a shipped config.
+
+    Raises:
+      RequestError: it names a directory that is no run.
+    """
+    run = RunDir(epath.Path(word))
+    if is_shipped(word) or not run.root.is_dir():
+        return None
+    if not run.config.exists():
+        raise RequestError(f"{word} is a directory and no run: it has no config.yaml")
+    return run
+
+
 NO_SHAPES = ("mesh", "dtype", "weights")
 """Knobs of decoding that are not part of the shapes: where it runs, and what fingerprints hold."""
 
@@ -156,12 +172,25 @@ class RunDir:
         return self.root / "metrics.jsonl"
 
     @property
+    def agreed(self) -> epath.Path:
+        """What a person agreed to have set aside, until what it is for is done."""
+        return self.root / "agreed.json"
+
+    @property
     def rejected(self) -> epath.Path:
         return self.root / "rejected.jsonl"
 
     @property
     def report(self) -> epath.Path:
         return self.root / "report" / "index.html"
+
+    def plain_config(self) -> dict[str, Any]:
+        """The config as plain values; empty if it cannot be read."""
+        try:
+            found = from_yaml(self.config.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
 
     def begun(self) -> bool:
         """Whether there is a run here, even if its manifest is damaged or lost."""
@@ -186,7 +215,7 @@ class RunDir:
     def _rebuilt(self) -> dict[str, Any]:
         """The manifest, rebuilt from what is in the run."""
         try:
-            config = notation.from_yaml(self.config.read_text(encoding="utf-8"))
+            config = from_yaml(self.config.read_text(encoding="utf-8"))
             shards, iterations = int(config["pool"]["shards"]), int(config["iterations"])
             shapes = {k: v for k, v in config["decoding"].items() if k not in NO_SHAPES}
             roles = {name: config["roles"][name]["sampling"] for name in ("respond", "judge")}

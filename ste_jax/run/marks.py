@@ -19,6 +19,8 @@ from ste_jax.system import files, hashing
 from ste_jax.system.version import __version__
 
 _SUFFIX = ".mark.json"
+SET_ASIDE = "set_aside"
+"""The name of the directories for finished work that does not fit the knobs of today."""
 BEING_WRITTEN = "being written"
 """The mark of a table that is being written: after a kill its new and old shards are mixed."""
 
@@ -75,7 +77,7 @@ def aside(mark_: epath.Path, made_under: str) -> epath.Path:
     """The directory for finished work that was made under another fingerprint than today's."""
     name = mark_.name.partition(".")[0]
     short = hashing.hex_digest(made_under, 6) if made_under else "unknown"
-    return mark_.parent / "set_aside" / f"{name}-{short}"
+    return mark_.parent / SET_ASIDE / f"{name}-{short}"
 
 
 def change_over(
@@ -115,7 +117,7 @@ def put_aside(
         return
     where = aside(mark_, made_under) if made_under else _unknown(mark_, moved)
     if made_under:
-        announce(f"What was there lies in {where}, and comes back when it is wanted so again")
+        announce(f"What was there lies in {where}, and is used again with the same knobs")
     else:
         announce(
             f"What was there lies in {where}; if it was made under today's knobs, move it back in "

@@ -72,7 +72,7 @@ def read_metrics(root: epath.Path) -> list[dict[str, Any]]:
     """The events of all processes of the run at `root`; a line cut off by a kill is passed over."""
     events = []
     for path in sorted(root.glob("metrics*.jsonl")):
-        for line in path.read_text().splitlines():
+        for line in path.read_bytes().split(b"\n"):
             try:
                 events.append(json.loads(line))
             except ValueError:

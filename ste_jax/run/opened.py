@@ -10,7 +10,7 @@ from typing import Any
 
 from etils import epath
 
-from ste_jax.run.best import best_checkpoint
+from ste_jax.run.best import best_judge
 from ste_jax.run.layout import RunDir
 from ste_jax.system import files
 from ste_jax.system.errors import RequestError
@@ -26,7 +26,7 @@ class Run(RunDir):
         Raises:
           RequestError: no judge is finished yet.
         """
-        return best_checkpoint(self.root)
+        return best_judge(self.root).checkpoint
 
     def evaluation(self, iteration: int) -> dict[str, Any]:
         """What was measured of an iteration's judge: see `ste_jax.evaluation.metrics.measure`; the

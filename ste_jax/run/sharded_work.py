@@ -10,7 +10,7 @@ from typing import Any
 from etils import epath
 
 from ste_jax.config.identity import Identity
-from ste_jax.run import marks
+from ste_jax.run import journal, marks
 from ste_jax.run.changes import RecipeStep, counted
 from ste_jax.run.tables import Table
 
@@ -34,6 +34,8 @@ class Words:
 
     step: RecipeStep | None = None
     """The step of the stage; by default one with the stage's name that depends on no other step."""
+    shown: str = ""
+    """What the stage is called while it goes on; by default by the step's title."""
     rows: str = "rows"
     verb: str = "are worked on"
     home: str = ""
@@ -70,6 +72,8 @@ class ShardedWork:
     ready: Callable[[], object] = lambda: None
     words: Words = Words()
     """The words of messages about the stage."""
+    by_model: bool = True
+    """Whether its rows take a model to make."""
 
     @property
     def identity(self) -> Identity:
@@ -83,9 +87,24 @@ class ShardedWork:
         return self.words.step if self.words.step else RecipeStep(title=self.name)
 
     @property
+    def shown(self) -> str:
+        """What the stage is called while it goes on."""
+        return self.words.shown or self.step.title
+
+    @property
     def mark(self) -> epath.Path:
         """The file that holds the fingerprint of the rows that are there."""
         return self.home / f"{self.name}.mark.json"
+
+    @property
+    def journal(self) -> epath.Path:
+        """The directory that keeps rows until their shard is whole."""
+        return self.home / f"{self.name}.journal"
+
+    @property
+    def places(self) -> list[epath.Path]:
+        """All directories that hold rows made under one fingerprint, whole shards or not."""
+        return [*(table.directory for table in self.outputs), self.journal]
 
     @property
     def unwanted(self) -> list[Table[Any]]:
@@ -106,10 +125,36 @@ class ShardedWork:
         return ids[-1] if self.together else set.union(*ids)
 
 
-def finished(stage: ShardedWork, number: int, tables: Sequence[Table[Any]] = ()) -> list[list[Any]]:
-    """The rows of a shard in every table (those of the stage unless given); none of a table whose
-    file is not there."""
-    tables = tables or stage.outputs
+def finished(stage: ShardedWork, number: int, made_under: str | None = None) -> list[list[Any]]:
+    """The rows of a shard in every table of the stage, and those in its journal. What the journal
+    holds counts under one fingerprint, today's unless another is given."""
+    rows = in_tables(stage, number, stage.outputs)
+    return with_journal(stage, number, rows, stage.journal, made_under)
+
+
+def in_tables(stage: ShardedWork, number: int, tables: Sequence[Table[Any]]) -> list[list[Any]]:
+    """The rows of a shard in tables like those of the stage; none of a table whose file is not
+    there."""
     if stage.together and not all(table.done(number) for table in tables):
         return [[] for _ in tables]
     return [table.read(number) for table in tables]
+
+
+def with_journal(
+    stage: ShardedWork,
+    number: int,
+    rows: list[list[Any]],
+    directory: epath.Path,
+    made_under: str | None = None,
+) -> list[list[Any]]:
+    """The rows of a shard with those that a journal of the stage holds beyond them."""
+    kinds = [table.row_type for table in stage.outputs]
+    made_under = stage.made_under if made_under is None else made_under
+    more = journal.read(directory, number, made_under, kinds)
+    done = stage.done(rows)
+    if not more.keys() - done:
+        return rows
+    rows = stage.of(done, rows)
+    for id in more.keys() - done:
+        rows = [[*old, *new] for old, new in zip(rows, more[id], strict=True)]
+    return rows

@@ -8,7 +8,9 @@ done.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from typing import Any, Generic
 
 from etils import epath
@@ -17,6 +19,32 @@ from ste_jax import records
 from ste_jax.records import Row
 from ste_jax.system import files, hashing
 from ste_jax.system.errors import WorkError
+
+HELD_BYTES = 1 << 26
+"""The files whose rows are held in memory (see `held`) have no more bytes together."""
+
+
+@dataclass
+class _Held:
+    """Rows that were read, by their file as it was then."""
+
+    rows: dict[tuple[Any, ...], list[Any]] = field(default_factory=dict)
+    bytes: int = 0
+
+
+_held: ContextVar[_Held | None] = ContextVar("held", default=None)
+"""Of one thread: another may work on a run meanwhile."""
+
+
+@contextmanager
+def held() -> Iterator[None]:
+    """Hold the rows that are read in the `with` block, until a table is written: the steps of a
+    start read what its plan has read."""
+    before = _held.set(_Held())
+    try:
+        yield
+    finally:
+        _held.reset(before)
 
 
 @dataclass(frozen=True)
@@ -44,7 +72,18 @@ class Table(Generic[Row]):
         path = self.path(shard)
         if not path.exists():
             return []
-        return records.from_parquet(path.read_bytes(), self.row_type, str(path))
+        held = _held.get()
+        if held is None:
+            return records.from_parquet(path.read_bytes(), self.row_type, str(path))
+        stat = path.stat()
+        key = (str(path), self.row_type, stat.length, stat.mtime)
+        if key in held.rows:
+            return list(held.rows[key])
+        rows = records.from_parquet(path.read_bytes(), self.row_type, str(path))
+        if held.bytes + stat.length <= HELD_BYTES:
+            held.rows[key] = rows
+            held.bytes += stat.length
+        return list(rows)
 
     def rows(self) -> Iterator[Row]:
         """All rows, shard by shard: no more than one shard is in memory."""
@@ -65,6 +104,9 @@ class Table(Generic[Row]):
         Raises:
           WorkError: it cannot be written, or then does not hold the rows that were given.
         """
+        held = _held.get()
+        if held is not None:  # the work has begun: what was read before is seldom read again
+            held.rows, held.bytes = {}, 0
         ordered = sorted(rows, key=lambda row: row.id)  # type: ignore[attr-defined]
         path = self.path(shard)
         files.write_whole(path, records.to_parquet(ordered, self.row_type))

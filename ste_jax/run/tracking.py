@@ -1,9 +1,10 @@
-"""Where can a training be watched while it runs?
+"""Where can a run be watched while it goes on?
 
-Figures go to TensorBoard's event files below the run (`tensorboard --logdir RUN/tensorboard`), a
-directory for each phase of each iteration; and to Weights & Biases, if the config names a project
-there. `metrics.jsonl` holds the same figures and more; nothing is read back from here, and a
-failure here ends no training.
+Figures go to TensorBoard's event files below the run (`tensorboard --logdir RUN/tensorboard`): a
+directory for each phase of each iteration, whose steps are those of the optimizer, and `recipe`,
+whose steps are the iterations. They also go to Weights & Biases, if the config names a project
+there. `metrics.jsonl` and `evaluation.json` hold the same figures and more; nothing is read back
+from here, and a failure here ends no work.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import os
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +35,14 @@ def check_tracking(knobs: TrackKnobs) -> None:
         )
 
 
+RECIPE = "recipe"
+"""The name of the curve whose steps are the iterations."""
 _FLUSH = 30.0
 
 
 class Tracker:
-    """A context that writes the figures of a phase's optimizer steps; only one process has one."""
+    """A context that writes the figures of a phase's optimizer steps, or those of the iterations;
+    only one process has one."""
 
     def __init__(
         self,
@@ -50,8 +54,9 @@ class Tracker:
         attempt: str,
         config: Mapping[str, Any],
     ) -> None:
-        """`root` and `run` are the run's directory and name, `name` is the phase (`1-sft`).
-        `attempt` differs for the same phase under other knobs, or in another run of that name."""
+        """`root` and `run` are the run's directory and name, `name` is the phase (`1-sft`) or
+        `RECIPE`. `attempt` differs for the same phase under other knobs, or in another run of that
+        name."""
         self._knobs, self._place = knobs, root / "tensorboard" / name
         self._begin = {
             "project": knobs.wandb,
@@ -77,6 +82,34 @@ class Tracker:
         # An earlier attempt may have written the step's own figures, which will not come again.
         self._write(step, "validation", numbers, named, first=step + 1, flush=True)
 
+    def recipe(
+        self, curve: Mapping[int, Mapping[str, float]], now: int, sets: Sequence[str]
+    ) -> None:
+        """Writes the figures of all iterations, in place of those written before. W&B, where what
+        was written stays, gets those of iteration `now`. For each of `sets`, TensorBoard has a
+        chart of `accuracy/SET` with its interval (Custom Scalars)."""
+
+        def write() -> None:
+            if self._knobs.tensorboard:
+                self._events = self._events or _EventFile(self._place, 0)
+                self._events.margins("accuracy", sets)
+                for step, numbers in curve.items():
+                    self._events.add(numbers, step)
+            if self._knobs.wandb:
+                self._log_wandb(dict(curve[now]), now)
+
+        self._quietly(write)
+
+    @property
+    def recipe_written(self) -> bool:
+        """Whether TensorBoard's files of the iterations are there."""
+        return not self._knobs.tensorboard or self._place.exists()
+
+    def _log_wandb(self, numbers: dict[str, float], step: int) -> None:
+        # By name, since wandb is no dependency of ours.
+        self._wandb = self._wandb or importlib.import_module("wandb").init(**self._begin)
+        self._wandb.log(numbers, step=step)
+
     def _write(
         self,
         step: int,
@@ -94,9 +127,7 @@ class Tracker:
                 if flush:
                     self._events.flush()
             if self._knobs.wandb:
-                # By name, since wandb is no dependency of ours.
-                self._wandb = self._wandb or importlib.import_module("wandb").init(**self._begin)
-                self._wandb.log(named, step=step)
+                self._log_wandb(named, step)
 
         self._quietly(write)
 
@@ -110,7 +141,7 @@ class Tracker:
             self._off = True
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             warnings.warn(
-                f"the training goes on without TensorBoard's files and W&B ({reason}); its figures "
+                f"the work goes on without TensorBoard's files and W&B ({reason}); its figures "
                 "are in metrics.jsonl",
                 stacklevel=2,
             )
@@ -141,9 +172,12 @@ class _EventFile:
             Event,
             SessionLog,
         )
-        from tensorboardX.summary import scalar  # type: ignore[import-untyped]
+        from tensorboardX.summary import (  # type: ignore[import-untyped]
+            custom_scalars,
+            scalar,
+        )
 
-        self._event, self._scalar = Event, scalar
+        self._event, self._scalar, self._custom = Event, scalar, custom_scalars
         self._copies = place if files.is_remote(place) else None
         self._here = tempfile.TemporaryDirectory() if self._copies else None
         home = Path(self._here.name if self._here else os.fspath(place))
@@ -163,6 +197,14 @@ class _EventFile:
             self._append(self._event(step=step, summary=self._scalar(tag, value)))
         if time.monotonic() - self._flushed > _FLUSH:
             self.flush()
+
+    def margins(self, group: str, names: Sequence[str]) -> None:
+        """Have `GROUP/NAME` charted between `GROUP/NAME_low` and `GROUP/NAME_high`."""
+        tags = {name: f"{group}/{name}" for name in names}
+        charts = {
+            name: ["Margin", [tag, f"{tag}_low", f"{tag}_high"]] for name, tag in tags.items()
+        }
+        self._append(self._event(step=0, summary=self._custom({group: charts})))
 
     def flush(self) -> None:
         """Make what was added visible."""

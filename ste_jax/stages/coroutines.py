@@ -25,6 +25,12 @@ class _Open(Generic[In, Out]):
     conversation: Conversation[Out]
     requests: Sequence[Request] = ()
     got: dict[str, list[Completion]] = field(default_factory=dict)
+    tokens: int = 0
+    """How many were drawn of the row so far."""
+
+    def take(self, completion: Completion) -> None:
+        self.got[completion.request_id].append(completion)
+        self.tokens += completion.drawn_tokens
 
     def complete(self) -> bool:
         return all(len(self.got[each.id]) == len(each.samples) for each in self.requests)
@@ -58,6 +64,7 @@ def drive(
             )
         except StopIteration as stop:
             finished.append((entry.row, stop.value))
+            generator.usage.settled_tokens += entry.tokens
             running -= 1
             return
         entry.got = {request.id: [] for request in entry.requests}
@@ -84,7 +91,7 @@ def drive(
         for completion in generator.completions():
             stuck = False
             entry = open_[completion.request_id]
-            entry.got[completion.request_id].append(completion)
+            entry.take(completion)
             if entry.complete():
                 for request in entry.requests:
                     del open_[request.id]

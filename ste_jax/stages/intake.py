@@ -164,7 +164,10 @@ def _instruction(raw: Raw, knobs: PoolKnobs, kept: Filter) -> Instruction | Reje
         messages, columns = _messages(raw.values, knobs)
         extra = _extra(raw.values, columns, knobs.id_field)
     except ValueError as error:
-        return Rejected(file=raw.file, line=raw.line, reason=str(error))
+        reason = str(error)
+        if isinstance(error, _NoField) and raw.file.lower().endswith(".csv"):
+            reason += "; the first line of a CSV is taken as the columns' names"
+        return Rejected(file=raw.file, line=raw.line, reason=reason)
     return Instruction(
         id=instruction_id(messages),
         messages=messages,
@@ -173,19 +176,25 @@ def _instruction(raw: Raw, knobs: PoolKnobs, kept: Filter) -> Instruction | Reje
     )
 
 
+class _NoField(ValueError):
+    """The row has not the field of the instruction."""
+
+
 def _messages(values: Mapping[str, Any], knobs: PoolKnobs) -> tuple[tuple[Message, ...], set[str]]:
     """The instruction with its context, as turns, and the columns that they were read from.
 
     Raises:
       ValueError: the row cannot be used; says which field, and why.
     """
-    path = knobs.instruction_field or _usual_field(values)
+    path = knobs.instruction_field or usual_field(values)
+    has = ", ".join(str(name)[:40] for name in list(values)[:8])
     if not path:
-        has = ", ".join(map(str, list(values)[:8]))
-        raise ValueError(
+        raise _NoField(
             f"none of the fields {', '.join(USUAL_FIELDS)} has a value; the row has {has}; set "
             f"pool.instruction_field"
         )
+    if not column_of(values, path):
+        raise _NoField(f"there is no field {path}; the row has {has}")
     if speaker(values, path) not in ("", "user"):
         raise ValueError(
             f"field {path} is the turn of {speaker(values, path)}, not the user's; where it is one "
@@ -241,9 +250,13 @@ def _last(path: str) -> str:
     return path.rpartition(".")[2]
 
 
-def _usual_field(values: Mapping[str, Any]) -> str:
-    given = ((name, values.get(name)) for name in USUAL_FIELDS)
-    return next((name for name, value in given if value and value == value), "")  # not NaN
+def usual_field(values: Mapping[str, Any]) -> str:
+    """The field that an instruction is read from where the knobs name none: the first of
+    `USUAL_FIELDS` that has a value, else one that differs from it in capitals; empty if none."""
+    small = {str(name).lower(): str(name) for name in values}
+    names = [*USUAL_FIELDS, *(small[name] for name in USUAL_FIELDS if name in small)]
+    found = ((name, values.get(name)) for name in names)
+    return next((name for name, value in found if value and value == value), "")  # not NaN
 
 
 def _field(read: Any, value: Any, name: str, hint: str = "") -> Any:

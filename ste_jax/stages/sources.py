@@ -57,7 +57,8 @@ def read_source(source: str, split: str) -> Iterator[Raw]:
         reader = READERS.get(path.suffix.lower())
         if reader is None:
             known = ", ".join(sorted(READERS))
-            raise RequestError(f"instructions file {name} must end in one of {known}")
+            todo = _TODO.get(path.suffix.lower(), "")
+            raise RequestError(f"instructions file {name} must end in one of {known}{todo}")
         if not os.access(path, os.R_OK):
             raise RequestError(f"instructions file {name} may not be read: permission denied")
         yield from reader(path, name)
@@ -74,6 +75,14 @@ _OTHER_ENDING = re.compile(
     r"\.(txt|tsv|ndjson|ya?ml|xml|xlsx?|arrow|feather|gz|bz2|xz|zst|zip|tar|tgz)", re.IGNORECASE
 )
 """Endings of data files of kinds that are not read."""
+
+
+_TODO = {
+    **dict.fromkeys((".tsv", ".xls", ".xlsx"), "; write it as CSV, with commas"),
+    ".ndjson": "; name it .jsonl",
+    ".txt": "; name it .jsonl where each line is JSON",
+}
+"""What to do with a file of a kind that is not read."""
 
 
 def _is_place(source: str) -> bool:
@@ -237,6 +246,7 @@ def _read_csv(path: Path, name: str) -> Iterator[Raw]:
             if header is None:
                 if isinstance(fields, str):
                     raise RequestError(f"instructions file {name}, line {line}: {fields}")
+                _check_commas(fields, name)
                 _check_header(fields, name)
                 header = fields
             elif isinstance(fields, str):
@@ -272,6 +282,15 @@ def _records(reader: Any, name: str) -> Iterator[tuple[int, list[str] | str]]:
             yield line, "not UTF-8"
         elif fields:
             yield line, fields
+
+
+def _check_commas(header: list[str], name: str) -> None:
+    for sign, called in ((";", "semicolons"), ("\t", "tabs")):
+        if len(header) == 1 and sign in header[0]:
+            raise RequestError(
+                f"instructions file {name}: columns are to be parted by commas, and the first line "
+                f"has {called}: write it as CSV with commas"
+            )
 
 
 def _check_header(names: list[str], name: str) -> None:

@@ -1,9 +1,9 @@
 """How does the package say that something went wrong?
 
-There are two kinds of failure, which differ in who can mend them. Both carry one sentence that
+The kinds of failure differ in who can mend them. Each carries one sentence that
 names what failed, where, and what to do about it; the command line prints the sentence and exits
-with the status of its kind (0: done; 1: the work failed; 2: the request was wrong; 75: stopped in
-good order, to be run again).
+with the status of its kind (0: done; 1: the work failed; 2: the request was wrong; 3: a judge gave
+no verdict; 75: stopped in good order, to be run again).
 """
 
 from __future__ import annotations
@@ -25,6 +25,12 @@ class WorkError(SteError):
     """The request was fine and the work failed: a full disk, an empty selection. Exit status 1."""
 
 
+class NoVerdict(SteError):
+    """A judge was asked and gave no verdict. Exit status 3."""
+
+    exit_status = 3
+
+
 class Preempted(SteError):
     """The process was asked to stop, and its work is saved. Run the same command again. Exit status
     75."""
@@ -41,7 +47,7 @@ def unexpected(error: Exception) -> str:
             "buckets, or in fine-tuning finetune.sequence_length, or raise finetune.accumulate"
         )
     if isinstance(error, ImportError) and "gcsfs" in message:
-        return "paths that begin with gs:// need gcsfs: pip install 'ste_jax[gcs]'"
+        return "paths that begin with gs:// need gcsfs: pip install gcsfs"
     if isinstance(error, OSError):
         where = f" {error.filename}" if error.filename else ""
         return f"the system refused:{where} {error.strerror or message}"

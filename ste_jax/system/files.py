@@ -11,7 +11,9 @@ import fcntl
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,10 @@ from ste_jax.system.errors import RequestError, WorkError
 os.environ.setdefault("EPATH_USE_TF", "false")
 
 _PARTIAL = ".partial"
-_only_reading = False
+_A_MOMENT = 0.1
+"""How many seconds pass until a lock is tried a second time."""
+_only_reading = ContextVar("only_reading", default=False)
+"""Of one thread: another may work on a run meanwhile."""
 
 
 @contextlib.contextmanager
@@ -34,17 +39,16 @@ def reading_only() -> Iterator[None]:
 
     A directory may still be held for reading.
     """
-    global _only_reading
-    _only_reading = True
+    before = _only_reading.set(True)
     try:
         yield
     finally:
-        _only_reading = False
+        _only_reading.reset(before)
 
 
 def is_reading_only() -> bool:
     """Whether nothing may be written now (see `reading_only`), so that nothing can be mended."""
-    return _only_reading
+    return _only_reading.get()
 
 
 def about_to_change(path: epath.PathLike) -> None:
@@ -53,7 +57,7 @@ def about_to_change(path: epath.PathLike) -> None:
     Raises:
       AssertionError: nothing may be written (see `reading_only`), so the caller is wrong.
     """
-    if _only_reading:
+    if _only_reading.get():
         raise AssertionError(f"a dry run changes nothing, and {path} was about to be changed")
 
 
@@ -166,6 +170,23 @@ def held_for_reading(directory: epath.Path) -> Iterator[None]:
         os.close(handle)
 
 
+def is_held(directory: epath.Path) -> bool | None:
+    """Whether a command is changing a directory; None if that cannot be known, as in an object
+    store."""
+    if is_remote(directory):
+        return None
+    handle = os.open(os.fspath(directory), os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return False
+    except BlockingIOError:
+        return True
+    except OSError:  # some network file systems lock no directories
+        return None
+    finally:
+        os.close(handle)
+
+
 def hold(handle: int, place: Path, *, alone: bool = True) -> None:
     """Lock the open file or directory at `place` until it is closed: `alone`, or together with
     others who read it.
@@ -174,8 +195,13 @@ def hold(handle: int, place: Path, *, alone: bool = True) -> None:
       RequestError: another process holds it, or has just removed it.
     """
     with contextlib.suppress(OSError):  # some network file systems lock no directories
+        kind = (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB
         try:
-            fcntl.flock(handle, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+            try:
+                fcntl.flock(handle, kind)
+            except BlockingIOError:  # it may be `ste status`, which looks only for a moment
+                time.sleep(_A_MOMENT)
+                fcntl.flock(handle, kind)
         except BlockingIOError as error:
             raise RequestError(
                 f"another `ste` command is at work on {place}; wait for it or stop it"
@@ -221,7 +247,7 @@ def read_twice(path: epath.Path) -> dict[str, Any] | None:
     found = _sealed(path)
     if found is None:
         found = _sealed(second)
-        if found is not None and not _only_reading:
+        if found is not None and not _only_reading.get():
             write_twice(path, found)
     return found
 

@@ -51,5 +51,13 @@ CHIPS = {
         flops=PEAK_FLOPS["TPU v5"],
         ici_bandwidth=1200e9,
     ),
+    # cloud.google.com/tpu/docs/v6e
+    "TPU v6 lite": Chip(
+        name="v6e",
+        hbm_bytes=32e9,
+        hbm_bandwidth=1640e9,
+        flops=PEAK_FLOPS["TPU v6 lite"],
+        ici_bandwidth=800e9,
+    ),
 }
 """`device_kind` -> the chip. Sizes of HBM are read as powers of ten, the smaller reading."""

@@ -9,9 +9,9 @@ and log things, are left to the user.
 from __future__ import annotations
 
 import os
-import sys
 from typing import Any
 
+from ste_jax.system import progress
 from ste_jax.system.errors import RequestError
 
 PINNED: dict[str, Any] = {
@@ -88,12 +88,13 @@ def settle() -> None:
         reason = " ".join(str(error).split())
         raise RequestError(f"JAX cannot read its settings: {reason}; mend or unset it") from error
 
-    from ste_jax.system import compilation_cache
+    from ste_jax.system import compilation_cache, compiling
 
     for name, value in PINNED.items():  # in case JAX was already imported
         if getattr(jax.config, name, value) != value:
             jax.config.update(name, value)
     compilation_cache.enable()
+    compiling.watch()
 
 
 def require() -> None:
@@ -105,7 +106,7 @@ def require() -> None:
     """
     import jax
 
-    from ste_jax.system import compilation_cache
+    from ste_jax.system import compilation_cache, compiling
 
     for name, value in PINNED.items():
         there = getattr(jax.config, name, value)
@@ -116,6 +117,7 @@ def require() -> None:
             )
     if not getattr(jax.config, "jax_compilation_cache_dir", None):
         compilation_cache.enable()
+    compiling.watch()
 
 
 def _same(text: str, value: Any) -> bool:
@@ -126,4 +128,4 @@ def _same(text: str, value: Any) -> bool:
 
 
 def _note(text: str) -> None:
-    print(f"note: {text}", file=sys.stderr)
+    progress.note(f"note: {text}")

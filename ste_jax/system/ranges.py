@@ -90,6 +90,7 @@ Probability = Annotated[float, Above(0, 1)]
 Temperature = Annotated[float, Range(0, 100)]
 Scale = Annotated[float, Above(0, 1e6)]
 Weight = Annotated[float, Range(0, 1e6)]
+Seconds = Annotated[float, Range(1, 86_400)]
 Rate = Annotated[float, Range(0, 10)]
 Decay = Annotated[float, Below(0, 1)]
 """A share from 0 up to, but without, 1."""

@@ -78,6 +78,19 @@ def _heading(question: Question) -> str:
     return f"With the {first} answer first: right is {prompt.label}"
 
 
+_USAGE = '''\
+def better(instruction, one, other):
+    """Which answer is better: "one", "other", or None where the judge gives no verdict."""
+    text = reply(prompt(instruction=instruction, answer_a=one, answer_b=other))
+    said = set(re.findall(r"\\[\\[(A|B)\\]\\]", text))
+    return {"A": "one", "B": "other"}[said.pop()] if len(said) == 1 else None
+
+
+# Ask in both orders: a judge may favour a place. These two should name the same answer.
+print(better("What is 2 + 3?", one="It is 5.", other="It is 6."))
+print(better("What is 2 + 3?", one="It is 6.", other="It is 5."))
+'''
+
 PAIRWISE = Task(
     name="pairwise",
     version=0,
@@ -106,5 +119,6 @@ PAIRWISE = Task(
         heading=_heading,
         shares={"share_a": "A among A and B"},
         to_ask="The verdict is `[[A]]` or `[[B]]`, at the end. Ask in both orders.",
+        usage=_USAGE,
     ),
 )

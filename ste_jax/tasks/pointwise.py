@@ -64,6 +64,17 @@ def compare_scores(question: Question, verdicts: Sequence[str | None]) -> str | 
     return CHOSEN if int(chosen) > int(rejected) else REJECTED
 
 
+_USAGE = '''\
+def score(instruction, answer):
+    """The answer's score from 1 to 10; None where the judge gives none."""
+    text = reply(prompt(instruction=instruction, answer=answer))
+    said = set(re.findall(r"\\[\\[(\\d+)\\]\\]", text))
+    return int(said.pop()) if len(said) == 1 else None
+
+
+print(score("What is 2 + 3?", "It is 5."), score("What is 2 + 3?", "It is 6."))
+'''
+
 POINTWISE = Task(
     name="pointwise",
     version=1,
@@ -93,5 +104,6 @@ POINTWISE = Task(
         heading=lambda question: "Each answer by itself: the better one is to have more",
         to_ask="The score is a whole number from `[[1]]` to `[[10]]`, at the end. Ask about each "
         "answer by itself; of two, the better one is that with the higher score.",
+        usage=_USAGE,
     ),
 )

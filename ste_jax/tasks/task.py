@@ -67,6 +67,9 @@ class Wording:
     """Name of a share in `Task.shares` -> what the report calls it."""
     to_ask: str
     """The sentences of a model's card on the verdict and on how to ask."""
+    usage: str = ""
+    """The lines of Python in a model's card that ask about an example and read the verdict, by the
+    `prompt` and `reply` of `ste_jax.commands.usage`."""
 
 
 def printed(question: Question, verdicts: Sequence[str | None]) -> str | None:

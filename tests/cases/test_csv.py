@@ -50,6 +50,26 @@ def test_an_open_quote_does_not_take_all_memory(tmp_path, monkeypatch):
         read(path)
 
 
+@pytest.mark.parametrize(("sign", "called"), [(";", "semicolons"), ("\t", "tabs")])
+def test_columns_that_are_not_parted_by_commas(tmp_path, sign, called):
+    path = tmp_path / "pool.csv"
+    path.write_text(f'instruction{sign}n\nName "a" river{sign}1\n"open{sign}2\n')
+    with pytest.raises(RequestError, match=f"parted by commas, and the first line has {called}"):
+        read(path)
+
+
+def test_a_file_of_tabs_is_refused_with_what_to_do(tmp_path):
+    (path := tmp_path / "pool.tsv").write_text("instruction\tn\n")
+    with pytest.raises(RequestError, match="; write it as CSV, with commas"):
+        read(path)
+
+
+def test_a_usual_name_in_capitals_is_taken_where_there_is_no_other(tmp_path):
+    path = tmp_path / "pool.csv"
+    path.write_text("Question,text\nName a river.,Name a lake.\nName a city.,\n")
+    assert texts(read(path)) == ["Name a lake.", "Name a city."]
+
+
 def test_quotes_that_are_wrong_within_a_line_cost_that_row(tmp_path):
     path = tmp_path / "pool.csv"
     path.write_text('instruction,n\n"Say "hi" to me",1\nName a river.,2\n')

@@ -71,7 +71,7 @@ def test_what_an_earlier_version_evaluated_is_measured_otherwise_without_asking(
     assert "by" not in figures(out)
     status, error = told(capsys, "score", str(out), "--by", "section")
     assert status == 2 and "`ste evaluate` again" in error and one_sentence(error)
-    monkeypatch.setattr(evaluating, "open_judge", None)
+    monkeypatch.setattr(evaluating, "open_judge", lambda *_: pytest.fail("a judge is opened"))
     assert main([*words, str(out)]) == 0
     assert figures(out) == figures(evaluated[0])
 

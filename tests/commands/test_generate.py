@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from ste_jax.cli import main
 from ste_jax.commands import batch
+from ste_jax.commands import generate as generating
 from ste_jax.commands.options import DecodingOptions
 from ste_jax.generation import Message, Sampling
 from ste_jax.system.errors import RequestError
@@ -175,6 +176,35 @@ def test_of_two_commands_that_write_one_output_one_is_refused(
     assert main(asked) == 0 and len(rows_of(out)) == 1
 
 
+def test_a_finished_file_says_so_and_one_made_otherwise_is_refused(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = write_prompts(tmp_path / "in.jsonl", {"prompt": " apple"}, {"prompt": " bread"})
+    out = tmp_path / "out.jsonl"
+    asked = words(model, prompts, out, "--max-new-tokens", "4")
+    assert main(asked) == 0
+    before = out.read_bytes()
+    monkeypatch.setattr(generating, "open_generator", None)  # no weights are read for this
+    capsys.readouterr()
+    assert main(asked) == 0
+    assert capsys.readouterr().out == f"{out}: done already, 2 samples of 2 prompts\n"
+    other = tiny.write_model(tmp_path / "other", seed=1)
+    more = write_prompts(tmp_path / "more.jsonl", {"prompt": " apple"})
+    for change, says in (
+        ([asked[0], str(other), *asked[2:]], "another model is asked"),
+        ([*asked, "--prompts", str(more)], "the prompts are others"),
+        ([*asked, "--temperature", "0.5"], "temperature is 0.5, not 0.7"),
+        ([*asked, "--samples", "2"], "samples is 2, not 1"),
+    ):
+        assert main(change) == 2
+        error = capsys.readouterr().err
+        assert f"settings ({says}); name another --out" in error, error
+        assert out.read_bytes() == before
+    out.write_bytes(before + b"\n")
+    assert main(asked) == 2
+    assert "was changed since it was written" in capsys.readouterr().err
+
+
 DAMAGED = [b"{", b"\xff\xfe", b"[1]", b'{"id": "1"}', b'{"id": [1], "sample": 0}', b"[" * 10**5]
 
 
@@ -234,6 +264,19 @@ def test_samples_without_their_settings_are_told_and_kept(held: tuple[Path, list
         assert work.read_bytes() == b"".join(start + lines[2:])
     work.rename(out.with_name("aside"))
     assert answered(out, 3) == 6
+
+
+def test_killed_after_the_output_and_before_the_note_of_it(
+    held: tuple[Path, list[bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, _ = held
+    with monkeypatch.context() as patched:
+        patched.setattr(batch.files, "write_json", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            answered(out, 3)
+    assert out.exists() and not batch.is_answered(str(out), {"seed": 0}, 2)
+    assert answered(out, 3) == 0
+    assert batch.is_answered(str(out), {"seed": 0}, 2)
 
 
 def test_one_line_of_settings_is_enough(held: tuple[Path, list[bytes]]) -> None:

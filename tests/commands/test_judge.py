@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from typing import Any
 
 import jax
@@ -17,6 +18,7 @@ from ste_jax.commands import judge_options
 from ste_jax.config.judging import with_task
 from ste_jax.config.schema import Config, JudgeKnobs
 from ste_jax.generation import Request
+from ste_jax.run.best import locate
 from ste_jax.stages import judge_card
 from ste_jax.system.errors import RequestError, WorkError
 from tests.stages.scripted import Reply, Scripted
@@ -195,6 +197,40 @@ def test_a_judge_that_scores_one_answer_has_a_vote_for_each_two_scores(
     printed = capsys.readouterr().out
     assert "=> scores 5 and 7: answer b is better" in printed
     assert "votes: a 1, b 1, tie 1, no verdict 0 of 3" in printed
+
+
+def test_ste_judge_as_json_and_its_status_without_a_verdict(
+    finished, monkeypatch, capsys, tmp_path
+):
+    run, _ = finished
+    replies = [prefers_house, lambda request, sample: (" I cannot", "length")]
+    monkeypatch.setattr(
+        asking, "open_judge", lambda *_: Scripted(lambda *asked: replies[0](*asked))
+    )
+    (tmp_path / "b.txt").write_text(" igloo\n")
+    words = ["judge", str(run.root), "--instruction", " apple", "--a", " house"]
+    words += ["--b", f"@{tmp_path / 'b.txt'}", "--no-force-verdict"]
+    assert main([*words, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    verdict = ste_jax.load_judge(run.root, force_verdict=False)(" apple", " house", " igloo")
+    judgments = [dataclasses.asdict(each) for each in verdict.judgments]
+    assert found == {
+        "model": str(run.root),
+        "iteration": locate(str(run.root)).iteration,
+        "winner": "a",
+        "votes": verdict.votes,
+        "not_asked": 0,
+        "judgments": judgments,
+    }
+    del replies[0]
+    capsys.readouterr()
+    for more in ([], ["--json"]):
+        assert main([*words, *more]) == 3
+        said = capsys.readouterr()
+        assert said.err.count(f"the judge of {run.root} is that of iteration ") == 1, said.err
+        assert "ste: the judge ended without a verdict; try `--force-verdict`" in said.err
+        assert " I cannot" in said.out
+    assert json.loads(said.out)["winner"] is None
 
 
 def test_settings_of_jax_are_refused_and_left_as_they_are(scripted):

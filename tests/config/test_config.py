@@ -48,6 +48,7 @@ def test_overrides(tmp_path):
     [
         ("finetun.epochs=3", "no key finetun; did you mean finetune"),
         ("finetune.epoch=3", "no key finetune.epoch; did you mean epochs"),
+        ("finetune.lr=1", "no key finetune.lr; did you mean learning_rate"),
         ("finetune.epochs=many", "finetune.epochs must be a number, not 'many'"),
         ("pool.shards=1.5", "pool.shards must be a whole number"),
         ("judge.force_verdict=1", "judge.force_verdict must be true or false"),

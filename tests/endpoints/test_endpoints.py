@@ -112,7 +112,7 @@ def test_a_bigger_model_begins_and_our_own_goes_on(
         values["select"]["generator"] = values["pair"]["generator"] = "other"
         values["endpoints"]["other"] = values["endpoints"]["big"] | {"model": "big-one"}
         Path(config).write_text(yaml.safe_dump(values))
-        assert main(["run", config, "--dir", where]) == 0
+        assert main(["run", config, "--dir", where, "--yes"]) == 0
     assert {each["model"] for each in endpoint.asked} == {"bigger"}
     assert all(is_judging(each) for each in endpoint.asked) and endpoint.asked
     assert {row.judge for row in first.judgments.rows()} == {"endpoint/bigger"}

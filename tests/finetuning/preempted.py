@@ -38,6 +38,8 @@ def main() -> int:
     from ste_jax.parallel.sharding import make_mesh
 
     preemption.install()  # after JAX, which else takes the signal for itself
+    if jax.process_count() > 1:
+        preemption.stop_together()
 
     from tests.finetuning.small import Trained
 

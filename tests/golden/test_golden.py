@@ -42,7 +42,7 @@ def go_on(variant: str, *overrides: str) -> tuple[int, list[str]]:
     """`ste run`, as it was run when the archive was made: its status, and what it warned of."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        status = main([*running(variant), *overrides])
+        status = main([*running(variant), "--yes", *overrides])
     ours = str(Path(ste_jax.__file__).parent)
     return status, [str(each.message) for each in caught if each.filename.startswith(ours)]
 
@@ -85,7 +85,13 @@ def test_a_finished_evaluation_is_taken_up_and_nothing_is_asked_again(
     assert written
     assert main(evaluating(variant)) == 0
     after = {path: path.read_bytes() for path in sorted(place.rglob("*")) if path.is_file()}
-    assert {path: after.get(path) for path in before} == before
+    figures = place / "evaluation.json"
+    now = json.loads(after[figures])
+    assert now.pop("iteration") >= 0  # said since
+    assert now == json.loads(before[figures])
+    assert {path: after.get(path) for path in before if path != figures} == {
+        path: data for path, data in before.items() if path != figures
+    }
     assert {path.parent.name for path in after.keys() - before.keys()} == {"pairs"}  # kept since
     assert written == {path: path.stat().st_mtime_ns for path in written}
 

@@ -49,9 +49,9 @@ def test_a_mesh_of_some_devices() -> None:
 @pytest.mark.parametrize(
     ("knobs", "said"),
     [
-        (MeshKnobs(fsdp=3), "8 devices"),
-        (MeshKnobs(tensor=3), "8 devices"),
-        (MeshKnobs(tensor=16), "8 devices"),
+        (MeshKnobs(fsdp=3), r"fsdp=3, .* is for 3 devices; here are 8 \(cpu\)"),
+        (MeshKnobs(tensor=3), "is for a multiple of 3 devices; here are 8"),
+        (MeshKnobs(tensor=16), "is for a multiple of 16 devices; here are 8"),
         (MeshKnobs(data=-1, fsdp=-1), "only one axis"),
         (MeshKnobs(data=0), "positive"),
         (MeshKnobs(data=-2), "positive"),

@@ -14,7 +14,7 @@ import pytest
 from etils import epath
 
 from ste_jax.checkpoints.card import read_card
-from ste_jax.commands.export_model import model_card
+from ste_jax.commands.model_card import model_card
 from ste_jax.model_io.sources import Source
 from ste_jax.pipeline.phases.dpo import DpoDir
 from ste_jax.reporting.funnel import check_sums, funnel
@@ -170,7 +170,7 @@ def test_what_was_made_stays_when_a_later_stage_changes_or_goes(
     shutil.copytree(expected, run)
     here, sft = run / "iterations/1", run / "iterations/1/stages/sft"
     scored = {path: path.stat().st_mtime_ns for path in here.glob("reference/*.parquet")}
-    words = ["run", str(config), "--dir", str(run)]
+    words = ["run", str(config), "--yes", "--dir", str(run)]
 
     def steps() -> Counter[str]:
         events = read_metrics(epath.Path(run))
@@ -205,7 +205,7 @@ def test_it_may_learn_from_the_judgments_that_sft_chose_from(
     sft = run / "iterations/1/stages/sft/finetune.json"
     kept = [sft, *run.glob("iterations/1/dpo_judgments/*.parquet")]
     before = {path: path.stat().st_mtime_ns for path in kept}
-    words = ["run", str(config), "--dir", str(run)]
+    words = ["run", str(config), "--yes", "--dir", str(run)]
     annotate = ["finetune.dpo.judgments=annotate", "annotate.policy=all"]
     # More judgments, but the same chosen: SFT is not trained again. DPO has others to learn from.
     assert running.run([*words, *annotate]) == 0
@@ -228,7 +228,7 @@ def test_more_is_drawn_where_no_judgment_had_failed(
     runs = [tmp_path / name for name in ("killed", "whole")]
     for run in runs:
         shutil.copytree(expected, run)
-    words = [["run", str(config), "--dir", str(run)] for run in runs]
+    words = [["run", str(config), "--yes", "--dir", str(run)] for run in runs]
     more = ["finetune.dpo.more_samples=12", "finetune.dpo.more_temperature=2"]
     more += ["finetune.dpo.negatives=[incorrect]"]
     killed = running.run([*words[0], *more], place="write:1/more_judgments/:2")

@@ -98,7 +98,7 @@ def test_judges_are_measured_greedily_where_that_is_asked_for(measured, tmp_path
     run, _, data, words = measured
     copy = tmp_path / "run"
     shutil.copytree(run.root, copy)
-    words = [*words[:-1], str(copy), "evaluate.greedy=true", "evaluate.votes=1"]
+    words = [*words[:-1], str(copy), "--yes", "evaluate.greedy=true", "evaluate.votes=1"]
     assert main(words) == 0
     judge = RunDir(epath.Path(copy)).iteration(2)
     alone = tmp_path / "alone"

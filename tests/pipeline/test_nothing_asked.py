@@ -3,6 +3,7 @@ figure."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from etils import epath
 
 from ste_jax.config.schema import Config, JudgeKnobs
-from ste_jax.generation import Message, Sampling
+from ste_jax.generation import Completion, Message, Sampling
 from ste_jax.parallel.processes import Processes
 from ste_jax.pipeline import evaluate
 from ste_jax.pipeline.validate import Validation
@@ -20,7 +21,7 @@ from ste_jax.run.layout import RunDir
 from ste_jax.stages.judge import Judge, judge_all
 from ste_jax.stages.roles import Role
 from ste_jax.system import files
-from ste_jax.system.errors import WorkError
+from ste_jax.system.errors import Preempted, WorkError
 from ste_jax.tasks import PAIRWISE
 from tests.stages.scripted import Scripted
 
@@ -56,22 +57,46 @@ def judge() -> Scripted:
     )
 
 
-def validate(prompts: list[Prompt]) -> dict[str, Any]:
-    context: Any = SimpleNamespace(processes=Processes(), meter=lambda *_: lambda rows: None)
-    generator: Any = judge()
+def validate(root: Path, prompts: list[Prompt], generator: Any = None) -> dict[str, Any]:
+    context: Any = SimpleNamespace(
+        processes=Processes(),
+        meter=lambda *_: lambda rows: None,
+        config=Config(model="pico"),
+        run=RunDir(epath.Path(root)),
+    )
+    files.write_json(context.run.manifest, {"shards": 1, "iterations": 1})
     return Validation(judging=JUDGE, questions=PAIRWISE.questions(prompts)).measure(
-        context, generator, "3"
+        context, generator or judge(), "3", "identity"
     )
 
 
-def test_validation_is_of_what_fits() -> None:
+def test_validation_is_of_what_fits(tmp_path: Path) -> None:
     short = prompts_of("one", "two")
     wanted = {"n_prompts": 4, "accuracy": 0.5, "parsed": 1.0}
-    assert validate(short) == wanted
+    assert validate(tmp_path, short) == wanted
     mixed = short + prompts_of("a long one")
-    assert validate(mixed) == {**wanted, "n_prompts": 6, "n_too_long": 2}
+    assert validate(tmp_path, mixed) == {**wanted, "n_prompts": 6, "n_too_long": 2}
     with pytest.raises(WorkError, match="not one of the 2 validation prompts fits"):
-        validate(prompts_of("a long one"))
+        validate(tmp_path, prompts_of("a long one"))
+
+
+def test_a_validation_that_is_stopped_goes_on(tmp_path: Path) -> None:
+    prompts = prompts_of("one", "two", "three", "four")
+    first, then = judge(), judge()
+    plain = first.completions
+
+    def some() -> Iterator[Completion]:
+        for number, completion in enumerate(plain()):
+            if number == 3:
+                raise Preempted("stopped")
+            yield completion
+
+    first.completions = some  # type: ignore[method-assign]
+    with pytest.raises(Preempted):
+        validate(tmp_path, prompts, first)
+    assert validate(tmp_path, prompts, then) == validate(tmp_path / "other", prompts)
+    assert len(then.asked) == len(prompts) - 3
+    assert not list(tmp_path.rglob("*.journal"))
 
 
 def test_a_judge_that_was_asked_nothing_is_not_measured(tmp_path: Path) -> None:
@@ -85,7 +110,7 @@ def test_a_judge_that_was_asked_nothing_is_not_measured(tmp_path: Path) -> None:
         found = judge_all(PAIRWISE.questions(prompts), judge(), JUDGE, 1)
         here.heldout.judgments.write(0, [one for _, said in found for one in said])
         context: Any = SimpleNamespace(config=Config(model="m"), run=run)
-        evaluate._measure(context, here, "m")
+        evaluate._measure(context, here, "m", "evaluate")
         return files.read_json(here.evaluation)
 
     found = measure("one", "a long one")

@@ -13,7 +13,7 @@ from etils import epath
 from ste_jax.checkpoints.card import read_card
 from ste_jax.cli import main
 from ste_jax.finetuning.loop import FinetuneResult
-from ste_jax.run.best import best_checkpoint
+from ste_jax.run.best import best_judge
 from ste_jax.run.layout import RunDir
 from ste_jax.system import files
 from ste_jax.system.errors import Preempted
@@ -50,18 +50,29 @@ def test_fewer_iterations_leave_the_later_ones_out(copy, capsys):
     run, config, where = copy
     assert main(["run", str(config), "iterations=1", *where]) == 0
     assert [each.index for each in run.iterations()] == [0, 1]
-    assert best_checkpoint(run.root) == run.iteration(1).checkpoint
+    assert best_judge(run.root).checkpoint == run.iteration(1).checkpoint
     assert main(["run", str(config), *where]) == 0
     assert [each.index for each in run.iterations()] == [0, 1, 2]
 
 
-def test_a_lost_checkpoint_is_made_again(copy, tmp_path):
+def test_a_lost_checkpoint_is_made_again(copy, tmp_path, capsys):
     run, config, where = copy
     lost = Path(run.iteration(2).checkpoint)
     shutil.move(lost, tmp_path / "before")
+    here = run.iteration(2)
+    judgments = here.heldout.judgments.path(0).stat()
+    rest = [path.read_text() for path in (here.loss_curve, here.evaluation)]
+    capsys.readouterr()
     assert main(["run", str(config), *where]) == 0
+    says = "is trained again, since its checkpoint is gone"
+    plan, said = [line for line in capsys.readouterr().err.splitlines() if says in line]
+    assert "set_aside" not in plan and "(evaluation.json, finetune.json) lies in " in said
     assert_same_arrays(tmp_path / "before", lost)
     assert read_card(lost) == read_card(tmp_path / "before")
+    assert [path.read_text() for path in (here.loss_curve, here.evaluation)] == rest
+    (aside,) = (here.root / "set_aside").glob("finetune-*")
+    assert [(aside / name).read_text() for name in ("finetune.json", "evaluation.json")] == rest
+    assert here.heldout.judgments.path(0).stat() == judgments  # it is asked nothing again
 
 
 def test_the_seed_may_be_gone_once_it_was_read(copy, tmp_path, recwarn):
@@ -82,7 +93,7 @@ def test_the_instructions_may_be_gone_once_they_were_taken_in(copy, tmp_path, ca
     values = yaml.safe_load(config.read_text())
     pool = shutil.copy(values["pool"]["path"][0], tmp_path / "pool.jsonl")
     words = ["run", str(config), f"pool.path=[{pool}]", *where]
-    assert main(words) == 0
+    assert main([*words, "--yes"]) == 0
     kept = {path: path.read_bytes() for path in Path(run.pool.directory).iterdir()}
     Path(pool).unlink()
     assert main(words) == 0
@@ -99,7 +110,7 @@ def test_nothing_old_is_shown_of_a_judge_that_is_made_anew(copy, monkeypatch):
         raise Preempted("stopped")
 
     monkeypatch.setattr("ste_jax.pipeline.finetune.finetune", stop)
-    assert main(["run", str(config), "finetune.learning_rate=0.002", *where]) == 75
+    assert main(["run", str(config), "finetune.learning_rate=0.002", "--yes", *where]) == 75
     assert run.iteration(0).evaluation.exists()
     assert not run.iteration(1).evaluation.exists()
 
@@ -116,17 +127,23 @@ def test_a_training_in_hand_that_is_let_go_of_is_named(copy, monkeypatch, capsys
     assert main([*words, "--dry-run"]) == 0
     assert says in capsys.readouterr().out and states.exists()
     assert main(["run", str(config), *where, "--dry-run"]) == 0  # it would go on
-    assert "sft 1: the judge is trained, for the first time" in capsys.readouterr().out
+    assert "sft 1: the training goes on after 7 steps" in capsys.readouterr().out
 
     def stop(*_: object, **__: object) -> None:
         raise Preempted("stopped")
 
     monkeypatch.setattr("ste_jax.pipeline.finetune.finetune", stop)
-    assert main(words) == 75
+    status, error = told(capsys, *words)
+    assert status == 2 and "(sft 1, iteration 2), since finetune.learning_" in error
+    assert states.exists()
+    assert main([*words, "--yes"]) == 75
     assert says in capsys.readouterr().err and not states.exists()
+    # It comes back with its knobs, and goes on.
+    assert main(["run", str(config), *where]) == 75
+    assert (states / "training/7").is_dir()
 
 
-def test_where_no_step_was_as_good_as_the_start_the_judge_is_the_start(copy, monkeypatch):
+def test_where_no_step_was_as_good_as_the_start_the_judge_is_the_start(copy, monkeypatch, capsys):
     run, _, _ = copy
     values = yaml.safe_load(run.config.read_text())
     values["finetune"]["learning_rate"] = 0.002
@@ -148,7 +165,9 @@ def test_where_no_step_was_as_good_as_the_start_the_judge_is_the_start(copy, mon
 
     monkeypatch.setattr("ste_jax.pipeline.finetune.finetune", no_better)
     before = asked_a_model(run)
-    assert main(["finetune", str(run.root), "--iteration", "1"]) == 0
+    status, error = told(capsys, "finetune", str(run.root), "--iteration", "1")
+    assert status == 2 and "--yes" in error and one_sentence(error) and not given
+    assert main(["finetune", str(run.root), "--iteration", "1", "--yes"]) == 0
     assert asked_a_model(run) == before  # the seed was measured in the run that was copied
     seed, here = run.iteration(0), run.iteration(1)
     assert given == [json.loads(seed.validation.read_text())["measured"]]
@@ -164,7 +183,7 @@ def test_a_changed_judge_prompt_reaches_the_seed_s_card(copy, tmp_path):
     values["judge"]["force_text"] = "\n [["
     path = tmp_path / "forced.yaml"
     path.write_text(yaml.safe_dump(values))
-    assert main(["run", str(path), "iterations=1", "annotate.samples=1", *where]) == 0
+    assert main(["run", str(path), "iterations=1", "annotate.samples=1", "--yes", *where]) == 0
     card = read_card(run.iteration(0).checkpoint)
     assert card["provenance"]["judge"]["knobs"]["force_text"] == "\n [["
 

@@ -122,7 +122,7 @@ def test_a_changed_knob_redoes_only_what_it_touches(undisturbed, tmp_path):
     config, expected = undisturbed
     run = tmp_path / "run"
     shutil.copytree(expected, run)
-    words = ["run", str(config), "finetune.learning_rate=0.002", "--dir", str(run)]
+    words = ["run", str(config), "finetune.learning_rate=0.002", "--yes", "--dir", str(run)]
     assert running.run(words) == 0
     done = read_metrics_of(run)[len(read_metrics_of(expected)) :]
     stages = {each["stage"] for each in done if each["event"] == "work"}

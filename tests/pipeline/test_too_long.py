@@ -81,7 +81,7 @@ def test_what_does_not_fit_is_counted_beside_the_figures(
     mixed = write_pairs(tmp_path / "mixed.jsonl", " apple", " chair", LONG)
     found: dict[str, dict[str, Any]] = {}
     for name, data in {"short": short, "mixed": mixed}.items():
-        assert evaluate(model, data, tmp_path / name) == 0
+        assert evaluate(model, data, tmp_path / name, "--json") == 0
         found[name] = json.loads(capsys.readouterr().out)
     assert found["mixed"]["n"] == 3 and found["mixed"]["n_too_long"] == 1
     assert found["short"]["n"] == 2 and found["short"]["n_too_long"] == 0
@@ -90,3 +90,6 @@ def test_what_does_not_fit_is_counted_beside_the_figures(
     rows = list(Table(tmp_path / "mixed" / "judgments", Judgment, 8).rows())  # type: ignore[arg-type]
     assert sorted(row.failure == "too_long" for row in rows) == [False] * 4 + [True] * 2
     assert all("positions" in row.text for row in rows if row.failure == "too_long")
+    assert main(["score", str(tmp_path / "mixed")]) == 0
+    shown = capsys.readouterr().out
+    assert "warning: 1 of 3 pairs were not asked" in shown and "512 positions" in shown

@@ -28,6 +28,7 @@ def test_a_row_per_judge(whole_run: RunDir) -> None:
     assert seed["pairs"] is None and seed["kept_A"] is None and seed["tokens_trained"] is None
     evaluation = files.read_json(whole_run.iteration(2).evaluation)
     assert second["agreement_with_constructed_labels"] == evaluation["accuracy"]
+    assert second["held_out_pairs"] == evaluation["n"] > 0
     assert second["agreement_with_constructed_labels_ci95"] == evaluation["accuracy_ci95"]
     assert second["consistent_agreement"] == evaluation["consistent_accuracy"]
     assert second["majority_agreement_ci95"] == evaluation["majority_accuracy_ci95"]

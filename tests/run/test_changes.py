@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from ste_jax.config.identity import Identity, fingerprint
 from ste_jax.run import marks
-from ste_jax.run.changes import TEXT_OF, Changes, RecipeStep
-from ste_jax.run.changes import _shown as shown
+from ste_jax.run.changes import TEXT_OF, Changes, RecipeStep, shown
 from ste_jax.system.terminal import harmless
 
 JUDGED = RecipeStep(
@@ -128,5 +127,26 @@ def test_a_start_says_a_line_on_standard_error_and_in_its_log(capsys) -> None:
     assert capsys.readouterr() == ("", f"{line}\n")
     assert events == [{"event": "made_again", "step": "annotate 2", "line": line}]
     changes.dry = True
-    changes.again(JUDGED, "9 prompts are judged again", made(), made(version=2), "It lies there")
-    assert capsys.readouterr() == (f"{line}\n", "") and len(events) == 1
+    changes.again(JUDGED, "9 prompts are judged again", made(), made(version=2))
+    assert capsys.readouterr() == ("", "") and len(events) == 1
+    (planned,) = changes.planned
+    assert planned.line == line.removesuffix(". It lies there")
+    assert planned.why == "this version makes it otherwise" and planned.asks
+
+
+def test_what_is_made_as_a_whole_asks_where_it_may_come_out_as_another() -> None:
+    def foretold(there: Identity, had: bool = True, **given: Any) -> tuple[str, bool]:
+        changes = Changes(dry=True, **given)
+        changes.foretell(JUDGED, "the judge is trained", there, made(), had)
+        (planned,) = changes.planned
+        assert (planned.fate == "done") == (JUDGED.title not in changes.redone)
+        return planned.fate, planned.asks
+
+    assert foretold(made()) == ("done", False)
+    assert foretold(made(version=2)) == ("again", True)
+    assert foretold(made(), redone={"pair"}) == ("goes on", False)
+    assert foretold(made(), redone={"pair"}, others={"pair"}) == ("again", True)
+    assert foretold(Identity(""), had=False) == ("first", False)
+    changes = Changes(dry=True)
+    changes.foretell(JUDGED, "the judge is trained", made(version=2), made(), had=False)
+    assert changes.others == {JUDGED.title}  # what was made with the earlier one does not fit

@@ -8,7 +8,6 @@ import random
 import re
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 from etils import epath
@@ -16,15 +15,14 @@ from etils import epath
 from ste_jax import records
 from ste_jax.checkpoints.card import read_card
 from ste_jax.cli import main
-from ste_jax.commands.export_model import model_card
+from ste_jax.commands.model_card import model_card
 from ste_jax.model_io.sources import resolve
 from ste_jax.run.best import locate
 from ste_jax.run.layout import RunDir
 from ste_jax.run.metrics_log import read_metrics
-from ste_jax.system import files
 from ste_jax.system.errors import Preempted, WorkError
-from tests import reports, running
-from tests.comparing import assert_same_arrays
+from tests import reports
+from tests.comparing import assert_same_arrays, tree
 from tests.test_cli import one_sentence, told
 
 
@@ -34,12 +32,6 @@ def copy(finished, tmp_path):
     run, config = finished
     shutil.copytree(run.root, tmp_path / "run")
     return RunDir(epath.Path(tmp_path / "run")), ["run", str(config), "--dir", f"{tmp_path}/run"]
-
-
-def tree(root: Any) -> dict[Path, tuple[int, bytes]]:
-    """Every file below a directory: when it was written, and what."""
-    found = [path for path in Path(root).rglob("*") if path.is_file()]
-    return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in found}
 
 
 def tables(run: RunDir) -> dict[Path, bytes]:
@@ -108,7 +100,7 @@ def test_a_training_that_cannot_be_leaves_the_judges_there(copy, capsys):
     status, error = told(capsys, *words, "finetune.sequence_length=8")  # seen at once
     assert status == 2 and "finetune.sequence_length=8" in error
     too_short = int(re.findall(r"less than the (\d+) tokens", error)[0]) + 1
-    status, error = told(capsys, *words, f"finetune.sequence_length={too_short}")
+    status, error = told(capsys, *words, f"finetune.sequence_length={too_short}", "--yes")
     assert status == 1 and f"finetune.sequence_length={too_short}" in error
     assert main(words) == 0
     assert work(run) == asked and tables(run) == before
@@ -125,8 +117,9 @@ def test_an_endpoint_that_cannot_be_asked_leaves_the_rows_there(copy, capsys, mo
         "endpoints={big: {url: 'http://localhost:1/v1', model: m, key_variable: NO_SUCH_KEY}}",
         "annotate.generator={1: big}",
     ]
-    status, error = told(capsys, *words, *other)
-    assert status == 2 and "NO_SUCH_KEY" in error
+    status, error = told(capsys, *words, *other, "--yes")
+    last = error.splitlines()[-1]
+    assert status == 2 and "NO_SUCH_KEY" in last and "is not set" in last
     assert tables(run) == before
 
 
@@ -264,10 +257,12 @@ def test_rows_that_a_knob_takes_away_come_back_with_it(copy, capsys, monkeypatch
     before = current(run)
     with monkeypatch.context() as patch:
         patch.setattr("ste_jax.pipeline.finetune.finetune", stop)
-        assert told(capsys, *words, *fewer)[0] == status
+        assert told(capsys, *words, *fewer, "--yes")[0] == status
     assert len(list(run.iteration(1).judgments.rows())) < 60
     asked = work(run)
-    assert main(words) == 0
+    status, error = told(capsys, *words)  # what comes of it is not known before
+    assert status == 2 and "finished work may be set aside (" in error.splitlines()[-1]
+    assert main([*words, "--yes"]) == 0
     assert work(run) == asked and current(run) == before
 
 
@@ -285,7 +280,7 @@ def test_a_judge_that_is_not_whole_is_set_aside_for_other_knobs(copy, monkeypatc
         path.unlink()
     with monkeypatch.context() as patch:
         patch.setattr("ste_jax.pipeline.finetune.finetune", stop)
-        assert main([*words, "finetune.epochs=1"]) == 75
+        assert main([*words, "finetune.epochs=1", "--yes"]) == 75
     assert not here.checkpoint.exists()
     assert main(words) == 0
     assert work(run) == asked and current(run) == before
@@ -297,7 +292,7 @@ def test_a_damaged_checkpoint_is_told_and_not_removed_for_other_knobs_either(cop
     card = Path(run.iteration(1).checkpoint) / "ste_checkpoint.json"
     card.write_text(card.read_text()[:200])
     before = tree(run.iteration(1).root)
-    status, error = told(capsys, *words, "finetune.epochs=1")
+    status, error = told(capsys, *words, "finetune.epochs=1", "--yes")
     assert status == 1 and str(card.parent) in error and one_sentence(error)
     assert tree(run.iteration(1).root) == before
 
@@ -355,96 +350,3 @@ def test_a_damaged_loss_curve_is_made_again_without_training(copy, tmp_path, cap
 
 # ---------------------------------------------------------------------------------------------
 # --out
-
-
-@pytest.fixture
-def evaluation(finished, tmp_path):
-    """The words of an evaluation, and where it goes."""
-    run, _ = finished
-    data = tmp_path / "pairs.jsonl"
-    row = {"instruction": " apple", "response_a": " house", "response_b": " igloo", "label": "A"}
-    data.write_text(json.dumps(row) + "\n")
-    out = tmp_path / "out"
-    words = ["evaluate", str(run.root), "--benchmark", "pairs", "--data", str(data)]
-    return [*words, "--out", str(out)], out
-
-
-def test_of_two_evaluations_in_one_place_at_once_one_is_refused(evaluation, capsys):
-    words, out = evaluation
-    first = running.start(words)
-    while not (out / "benchmark.json").exists():
-        assert first.poll() is None
-    status, error = told(capsys, *words)
-    assert status == 2 and "another `ste` command is at work" in error
-    output, _ = first.communicate(timeout=600)
-    assert first.returncode == 0, output
-    with files.held(out):
-        for again in (words, ["score", str(out)]):
-            status, error = told(capsys, *again)
-            assert status == 2 and "another `ste` command is at work" in error
-
-
-def test_an_evaluation_of_another_judge_or_other_settings_is_refused(
-    finished, evaluation, tmp_path, capsys
-):
-    words, out = evaluation
-    run, _ = finished
-    assert main(words) == 0
-    before = tree(out)
-    other = tmp_path / "others.jsonl"
-    row = {"instruction": " bread", "response_a": " house", "response_b": " igloo", "label": "A"}
-    other.write_text(json.dumps(row) + "\n")
-    for change in (
-        [words[0], str(run.iteration(0).checkpoint), *words[2:]],
-        [*words, "--votes", "3"],
-        [*words, "--max-new-tokens", "5"],
-        [*words, "--data", str(other)],
-    ):
-        status, error = told(capsys, *change)
-        assert status == 2 and "name another --out" in error and one_sentence(error), error
-        assert tree(out) == before
-    assert main(words) == 0
-    capsys.readouterr()
-    assert main(["score", str(out)]) == 0
-
-
-@pytest.mark.parametrize("damage", [b"{", None])
-def test_an_evaluation_that_lost_what_tells_of_it_is_gone_on_with(evaluation, capsys, damage):
-    words, out = evaluation
-    assert main(words) == 0
-    mark, second = out / "benchmark.json", out / "benchmark.json.copy"
-    whole, before = mark.read_bytes(), tree(out / "judgments")
-
-    def lose(path: Path) -> None:
-        path.write_bytes(damage) if damage else path.unlink()
-
-    lose(mark)
-    with files.held(out):
-        there = tree(out)
-        for again in (words, ["score", str(out)]):
-            assert told(capsys, *again)[0] == 2
-            assert tree(out) == there
-    assert main(["score", str(out)]) == 0  # it asks no more than that one of them is there
-    lose(mark) if mark.exists() else None
-    lose(second)
-    status, error = told(capsys, *words, "--votes", "3")
-    assert status == 2 and "name another --out" in error
-    assert main(words) == 0
-    assert tree(out / "judgments") == before and mark.read_bytes() == whole
-
-
-def test_judgments_of_two_judges_make_no_figure(finished, evaluation, capsys):
-    words, out = evaluation
-    assert main(words) == 0
-    capsys.readouterr()
-    (path,) = [
-        path
-        for path in (out / "judgments").iterdir()
-        if records.open_parquet(path.read_bytes(), "x").metadata.num_rows
-    ]
-    rows = records.from_parquet(path.read_bytes(), records.Judgment, "x")
-    mixed = [vars(rows[0]) | {"judge": "another"}, vars(rows[1])]
-    made = [records.Judgment(**row) for row in mixed]
-    path.write_bytes(records.to_parquet(made, records.Judgment))
-    status, error = told(capsys, "score", str(out))
-    assert status == 1 and "two judges" in error

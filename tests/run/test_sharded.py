@@ -42,8 +42,11 @@ class Bench:
         self.made_under = "one"
         self.stop_after = 10**9
         self.together = self.both = False
+        self.by_model = True
         self.ready = lambda: None
         self.derived = ()
+        self.keep_every = None
+        self.counted: list[int] = []
 
     def run(self, processes=None, changes=None):
         stage = ShardedWork(
@@ -56,6 +59,7 @@ class Bench:
             together=self.together,
             ready=self.ready,
             derived=self.derived,
+            by_model=self.by_model,
             words=Words(
                 step=RecipeStep(title="label", takes=("intake",), asks="seed"),
                 rows="instructions",
@@ -63,16 +67,25 @@ class Bench:
                 gone="are no longer in the pool",
             ),
         )
-        return run_sharded(stage, self.work, processes or Processes(), changes=changes)
+        return run_sharded(
+            stage,
+            self.work,
+            processes or Processes(),
+            on_shard=lambda shard, rows: self.counted.append(rows),
+            changes=changes,
+            keep_every=self.keep_every,
+        )
 
     def lines(self, **given):
-        """What a dry run says."""
+        """What a dry pass says of what is not done."""
+        return [each.line for each in self.foretold(**given) if each.fate != "done"]
+
+    def foretold(self, **given):
+        """What a dry pass foretells."""
         changes = Changes(dry=True, **given)
-        said = []
-        changes.say = lambda title, what, where="": said.append(f"{title}: {what}. {where}")
         with files.reading_only():
             assert not self.run(changes=changes)
-        return said
+        return changes.planned
 
     def work(self, rows):
         waiting = []

@@ -18,17 +18,17 @@ def bench(tmp_path):
     return Bench(tmp_path)
 
 
-LOST = "since its knobs, its inputs, its model or its version are others now. "
+LOST = "since its knobs, its inputs, its model or its version are others now"
 
 
 def first_line(capsys):
     """The first line that a start has said, up to where what was there lies."""
-    return re.sub(r"What was there lies in .*", "", capsys.readouterr().err.splitlines()[0])
+    return re.sub(r"\. What was there lies in .*", "", capsys.readouterr().err.splitlines()[0])
 
 
 def test_a_line_counts_what_is_made_again_and_not_what_comes_back(bench, capsys):
     bench.inputs, everything = bench.inputs[:15], bench.inputs
-    assert bench.lines() == ["label: 15 instructions are labelled, for the first time. "]
+    assert bench.lines() == ["label: 15 instructions are labelled, for the first time"]
     bench.run()
     assert capsys.readouterr().err == ""
     bench.inputs, bench.made_under = everything, "two"
@@ -64,7 +64,7 @@ def test_what_goes_with_rows_that_are_made_again_is_said(bench, capsys):
     more = row("row-99")
     bench.inputs.append(more)
     for another, line in (
-        ("one", "label: 1 more instruction is labelled, and the training set goes"),
+        ("one", "label: 1 more instruction is labelled; 20 of 21 are there, and the training set "),
         ("two", "label: 21 instructions are labelled again, and the training set goes, "),
     ):
         marks.mark(bench.derived[0], "made of them")
@@ -74,19 +74,49 @@ def test_what_goes_with_rows_that_are_made_again_is_said(bench, capsys):
         assert said.startswith(line)
         capsys.readouterr()
         bench.run()
-        assert capsys.readouterr().err.splitlines()[0].startswith(line)
+        begins = line.replace("; 20 of 21 are there", "")
+        assert capsys.readouterr().err.splitlines()[0].startswith(begins)
         assert not any(path.exists() for path in bench.derived)
 
 
-def test_a_dry_run_says_what_follows_from_what_is_made_again(bench):
+def test_a_dry_pass_says_what_follows_from_what_is_made_again(bench):
     bench.run()
-    assert bench.lines(redone={"select"}) == []
+    assert bench.lines(redone={"select"}, others={"select"}) == []
     for upstream, what in (
         ("seed", "20 instructions are labelled again"),
         ("intake", "instructions that change, of 20, and new ones are labelled"),
     ):
-        line = f"label: {what}, since {upstream} is made again. "
-        assert bench.lines(redone={upstream}) == [line]
+        (found,) = bench.foretold(redone={upstream}, others={upstream})
+        assert found.line == f"label: {what}, since {upstream} is made again"
+        assert found.asks and not found.why and found.todo is None
+
+
+def test_what_is_only_gone_on_with_asks_for_nothing(bench):
+    bench.run()
+    assert bench.lines(redone={"seed"}) == []  # the same seed, made again
+    (found,) = bench.foretold(redone={"intake"})
+    assert found.line == "label: instructions that intake adds are labelled"
+    assert found.fate == "goes on" and not found.asks
+    bench.inputs.append(row("row-99"))
+    (found,) = bench.foretold()
+    assert found.line == "label: 1 more instruction is labelled; 20 of 21 are there"
+    assert (found.fate, found.asks, found.todo) == ("goes on", False, 1)
+
+
+def test_rows_of_other_knobs_ask_and_so_do_rows_that_are_not_wanted_any_more(bench):
+    (first,) = bench.foretold()
+    assert (first.fate, first.asks, first.todo) == ("first", False, 20)
+    bench.run()
+    assert [each.fate for each in bench.foretold()] == ["done"]
+    bench.inputs = bench.inputs[:17]
+    (fewer,) = bench.foretold()
+    assert (fewer.fate, fewer.asks) == ("aside", True)
+    bench.made_under = "two"
+    (again,) = bench.foretold()
+    assert (again.fate, again.asks, again.todo) == ("again", True, 17)
+    assert again.why == LOST.removeprefix("since ")
+    bench.by_model = False
+    assert not any(each.asks for each in bench.foretold())
 
 
 @pytest.mark.parametrize("table", ["first", "last"])
@@ -110,10 +140,10 @@ def test_a_damaged_shard_that_is_set_aside_anyway_stops_nothing(bench, capsys, t
 
 def test_one_row_is_spoken_of_as_one(bench):
     everything, bench.inputs = bench.inputs, bench.inputs[:1]
-    assert bench.lines() == ["label: 1 instruction is labelled, for the first time. "]
+    assert bench.lines() == ["label: 1 instruction is labelled, for the first time"]
     bench.run()
     bench.inputs = everything[:2]
-    assert bench.lines() == ["label: 1 more instruction is labelled. "]
+    assert bench.lines() == ["label: 1 more instruction is labelled; 1 of 2 are there"]
     bench.run()
     bench.inputs = everything[:1]
     (said,) = bench.lines()

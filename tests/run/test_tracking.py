@@ -12,7 +12,7 @@ from etils import epath
 
 from ste_jax.config.schema import TrackKnobs
 from ste_jax.finetuning.meters import measured
-from ste_jax.run.tracking import Tracker, check_tracking
+from ste_jax.run.tracking import RECIPE, Tracker, check_tracking
 from ste_jax.system.errors import RequestError
 from ste_jax.system.hardware import PEAK_FLOPS
 from tests.full_disk import files_no_larger_than
@@ -28,10 +28,10 @@ def event(step: int, loss: float) -> dict[str, Any]:
     return {"step": step, "loss": loss, "tokens": 100, "note": "no number"}
 
 
-def scalars(root: Path, tag: str) -> list[tuple[int, float]]:
+def scalars(root: Path, tag: str, name: str = "1-sft") -> list[tuple[int, float]]:
     """What TensorBoard would show."""
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    found = events.EventAccumulator(str(root / "tensorboard" / "1-sft"))
+    found = events.EventAccumulator(str(root / "tensorboard" / name))
     found.Reload()
     return [(one.step, one.value) for one in found.Scalars(tag)]
 
@@ -56,6 +56,53 @@ def test_a_validation_that_is_taken_again_voids_no_step(tmp_path: Path) -> None:
         second.validation(3, {"accuracy": 0.75})
     assert scalars(tmp_path, "train/loss") == [(3, 0.5)]
     assert scalars(tmp_path, "validation/accuracy") == [(3, 0.75)]
+
+
+CURVE = {0: {"accuracy/held-out": 0.5}, 1: {"accuracy/held-out": 0.75}}
+
+
+def recipe(root: Path, **knobs: Any) -> Tracker:
+    return Tracker(
+        TrackKnobs(**knobs), epath.Path(root), RECIPE, run="run", attempt="a1", config={"seed": 0}
+    )
+
+
+def test_the_curve_of_the_iterations_is_in_place_of_the_one_before(tmp_path: Path) -> None:
+    with recipe(tmp_path) as first:
+        assert not first.recipe_written
+        first.recipe({0: {"accuracy/held-out": 0.25}, 1: {"accuracy/held-out": 0.3}}, 1, [])
+    with recipe(tmp_path) as second:
+        assert second.recipe_written
+        second.recipe(CURVE, 1, ["held-out"])
+    assert scalars(tmp_path, "accuracy/held-out", RECIPE) == [(0, 0.5), (1, 0.75)]
+
+
+def test_the_accuracy_has_a_chart_with_its_interval(tmp_path: Path) -> None:
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    layout = pytest.importorskip("tensorboard.plugins.custom_scalar.layout_pb2")
+    with recipe(tmp_path) as one:
+        one.recipe(CURVE, 1, ["held-out"])
+    found = events.EventAccumulator(str(tmp_path / "tensorboard" / RECIPE))
+    found.Reload()
+    (shown,) = found.Tensors("custom_scalars__config__")
+    charts = layout.Layout.FromString(shown.tensor_proto.string_val[0]).category[0].chart
+    (series,) = charts[0].margin.series
+    ends = ["accuracy/held-out", "accuracy/held-out_low", "accuracy/held-out_high"]
+    assert [series.value, series.lower, series.upper] == ends
+
+
+def test_weights_and_biases_gets_the_iteration_that_was_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logged: list[Any] = []
+    run = SimpleNamespace(
+        log=lambda numbers, step: logged.append((step, numbers)), finish=lambda: None
+    )
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=lambda **words: run))
+    with recipe(tmp_path, tensorboard=False, wandb="judges") as one:
+        assert one.recipe_written
+        one.recipe(CURVE, 1, ["held-out"])
+    assert logged == [(1, {"accuracy/held-out": 0.75})]
 
 
 def test_what_cannot_be_written_ends_no_training(tmp_path: Path) -> None:

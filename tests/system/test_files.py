@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from etils import epath
 
 from ste_jax.run.metrics_log import MetricsLog
 from ste_jax.system import files
-from ste_jax.system.errors import WorkError
+from ste_jax.system.errors import RequestError, WorkError
 
 
 def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
@@ -83,6 +85,46 @@ def test_remove_and_sweep(tmp_path):
     assert not list((tmp_path / "sub").iterdir())
 
 
+def test_another_thread_writes_while_one_only_reads(tmp_path: Path) -> None:
+    place, failed = epath.Path(tmp_path / "here"), []
+
+    def write() -> None:
+        try:
+            files.write_whole(place, b"new")
+        except AssertionError as error:
+            failed.append(error)
+
+    with files.reading_only():
+        thread = threading.Thread(target=write)
+        thread.start()
+        thread.join()
+        assert files.is_reading_only()
+    assert not failed and place.read_bytes() == b"new"
+
+
+def test_only_reading_within_only_reading_ends_with_the_outer_one() -> None:
+    with files.reading_only():
+        with files.reading_only():
+            pass
+        assert files.is_reading_only()
+    assert not files.is_reading_only()
+
+
+def test_a_look_of_a_moment_keeps_no_command_from_its_start(tmp_path: Path) -> None:
+    handle = os.open(tmp_path, os.O_RDONLY)  # as `is_held` does it
+    fcntl.flock(handle, fcntl.LOCK_SH)
+    threading.Timer(files._A_MOMENT / 2, os.close, (handle,)).start()
+    with files.held(tmp_path):
+        assert files.is_held(epath.Path(tmp_path))
+    handle = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_SH)
+    try:
+        with pytest.raises(RequestError, match="is at work on"), files.held(tmp_path):
+            pass
+    finally:
+        os.close(handle)
+
+
 @pytest.mark.parametrize(
     "write",
     [
@@ -104,8 +146,11 @@ def test_nothing_is_written_where_only_reading_is_allowed(
 ) -> None:
     place = epath.Path(tmp_path / "here")
     place.write_bytes(b'{"event": "torn')
-    with files.reading_only(), pytest.raises(AssertionError, match="a dry run changes nothing"):
-        write(place)
+    with files.reading_only():
+        with files.reading_only():
+            pass  # what comes after it is still in the outer one
+        with pytest.raises(AssertionError, match="a dry run changes nothing"):
+            write(place)
     assert [path.name for path in tmp_path.iterdir()] == ["here"]
     assert place.read_bytes() == b'{"event": "torn'
     files.write_whole(place, b"new")

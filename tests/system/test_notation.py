@@ -14,6 +14,7 @@ from ste_jax.config.load import load_config
 from ste_jax.prompts.render import PLACES, load_template
 from ste_jax.system import notation
 from ste_jax.system.errors import RequestError
+from ste_jax.system.yaml_notation import from_yaml
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=8)
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | TEXTS
@@ -28,7 +29,7 @@ VALUES = st.recursive(
 @given(value=VALUES)
 def test_what_is_written_is_read(value):
     assert notation.from_json(json.dumps(value)) == value
-    assert notation.from_yaml(yaml.safe_dump(value, allow_unicode=True)) == value
+    assert from_yaml(yaml.safe_dump(value, allow_unicode=True)) == value
 
 
 @pytest.mark.parametrize(
@@ -57,7 +58,7 @@ def test_what_is_written_is_read(value):
     ],
 )
 def test_yaml_is_read_as_it_is_written(text, value):
-    assert notation.from_yaml(text) == value
+    assert from_yaml(text) == value
 
 
 @pytest.mark.parametrize(
@@ -72,7 +73,7 @@ def test_yaml_is_read_as_it_is_written(text, value):
 )
 def test_what_yaml_is_refused(text, told):
     with pytest.raises(ValueError, match=told):
-        notation.from_yaml(text)
+        from_yaml(text)
 
 
 @pytest.mark.parametrize("depth", [101, 1000, 100_000])

@@ -23,6 +23,8 @@ from gcp_storage_emulator.handlers import objects
 
 from ste_jax.checkpoints.card import read_card
 from ste_jax.checkpoints.checkpoint import load_checkpoint, save_checkpoint
+from ste_jax.commands.clean import clean
+from ste_jax.commands.status import status
 from ste_jax.config.schema import PoolKnobs
 from ste_jax.models.parameters import parameters_of
 from ste_jax.parallel.processes import Processes
@@ -107,6 +109,10 @@ def test_a_run_in_a_bucket_is_the_run_on_a_disk(bucket: str, tmp_path: Path) -> 
     steps = [event["step"] for event in events if event["event"] == "train_step"]
     assert steps.count(1) == 1 and max(steps) > 7  # it went on from a state in the bucket
     assert (there / "report" / "index.html").exists()
+    stands = status(f"{bucket}/run")
+    assert all(step["done"] for step in stands["steps"]) and stands["at_work"] is None
+    assert running.run(["run", f"{bucket}/run"]) == 0  # under its own config
+    assert len(read_metrics(epath.Path(f"{bucket}/run"))) == len(events)
 
 
 def test_a_save_that_fails_leaves_the_checkpoint_before_it(
@@ -195,3 +201,13 @@ def test_what_is_moved_aside_in_a_bucket_comes_back(bucket: str) -> None:
     table.write(0, [])
     marks.change_over(mark, [table.directory], "one")
     assert list(table.rows()) == rows and marks.marked(mark) == "one"
+
+
+def test_what_is_set_aside_in_a_bucket_is_removed(bucket: str) -> None:
+    root = epath.Path(f"{bucket}/cleaned")
+    files.write_json(root / "manifest.json", {"shards": 1, "iterations": 1})
+    for name in ("one", "two"):
+        place = root / "pairs" / "set_aside" / f"pair-{name}" / "kept"
+        files.write_whole(place / "00000-of-00001.parquet", b"abc")
+    assert clean(str(root), yes=True) == "removed 2 results of other knobs, 6 B"
+    assert clean(str(root), yes=True) == f"nothing is set aside in {root}"

@@ -11,8 +11,8 @@ import ste_jax
 PACKAGE = Path(ste_jax.__file__).parent
 LETTERS = {"A", "B", "AB", "BA"}
 OTHERS = {
-    "commands/export_model.py": "bytes, in a progress bar",
-    "model_io/import_weights.py": "bytes, in a progress bar",
+    "system/display.py": "the bytes of work",
+    "system/progress_lines.py": "bytes",
     "tokenization/gguf_metadata.py": "a byte, in a format",
     "tokenization/sentencepiece_conversion.py": "a text to try a tokenizer on",
 }

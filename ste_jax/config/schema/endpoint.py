@@ -34,6 +34,7 @@ class EndpointKnobs:
     url: str
     """The address up to and with the version: `http://host:8000/v1`."""
     model: str
+    """What the endpoint calls the model."""
     key_variable: str = ""
     """The environment variable that holds the key; empty: none is sent."""
     concurrency: Count = 32
@@ -49,8 +50,8 @@ class EndpointKnobs:
     length_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     """What the endpoint calls the most tokens of an answer."""
     leave_out: tuple[str, ...] = ()
-    """Which of the fields in `LEAVABLE` are never sent, for an endpoint that refuses them: as
-    `[seed]`."""
+    """Fields that are never sent, for an endpoint that refuses them, as `[seed]`: any of `seed`,
+    `temperature`, `top_p`, `top_k`, `min_p`, `ignore_eos` and `chat_template_kwargs`."""
 
     def check(self, key: str) -> None:
         """Refuse an address, a key variable or fields with which no request can be sent."""

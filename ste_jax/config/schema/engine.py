@@ -24,10 +24,14 @@ class MeshKnobs:
     """Sizes of the mesh axes; one of them may be -1: all devices that the others leave."""
 
     data: Axis = 1
+    """Divides the batch; every part has all weights."""
     fsdp: Axis = -1
+    """Divides the batch, and the weights along the model's width; they are gathered layer by
+    layer."""
     expert: Axis = 1
     """Divides the experts of a mixture, and batch and weights as `fsdp` does."""
     tensor: Axis = 1
+    """Divides the weights by heads and by the width within a layer, and the caches by kv heads."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +60,7 @@ class DecodingKnobs:
     cache_tokens: OrNone = 16384
     """How many tokens of prefilled prompt pieces are kept, at the most."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """The type of the weights and caches, and of what is computed."""
     weights: Literal["dtype", "int8"] = "dtype"
     """The type of the matrices. `int8` takes half of bfloat16 in memory and in what a step reads,
     at the price of small errors; sums are still of `dtype`."""
@@ -92,9 +97,9 @@ class DpoKnobs:
     """The second phase of the released judge: DPO (arXiv 2305.18290) with a likelihood term, on a
     correct and a failed judgment of the same prompt.
 
-    The phase trains by these knobs where `FinetuneKnobs` has one of the same meaning, and by those
-    of `FinetuneKnobs` else (`pipeline/phases/dpo.py` names each). The defaults are the released
-    ones (`docs/paper.md`), for a large model: a small one in few steps hardly moves by them.
+    The phase trains by these knobs where `finetune` has one of the same meaning, and by those of
+    `finetune` else. The defaults are the released ones (`docs/paper.md`), for a large model: a
+    small one in few steps hardly moves by them.
     """
 
     judgments: Literal["sft", "annotate"] = "sft"
@@ -116,7 +121,10 @@ class DpoKnobs:
     more_temperature: Temperature = 1.0
     """The temperature of `more_samples`; all else is as the judge's role says (`top_p` too)."""
     epochs: Scale = 5.0
+    """Passes over the pairs of judgments; together with `max_steps` the smaller bounds the
+    steps."""
     max_steps: OrNone = 3000
+    """0: no bound."""
     sequence_length: OrNone = 0
     """0: that of SFT. A row must hold the prompt twice and both judgments: two sequences of up to
     2,048 tokens each, as in the release, are a row of 4,096."""
@@ -124,14 +132,19 @@ class DpoKnobs:
     """Rows, not pairs: where a pair takes more than half of a row, 32 rows are 32 pairs; where
     pairs are short, several share a row."""
     accumulate: Count = 4
+    """Micro-batches per step; divides `batch_rows`."""
     learning_rate: Rate = 5.5e-8
     """At the start. It rises from there: see `final_learning_rate_fraction`."""
     final_learning_rate_fraction: Weight = 20.0
     """Above 1: the rate rises, here to 1.1e-6 at the end of `schedule_steps`."""
     schedule_steps: OrNone = 3000
+    """After how many optimizer steps the rate has its final value; 0: at the end."""
     warmup_steps: OrNone = 0
+    """Steps over which the rate first rises from 0."""
     clip_norm: Weight = 1.0
+    """Global-norm clipping; 0 switches it off."""
     validate_every: Count = 100
+    """Optimizer steps between measurements of the judge on the validation pairs."""
 
     def check_used(self, key: str) -> None:
         """Refuse rows that cannot be divided, a schedule that ends in its warm-up, and pairs
@@ -147,9 +160,11 @@ class FinetuneKnobs:
     """Fine-tuning on the judgments of an iteration."""
 
     stages: tuple[str, ...] = ("sft",)
-    """The phases of fine-tuning, by their names in `ste_jax.pipeline.phases.PHASES`, in order; each
-    starts from the model of the one before it."""
+    """The phases of fine-tuning, in order: `sft`, or `sft` and `dpo`. Each starts from the model of
+    the one before it."""
     start_from: Literal["seed", "previous"] = "seed"
+    """From which model each iteration's training starts: the seed, as in the paper, or the judge of
+    the iteration before it."""
     epochs: Scale = 1.0
     """Passes over the training examples; together with `max_steps` the smaller bounds the steps."""
     max_steps: OrNone = 0
@@ -170,24 +185,35 @@ class FinetuneKnobs:
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """How the rate changes, after the warm-up, from `learning_rate` to its final value."""
     learning_rate: Rate = 1e-6
+    """The highest rate, after the warm-up. With `lora`, ten times that of a full training or more
+    is usual."""
     final_learning_rate_fraction: Weight = 0.1
+    """The final rate as a part of `learning_rate`."""
     schedule_steps: OrNone = 0
     """After how many optimizer steps, warm-up included, the rate has its final value; 0: at the end
     of the training."""
     warmup_steps: OrNone = 0
+    """Steps over which the rate first rises from 0."""
     beta1: Decay = 0.9
+    """How slowly AdamW's mean of gradients changes."""
     beta2: Decay = 0.95
+    """How slowly AdamW's mean of squared gradients changes."""
     weight_decay: Rate = 0.1
+    """How strongly AdamW draws parameters to 0."""
     clip_norm: Weight = 0.0
     """Global-norm clipping; 0 switches it off."""
     moments_dtype: Literal["float32", "bfloat16"] = "float32"
     """The type of AdamW's two moments."""
     remat: Literal["none", "layer"] = "layer"
+    """`layer` computes each layer again in the backward pass, which takes a third more time and far
+    less memory."""
     param_dtype: Literal["float32", "bfloat16"] = "float32"
+    """The type in which the parameters are kept in training and in checkpoints."""
     rounding: Literal["nearest", "stochastic"] = later("stochastic", before="nearest")
     """How updated parameters become bfloat16 (float32 ones are not rounded). To the nearest, an
     update below 1/512 of a parameter is lost; stochastically it is kept on average."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """The type that is computed in."""
     validate_every: Count = 100
     """Optimizer steps between measurements of the judge on the validation pairs; the last step is
     always followed by one."""

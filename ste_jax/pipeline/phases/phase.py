@@ -66,6 +66,11 @@ class Phase:
         anew. It is called on every phase, also on those that the run does not have."""
         return ()
 
+    def asks(self, config: Config) -> Sequence[tuple[str, int]]:
+        """The steps in which it has judgments made: title without the iteration, and the most
+        judgments of a prompt."""
+        return ()
+
     def annotate(self, context: Context, iteration: int) -> None:
         """Have more judgments made by the judge that `annotate` asked, or set those aside that are
         no longer wanted. It is called on every phase, also on those that the run does not have."""
