@@ -193,6 +193,7 @@ def test_an_ignored_signal_stays_ignored():
 
 def test_a_signal_of_a_forked_process_is_its_own():
     code = (
+        "import warnings; warnings.simplefilter('ignore')  # Python warns of forks beside threads\n"
         "preemption.install()\n"
         "child = os.fork()\n"
         "if not child: time.sleep(60); os._exit(0)\n"
