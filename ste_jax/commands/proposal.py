@@ -17,6 +17,7 @@ from ste_jax.config.from_plain import to_dict
 from ste_jax.config.load import read_config, shipped_configs
 from ste_jax.config.schema import Config
 from ste_jax.system.errors import RequestError
+from ste_jax.system.hardware import CHIPS, PEAK_FLOPS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,13 +30,18 @@ class Pace:
     """Products and sums in bfloat16 (float32 on a CPU), per second."""
 
 
+def _of_chips(kind: str, chips: int) -> Pace:
+    chip = CHIPS[kind]
+    return Pace(bandwidth=chips * chip.hbm_bandwidth, flops=chips * chip.flops)
+
+
 PACES = {
     "cpu": Pace(bandwidth=40e9, flops=200e9),
-    "v5e-8": Pace(bandwidth=8 * 819e9, flops=8 * 197e12),
-    "v6e-8": Pace(bandwidth=8 * 1640e9, flops=8 * 918e12),
-    "gpu-80gb": Pace(bandwidth=2.0e12, flops=312e12),
+    "v5e-8": _of_chips("TPU v5 lite", 8),
+    "v6e-8": _of_chips("TPU v6 lite", 8),
+    "gpu-80gb": Pace(bandwidth=2.0e12, flops=PEAK_FLOPS["NVIDIA A100-SXM4-80GB"]),
 }
-"""Devices: two CPU cores, TPU slices (cloud.google.com/tpu/docs), an A100 (its data sheet)."""
+"""Devices: two CPU cores, TPU slices, an A100 (its bandwidth is of its data sheet)."""
 DECODING, PRODUCTS = 0.3, 0.35
 """The share of a device's peak that decoding and that prompts and training are taken to reach."""
 SMALL = 1.5e9

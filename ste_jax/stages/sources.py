@@ -57,8 +57,8 @@ def read_source(source: str, split: str) -> Iterator[Raw]:
         reader = READERS.get(path.suffix.lower())
         if reader is None:
             known = ", ".join(sorted(READERS))
-            todo = _TODO.get(path.suffix.lower(), "")
-            raise RequestError(f"instructions file {name} must end in one of {known}{todo}")
+            instead = _INSTEAD.get(path.suffix.lower(), "")
+            raise RequestError(f"instructions file {name} must end in one of {known}{instead}")
         if not os.access(path, os.R_OK):
             raise RequestError(f"instructions file {name} may not be read: permission denied")
         yield from reader(path, name)
@@ -77,12 +77,12 @@ _OTHER_ENDING = re.compile(
 """Endings of data files of kinds that are not read."""
 
 
-_TODO = {
+_INSTEAD = {
     **dict.fromkeys((".tsv", ".xls", ".xlsx"), "; write it as CSV, with commas"),
     ".ndjson": "; name it .jsonl",
     ".txt": "; name it .jsonl where each line is JSON",
 }
-"""What to do with a file of a kind that is not read."""
+"""What to do instead with a file of a kind that is not read."""
 
 
 def _is_place(source: str) -> bool:
